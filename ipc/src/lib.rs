@@ -1,0 +1,35 @@
+//! What travels between Cordon's processes, and how.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`tube`] | the message channel: typed requests and replies with descriptors beside them |
+//! | [`wire`] | every message type, data only |
+//! | [`codec`] | the one file that knows bincode |
+//! | [`event`] | a wake-up that crosses processes (eventfd; on macOS a pipe) |
+//! | [`shm`] | shared memory that a distrusted peer cannot shrink |
+//! | [`window`] | checked volatile access to shared memory |
+//! | [`poll`] | the one blocking wait, over tokens, always with a deadline |
+//!
+//! Every process of the project runs this code, and each side distrusts the other: lengths and
+//! counts are compared with a named constant before anything is allocated, and a peer's death is
+//! a value ([`tube::TubeError::Disconnected`]), never a hang.
+
+pub mod address;
+pub mod codec;
+pub mod deadline;
+pub mod event;
+pub mod handles;
+pub mod poll;
+pub mod shm;
+mod sys;
+pub mod tube;
+pub mod window;
+pub mod wire;
+
+pub use address::PciAddress;
+pub use deadline::Deadline;
+pub use event::Event;
+pub use handles::Handles;
+pub use shm::SharedMemory;
+pub use tube::{Tube, TubeError};
+pub use window::{Access, Window, WindowError};

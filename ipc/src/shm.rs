@@ -1,0 +1,162 @@
+//! Shared memory that travels as a descriptor: guest RAM, BAR windows, the interrupt page.
+//!
+//! A mapping of a file that its owner shortens faults on access, which would let a compromised
+//! peer kill whoever maps it. So memory from a distrusted peer is taken only when it is sealed
+//! against shrinking and holds the range that the peer spoke of.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::sys;
+use crate::window::{Access, Window, WindowError};
+
+/// A descriptor of shared memory and its size, fixed for good.
+#[derive(Debug)]
+pub struct SharedMemory {
+    fd: OwnedFd,
+    size: u64,
+}
+
+/// Memory that a peer sent and that is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SharedMemoryError {
+    /// The descriptor cannot be looked at.
+    #[error("Cannot inspect the shared memory")]
+    Inspect(#[source] io::Error),
+    /// The peer could still shorten it under a mapping.
+    #[error("Shared memory is not sealed against shrinking")]
+    NotSealed,
+}
+
+impl SharedMemory {
+    /// New zeroed memory, named for people who look at a process's mappings.
+    ///
+    /// # Errors
+    /// When the system has no memory or descriptors left.
+    pub fn create(name: &str, size: u64) -> io::Result<Self> {
+        sys::create_shared_memory(name, size).map(|fd| Self { fd, size })
+    }
+
+    /// Memory from a distrusted peer.
+    ///
+    /// # Errors
+    /// [`SharedMemoryError`] unless it is sealed against shrinking.
+    pub fn from_peer(fd: OwnedFd) -> Result<Self, SharedMemoryError> {
+        if !sys::cannot_shrink(fd.as_fd()) {
+            return Err(SharedMemoryError::NotSealed);
+        }
+        Self::from_trusted(fd)
+    }
+
+    /// Memory from a peer that may as well kill this process outright, sealed or not.
+    ///
+    /// # Errors
+    /// [`SharedMemoryError::Inspect`] when the descriptor has no size.
+    pub fn from_trusted(fd: OwnedFd) -> Result<Self, SharedMemoryError> {
+        let inspect = |error| SharedMemoryError::Inspect(error);
+        let stat = rustix::fs::fstat(&fd).map_err(|error| inspect(error.into()))?;
+        let size = u64::try_from(stat.st_size)
+            .map_err(|_| inspect(io::Error::from(io::ErrorKind::InvalidData)))?;
+        Ok(Self { fd, size })
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Maps `length` bytes from `offset`.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`] when the memory does not hold them.
+    pub fn map(&self, offset: u64, length: usize, access: Access) -> Result<Window, WindowError> {
+        let end = offset.checked_add(length as u64);
+        if length == 0 || end.is_none_or(|end| end > self.size) {
+            return Err(WindowError::OutOfRange {
+                offset,
+                width: length as u64,
+                length: self.size,
+            });
+        }
+        Window::map(self.fd.as_fd(), offset, length, access)
+    }
+
+    /// Maps all of it.
+    ///
+    /// # Errors
+    /// As [`SharedMemory::map`].
+    pub fn map_all(&self, access: Access) -> Result<Window, WindowError> {
+        let length = usize::try_from(self.size).map_err(|_| WindowError::OutOfRange {
+            offset: 0,
+            width: self.size,
+            length: usize::MAX as u64,
+        })?;
+        self.map(0, length, access)
+    }
+
+    /// Another handle for the same memory.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            fd: self.fd.try_clone()?,
+            size: self.size,
+        })
+    }
+
+    /// Gives up the descriptor.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+impl AsFd for SharedMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_its_owner_could_shorten_is_refused() {
+        let file = tempfile();
+        assert!(matches!(
+            SharedMemory::from_peer(file),
+            Err(SharedMemoryError::NotSealed)
+        ));
+    }
+
+    #[cfg(target_os = "linux")]
+    fn tempfile() -> OwnedFd {
+        rustix::fs::memfd_create("unsealed", rustix::fs::MemfdFlags::CLOEXEC).unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn created_memory_cannot_be_shortened() {
+        let memory = SharedMemory::create("test", 8192).unwrap();
+        assert!(rustix::fs::ftruncate(&memory, 0).is_err());
+        assert_eq!(
+            SharedMemory::from_peer(memory.into_fd()).unwrap().size(),
+            8192
+        );
+    }
+
+    #[test]
+    fn a_mapping_past_the_end_is_refused() {
+        let memory = SharedMemory::create("test", 8192).unwrap();
+        for (offset, length) in [(0, 8193), (4096, 8192), (u64::MAX, 4096), (0, 0)] {
+            let mapped = memory.map(offset, length, Access::ReadWrite);
+            assert!(
+                matches!(mapped, Err(WindowError::OutOfRange { .. })),
+                "{offset} {length}"
+            );
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! macOS: pipes for events, unlinked POSIX shared memory, STREAM with length framing.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, FdFlags};
+use rustix::shm;
+
+pub(crate) use crate::tube::stream::StreamTransport as Transport;
+
+/// A pipe: the read end waits, the write end is handed out (P9.5). Both ends are non-blocking; a
+/// full pipe means that the reader will wake anyway.
+#[derive(Debug)]
+pub(crate) struct EventPair {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl EventPair {
+    pub(crate) fn new() -> io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe()?;
+        for end in [&read, &write] {
+            rustix::io::fcntl_setfd(end, FdFlags::CLOEXEC)?;
+            rustix::fs::fcntl_setfl(end, OFlags::NONBLOCK)?;
+        }
+        Ok(Self { read, write })
+    }
+
+    pub(crate) fn read_end(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
+    }
+
+    pub(crate) fn write_end(&self) -> BorrowedFd<'_> {
+        self.write.as_fd()
+    }
+
+    pub(crate) fn clear(&self) -> io::Result<bool> {
+        let mut signalled = false;
+        loop {
+            match rustix::io::read(&self.read, &mut [0u8; 64]) {
+                Ok(0) | Err(Errno::AGAIN) => return Ok(signalled),
+                Ok(_) => signalled = true,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+pub(crate) fn signal(fd: BorrowedFd<'_>) {
+    while rustix::io::write(fd, &[1]) == Err(Errno::INTR) {}
+}
+
+/// Memory without a name: created, unlinked, sized once. macOS sizes such an object only once, so
+/// nobody can shrink it afterwards.
+pub(crate) fn create_shared_memory(_name: &str, size: u64) -> io::Result<OwnedFd> {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let name = format!("/cordon.{}.{serial}", std::process::id());
+    let flags = shm::OFlags::RDWR | shm::OFlags::CREATE | shm::OFlags::EXCL;
+    let fd = shm::open(&name, flags, Mode::RUSR | Mode::WUSR)?;
+    shm::unlink(&name)?;
+    rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&fd, size)?;
+    Ok(fd)
+}
+
+/// POSIX shared memory objects cannot be resized after the first time.
+pub(crate) fn cannot_shrink(_fd: BorrowedFd<'_>) -> bool {
+    true
+}

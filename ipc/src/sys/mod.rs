@@ -1,0 +1,12 @@
+//! What differs between systems: events, anonymous shared memory, and how a tube carries bytes.
+//! One file per system, with identical signatures.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub(crate) use linux::*;
+
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+pub(crate) use macos::*;

@@ -1,0 +1,184 @@
+//! The tube: the one message channel between two processes.
+//!
+//! A message is a typed value in bincode with up to [`MAX_HANDLES`] descriptors beside it, behind
+//! a 16-byte header ([`frame`]). SEQPACKET carries it on Linux, STREAM on macOS. Both ends run
+//! this code and distrust each other:
+//!
+//! - lengths and counts are checked against [`MAX_MESSAGE`] and [`MAX_HANDLES`] before anything
+//!   is allocated, and against each other afterwards;
+//! - truncated control data, a bad header or a length that does not match poisons the tube: what
+//!   came is closed, and every later call says [`TubeError::Poisoned`];
+//! - every wait has a deadline, and a peer that is gone is [`TubeError::Disconnected`];
+//! - receiving takes `&mut self`: it has one owner.
+
+pub mod frame;
+mod handshake;
+#[cfg(target_os = "linux")]
+pub(crate) mod packet;
+#[cfg(any(target_os = "macos", test))]
+pub(crate) mod stream;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{self, CodecError};
+use crate::deadline::Deadline;
+use crate::handles::Handles;
+use crate::sys;
+
+pub use handshake::{Agreed, HandshakeError};
+
+/// Largest message, header included: a batch of 4096 DMA entries of 24 bytes fits (apple-dma),
+/// and a Linux socket takes it whole with its default buffer of 208 KiB.
+pub const MAX_MESSAGE: usize = 128 * 1024;
+
+/// Most descriptors beside one message: more than the 16 that any vfio-user client sends at once,
+/// and enough for every window of six BARs that are each split in three.
+pub const MAX_HANDLES: usize = 32;
+
+/// Why a message did not go or come.
+#[derive(Debug, thiserror::Error)]
+pub enum TubeError {
+    /// The peer closed its end or died.
+    #[error("The peer is gone")]
+    Disconnected,
+    /// The deadline passed.
+    #[error("The peer did not answer in time")]
+    TimedOut,
+    /// The peer broke the framing earlier; nothing can be understood any more.
+    #[error("The tube is out of step after an earlier error")]
+    Poisoned,
+    /// The message is no message of this protocol.
+    #[error("The peer sent a bad frame: {0}")]
+    Frame(#[from] frame::FrameError),
+    /// The content cannot be encoded or decoded.
+    #[error("The message content is invalid")]
+    Codec(#[from] CodecError),
+    /// More descriptors than a message may carry.
+    #[error("{0} descriptors are more than the {MAX_HANDLES} a message may carry")]
+    TooManyHandles(usize),
+    /// The system refused.
+    #[error("The socket failed")]
+    Io(#[source] io::Error),
+}
+
+impl From<Errno> for TubeError {
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN => Self::Disconnected,
+            other => Self::Io(other.into()),
+        }
+    }
+}
+
+impl From<io::Error> for TubeError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// A message as it came.
+#[derive(Debug)]
+pub struct Received<M> {
+    /// The sender's number for it: replies carry their request's.
+    pub id: u32,
+    /// The content.
+    pub message: M,
+    /// What came beside it; closed unless taken.
+    pub handles: Handles,
+}
+
+/// One end of a message channel.
+#[derive(Debug)]
+pub struct Tube {
+    transport: sys::Transport,
+    buffer: Vec<u8>,
+    poisoned: bool,
+}
+
+impl Tube {
+    /// Two connected ends. Both close on exec; the one for a child is handed over by its spawn.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) = sys::Transport::pair()?;
+        Ok((Self::new(a), Self::new(b)))
+    }
+
+    /// A tube over a connected socket of the platform's kind: inherited, accepted or connected.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self::new(sys::Transport::from_fd(fd))
+    }
+
+    fn new(transport: sys::Transport) -> Self {
+        Self {
+            transport,
+            buffer: Vec::new(),
+            poisoned: false,
+        }
+    }
+
+    /// Sends one message. Blocks at most until the deadline when the peer does not read.
+    ///
+    /// # Errors
+    /// [`TubeError`]; after [`TubeError::TimedOut`] nothing of the message was sent on Linux.
+    pub fn send<M: Serialize>(
+        &self,
+        id: u32,
+        message: &M,
+        handles: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<(), TubeError> {
+        if self.poisoned {
+            return Err(TubeError::Poisoned);
+        }
+        if handles.len() > MAX_HANDLES {
+            return Err(TubeError::TooManyHandles(handles.len()));
+        }
+        let body = codec::encode(message, MAX_MESSAGE - frame::HEADER)?;
+        let header = frame::Header::new(body.len(), id, handles.len());
+        let mut bytes = Vec::with_capacity(frame::HEADER + body.len());
+        bytes.extend_from_slice(&header.to_bytes());
+        bytes.extend_from_slice(&body);
+        self.transport.send(&bytes, handles, deadline)
+    }
+
+    /// Receives one message.
+    ///
+    /// # Errors
+    /// [`TubeError`]. After [`TubeError::Codec`] the framing is intact and the caller may go on;
+    /// after [`TubeError::Frame`] the tube is poisoned.
+    pub fn receive<M: DeserializeOwned>(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<Received<M>, TubeError> {
+        if self.poisoned {
+            return Err(TubeError::Poisoned);
+        }
+        let (header, handles) = self
+            .transport
+            .receive(&mut self.buffer, deadline)
+            .inspect_err(|error| {
+                self.poisoned = matches!(error, TubeError::Frame(_));
+            })?;
+        let message = codec::decode(&self.buffer[frame::HEADER..])?;
+        Ok(Received {
+            id: header.id,
+            message,
+            handles,
+        })
+    }
+}
+
+impl AsFd for Tube {
+    /// The socket: to wait on, and to hand to a child that is being spawned.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.transport.as_fd()
+    }
+}

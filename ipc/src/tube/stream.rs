@@ -1,0 +1,264 @@
+//! Messages over STREAM, for systems without SEQPACKET (macOS): the header's length field frames
+//! them. Descriptors ride on the first byte of their message.
+//!
+//! Compiled for Linux in tests only, where the same logic runs over a STREAM socket pair.
+
+use std::io;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::{Errno, FdFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use super::frame::{FrameError, HEADER, Header};
+use super::{MAX_HANDLES, TubeError};
+use crate::deadline::Deadline;
+use crate::handles::Handles;
+use crate::poll::{self, Source};
+
+/// A connected STREAM socket and what of a message has come so far.
+#[derive(Debug)]
+pub(crate) struct StreamTransport {
+    socket: OwnedFd,
+    partial: Vec<u8>,
+    handles: Vec<OwnedFd>,
+}
+
+impl StreamTransport {
+    pub(crate) fn pair() -> io::Result<(Self, Self)> {
+        let kind = SocketType::STREAM;
+        let (a, b) =
+            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::empty(), None)?;
+        for end in [&a, &b] {
+            // There is no SOCK_CLOEXEC on macOS; spawning closes everything else by itself too.
+            rustix::io::fcntl_setfd(end, FdFlags::CLOEXEC)?;
+        }
+        Ok((Self::from_fd(a), Self::from_fd(b)))
+    }
+
+    pub(crate) fn from_fd(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            partial: Vec::new(),
+            handles: Vec::new(),
+        }
+    }
+
+    pub(crate) fn send(
+        &self,
+        bytes: &[u8],
+        handles: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<(), TubeError> {
+        let mut rest = bytes;
+        let mut handles = handles;
+        while !rest.is_empty() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !handles.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(handles));
+            }
+            let iov = [IoSlice::new(rest)];
+            match rustix::net::sendmsg(&self.socket, &iov, &mut control, SendFlags::DONTWAIT) {
+                Ok(sent) => {
+                    rest = &rest[sent..];
+                    handles = &[];
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    let source = [Source::writable(&self.socket, ())];
+                    if poll::wait(&source, Some(deadline))?.is_empty() {
+                        return Err(TubeError::TimedOut);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// A message that is not complete at the deadline is kept and completed by the next call.
+    pub(crate) fn receive(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<(Header, Handles), TubeError> {
+        loop {
+            let wanted = if self.partial.len() < HEADER {
+                HEADER
+            } else {
+                let header = Header::parse(&self.partial)?;
+                if self.partial.len() == header.length as usize {
+                    return self.complete(header, buffer);
+                }
+                header.length as usize
+            };
+            self.read(wanted, deadline)?;
+        }
+    }
+
+    fn complete(
+        &mut self,
+        header: Header,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(Header, Handles), TubeError> {
+        let came = self.handles.len();
+        let handles = Handles::from(std::mem::take(&mut self.handles));
+        std::mem::swap(buffer, &mut self.partial);
+        self.partial.clear();
+        if usize::from(header.handles) != came {
+            return Err(FrameError::Handles {
+                said: header.handles,
+                came,
+            }
+            .into());
+        }
+        Ok((header, handles))
+    }
+
+    /// Reads at least one byte towards a message of `wanted` bytes, never past it.
+    fn read(&mut self, wanted: usize, deadline: Deadline) -> Result<(), TubeError> {
+        let have = self.partial.len();
+        self.partial.resize(wanted, 0);
+        let came = loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let iov = &mut [IoSliceMut::new(&mut self.partial[have..])];
+            let came = rustix::net::recvmsg(&self.socket, iov, &mut control, RecvFlags::DONTWAIT);
+            match came {
+                Ok(came) => {
+                    for message in control.drain() {
+                        if let RecvAncillaryMessage::ScmRights(fds) = message {
+                            for fd in fds {
+                                rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
+                                self.handles.push(fd);
+                            }
+                        }
+                    }
+                    break came;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => match poll::wait_readable(&self.socket, deadline) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        self.partial.truncate(have);
+                        return Err(TubeError::TimedOut);
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                Err(error) => {
+                    self.partial.truncate(have);
+                    return Err(error.into());
+                }
+            }
+        };
+        self.partial.truncate(have + came.bytes);
+        if came.flags.contains(ReturnFlags::CTRUNC) || self.handles.len() > MAX_HANDLES {
+            self.handles.clear();
+            return Err(FrameError::Truncated.into());
+        }
+        if came.bytes == 0 {
+            // In the middle of a message too: the peer died while it wrote.
+            return Err(TubeError::Disconnected);
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for StreamTransport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tube::MAX_MESSAGE;
+    use std::time::Duration;
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(5))
+    }
+
+    fn message(id: u32, body: &[u8], handles: usize) -> Vec<u8> {
+        let mut bytes = Header::new(body.len(), id, handles).to_bytes().to_vec();
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    #[test]
+    fn messages_keep_their_bounds_and_their_descriptors() {
+        let (a, mut b) = StreamTransport::pair().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        a.send(&message(1, b"one", 0), &[], soon()).unwrap();
+        a.send(&message(2, b"", 1), &[null.as_fd()], soon())
+            .unwrap();
+        a.send(
+            &message(3, b"three", 2),
+            &[null.as_fd(), null.as_fd()],
+            soon(),
+        )
+        .unwrap();
+        let mut buffer = Vec::new();
+        for (id, body, handles) in [(1, &b"one"[..], 0), (2, b"", 1), (3, b"three", 2)] {
+            let (header, came) = b.receive(&mut buffer, soon()).unwrap();
+            assert_eq!(
+                (header.id, &buffer[HEADER..], came.len()),
+                (id, body, handles)
+            );
+        }
+    }
+
+    #[test]
+    fn a_message_in_pieces_is_put_together_across_deadlines() {
+        let (a, mut b) = StreamTransport::pair().unwrap();
+        let bytes = message(7, &[0xab; 100], 0);
+        let mut buffer = Vec::new();
+        for piece in bytes.chunks(9) {
+            let early = b.receive(&mut buffer, Deadline::now());
+            assert!(matches!(early, Err(TubeError::TimedOut)));
+            a.send(piece, &[], soon()).unwrap();
+        }
+        let (header, _) = b.receive(&mut buffer, soon()).unwrap();
+        assert_eq!((header.id, &buffer[HEADER..]), (7, &[0xab; 100][..]));
+    }
+
+    #[test]
+    fn the_largest_message_goes_through_small_socket_buffers() {
+        let (a, mut b) = StreamTransport::pair().unwrap();
+        let bytes = message(9, &vec![0x5a; MAX_MESSAGE - HEADER], 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| a.send(&bytes, &[], soon()).unwrap());
+            let mut buffer = Vec::new();
+            b.receive(&mut buffer, soon()).unwrap();
+            assert_eq!(buffer, bytes);
+        });
+    }
+
+    #[test]
+    fn a_length_above_the_limit_is_refused_before_anything_is_read() {
+        let (a, mut b) = StreamTransport::pair().unwrap();
+        a.send(&[0xff; HEADER], &[], soon()).unwrap();
+        let error = b.receive(&mut Vec::new(), soon()).unwrap_err();
+        assert!(
+            matches!(error, TubeError::Frame(FrameError::Length(u32::MAX))),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn death_in_the_middle_of_a_message_is_a_disconnect() {
+        let (a, mut b) = StreamTransport::pair().unwrap();
+        a.send(&message(1, &[1; 50], 0)[..30], &[], soon()).unwrap();
+        drop(a);
+        assert!(matches!(
+            b.receive(&mut Vec::new(), soon()),
+            Err(TubeError::Disconnected)
+        ));
+    }
+}

@@ -1,0 +1,459 @@
+//! Windows: checked volatile access to memory that another process changes at any moment.
+//!
+//! There is never a Rust reference into a window. Every access names an offset and a width, both
+//! are checked, and each scalar is one load or one store of its width (P5, P7.5). Mappings are
+//! readable and perhaps writable, never executable (P7.6).
+#![expect(
+    unsafe_code,
+    reason = "raw access to mapped memory is this file's purpose"
+)]
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// What a mapping allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Loads only; a store is refused before it faults.
+    ReadOnly,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+/// An access or a mapping that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum WindowError {
+    /// Past the end, or offset + width wraps.
+    #[error("Access of {width} bytes at {offset:#x} does not lie in {length:#x} bytes")]
+    OutOfRange {
+        /// First byte.
+        offset: u64,
+        /// Bytes asked for.
+        width: u64,
+        /// Bytes there are.
+        length: u64,
+    },
+    /// A single load or store of this width needs an aligned offset.
+    #[error("Access of {width} bytes at {offset:#x} is not aligned")]
+    Misaligned {
+        /// First byte.
+        offset: u64,
+        /// Bytes asked for.
+        width: u64,
+    },
+    /// Widths are 1, 2, 4 and 8.
+    #[error("Access width {0} is not 1, 2, 4 or 8")]
+    Width(u64),
+    /// A store to a read-only window.
+    #[error("The window is read-only")]
+    ReadOnly,
+    /// The mapping failed.
+    #[error("Cannot map {length:#x} bytes at {offset:#x}")]
+    Map {
+        /// Offset in the memory.
+        offset: u64,
+        /// Bytes asked for.
+        length: u64,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+mod private {
+    pub trait Sealed: Copy {}
+    impl Sealed for u8 {}
+    impl Sealed for u16 {}
+    impl Sealed for u32 {}
+    impl Sealed for u64 {}
+}
+
+/// An integer that is loaded and stored in one access.
+pub trait Scalar: private::Sealed {}
+impl Scalar for u8 {}
+impl Scalar for u16 {}
+impl Scalar for u32 {}
+impl Scalar for u64 {}
+
+/// A mapping of shared memory. Unmapped on drop.
+#[derive(Debug)]
+pub struct Window {
+    base: NonNull<u8>,
+    length: usize,
+    access: Access,
+}
+
+// SAFETY: the window owns its mapping, which stays valid wherever the value moves.
+unsafe impl Send for Window {}
+// SAFETY: all access through `&self` is volatile or atomic on memory that is shared with other
+// processes anyway; no reference to its content is ever formed.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Maps `length` bytes of `fd` from `offset`. Use [`crate::SharedMemory::map`], which checks
+    /// the range against the size.
+    pub(crate) fn map(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        access: Access,
+    ) -> Result<Self, WindowError> {
+        let protection = match access {
+            Access::ReadOnly => ProtFlags::READ,
+            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        // SAFETY: a fresh mapping at an address the kernel chooses overlaps nothing of ours, and
+        // the arguments are plain values that the kernel checks.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                MapFlags::SHARED,
+                fd,
+                offset,
+            )
+        };
+        base.map_err(std::io::Error::from)
+            .and_then(|base| {
+                NonNull::new(base.cast()).ok_or_else(|| std::io::Error::other("mapped at 0"))
+            })
+            .map(|base| Self {
+                base,
+                length,
+                access,
+            })
+            .map_err(|source| WindowError::Map {
+                offset,
+                length: length as u64,
+                source,
+            })
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Where it is mapped in this process: what a DMA registration names (spec: "address in the
+    /// client's task").
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.base.as_ptr() as usize
+    }
+
+    /// Checks a range and gives the pointer to its first byte, valid for `width` bytes.
+    fn at(&self, offset: u64, width: usize) -> Result<*mut u8, WindowError> {
+        let out_of_range = WindowError::OutOfRange {
+            offset,
+            width: width as u64,
+            length: self.length as u64,
+        };
+        let Ok(start) = usize::try_from(offset) else {
+            return Err(out_of_range);
+        };
+        match start.checked_add(width) {
+            // SAFETY: start <= end <= length, so the result lies in the mapping or one past it.
+            Some(end) if end <= self.length => Ok(unsafe { self.base.as_ptr().add(start) }),
+            _ => Err(out_of_range),
+        }
+    }
+
+    fn scalar_at<T: Scalar>(&self, offset: u64) -> Result<*mut T, WindowError> {
+        let width = size_of::<T>();
+        let pointer = self.at(offset, width)?;
+        // The base is page aligned, so alignment is a property of the offset.
+        if !offset.is_multiple_of(width as u64) {
+            return Err(WindowError::Misaligned {
+                offset,
+                width: width as u64,
+            });
+        }
+        Ok(pointer.cast())
+    }
+
+    fn writable(&self) -> Result<(), WindowError> {
+        if self.access == Access::ReadWrite {
+            Ok(())
+        } else {
+            Err(WindowError::ReadOnly)
+        }
+    }
+
+    /// One load.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`] or [`WindowError::Misaligned`].
+    pub fn read<T: Scalar>(&self, offset: u64) -> Result<T, WindowError> {
+        let pointer = self.scalar_at::<T>(offset)?;
+        // SAFETY: `scalar_at` checked range and alignment; any bit pattern is a valid integer.
+        Ok(unsafe { pointer.read_volatile() })
+    }
+
+    /// One store.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`], [`WindowError::Misaligned`] or [`WindowError::ReadOnly`].
+    pub fn write<T: Scalar>(&self, offset: u64, value: T) -> Result<(), WindowError> {
+        self.writable()?;
+        let pointer = self.scalar_at::<T>(offset)?;
+        // SAFETY: `scalar_at` checked range and alignment, `writable` the protection.
+        unsafe { pointer.write_volatile(value) };
+        Ok(())
+    }
+
+    /// One load of `width` bytes, 1, 2, 4 or 8, zero-extended.
+    ///
+    /// # Errors
+    /// As [`Window::read`], and [`WindowError::Width`].
+    pub fn read_width(&self, offset: u64, width: u8) -> Result<u64, WindowError> {
+        match width {
+            1 => self.read::<u8>(offset).map(u64::from),
+            2 => self.read::<u16>(offset).map(u64::from),
+            4 => self.read::<u32>(offset).map(u64::from),
+            8 => self.read::<u64>(offset),
+            other => Err(WindowError::Width(other.into())),
+        }
+    }
+
+    /// One store of the low `width` bytes of `value`.
+    ///
+    /// # Errors
+    /// As [`Window::write`], and [`WindowError::Width`].
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the low bytes are what is stored"
+    )]
+    pub fn write_width(&self, offset: u64, width: u8, value: u64) -> Result<(), WindowError> {
+        match width {
+            1 => self.write(offset, value as u8),
+            2 => self.write(offset, value as u16),
+            4 => self.write(offset, value as u32),
+            8 => self.write(offset, value),
+            other => Err(WindowError::Width(other.into())),
+        }
+    }
+
+    /// Copies out of the window. Bytes that change meanwhile come out as either value.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`].
+    pub fn copy_out(&self, offset: u64, into: &mut [u8]) -> Result<(), WindowError> {
+        let mut from = self.at(offset, into.len())?.cast_const();
+        let (head, body) = into.split_at_mut(lead(from, into.len()));
+        for byte in head {
+            // SAFETY: `at` checked the range for the whole slice; `from` advances inside it.
+            unsafe {
+                *byte = from.read_volatile();
+                from = from.add(1);
+            }
+        }
+        let mut words = body.chunks_exact_mut(8);
+        for word in &mut words {
+            // SAFETY: as above, and `lead` made `from` 8-byte aligned; it advances by 8.
+            unsafe {
+                word.copy_from_slice(&from.cast::<u64>().read_volatile().to_ne_bytes());
+                from = from.add(8);
+            }
+        }
+        for byte in words.into_remainder() {
+            // SAFETY: as for the head.
+            unsafe {
+                *byte = from.read_volatile();
+                from = from.add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies into the window.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`] or [`WindowError::ReadOnly`].
+    pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<(), WindowError> {
+        self.writable()?;
+        let mut to = self.at(offset, from.len())?;
+        let (head, body) = from.split_at(lead(to, from.len()));
+        for byte in head {
+            // SAFETY: `at` checked the range for the whole slice; `to` advances inside it.
+            unsafe {
+                to.write_volatile(*byte);
+                to = to.add(1);
+            }
+        }
+        let (words, tail) = body.as_chunks::<8>();
+        for word in words {
+            // SAFETY: as above, and `lead` made `to` 8-byte aligned; it advances by 8.
+            unsafe {
+                to.cast::<u64>().write_volatile(u64::from_ne_bytes(*word));
+                to = to.add(8);
+            }
+        }
+        for byte in tail {
+            // SAFETY: as for the head.
+            unsafe {
+                to.write_volatile(*byte);
+                to = to.add(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn atomic_u64(&self, offset: u64) -> Result<*const AtomicU64, WindowError> {
+        self.writable()?;
+        self.scalar_at::<u64>(offset)
+            .map(|pointer| pointer.cast_const().cast())
+    }
+
+    /// Atomically replaces a word and returns the old one.
+    ///
+    /// # Errors
+    /// As [`Window::write`].
+    pub fn swap_u64(&self, offset: u64, value: u64) -> Result<u64, WindowError> {
+        let word = self.atomic_u64(offset)?;
+        // SAFETY: range and alignment are checked; the window keeps the memory mapped for this
+        // call; AtomicU64 allows the other side's concurrent changes.
+        Ok(unsafe { &*word }.swap(value, Ordering::AcqRel))
+    }
+
+    /// Atomically sets bits and returns the old word.
+    ///
+    /// # Errors
+    /// As [`Window::write`].
+    pub fn set_bits_u64(&self, offset: u64, bits: u64) -> Result<u64, WindowError> {
+        let word = self.atomic_u64(offset)?;
+        // SAFETY: as in `swap_u64`.
+        Ok(unsafe { &*word }.fetch_or(bits, Ordering::AcqRel))
+    }
+
+    /// Atomic load that sees what was stored before the value it returns.
+    ///
+    /// # Errors
+    /// As [`Window::write`]: atomics are for windows that both sides write.
+    pub fn load_u64(&self, offset: u64) -> Result<u64, WindowError> {
+        let word = self.atomic_u64(offset)?;
+        // SAFETY: as in `swap_u64`.
+        Ok(unsafe { &*word }.load(Ordering::Acquire))
+    }
+
+    /// Atomic store that publishes everything stored before it.
+    ///
+    /// # Errors
+    /// As [`Window::write`].
+    pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), WindowError> {
+        let word = self.atomic_u64(offset)?;
+        // SAFETY: as in `swap_u64`.
+        unsafe { &*word }.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    /// Atomic 32-bit store that publishes everything stored before it: a doorbell.
+    ///
+    /// # Errors
+    /// As [`Window::write`].
+    pub fn store_u32(&self, offset: u64, value: u32) -> Result<(), WindowError> {
+        self.writable()?;
+        let word: *const AtomicU32 = self.scalar_at::<u32>(offset)?.cast_const().cast();
+        // SAFETY: as in `swap_u64`.
+        unsafe { &*word }.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    /// Atomic 32-bit load that sees what was stored before the value it returns.
+    ///
+    /// # Errors
+    /// As [`Window::write`].
+    pub fn load_u32(&self, offset: u64) -> Result<u32, WindowError> {
+        self.writable()?;
+        let word: *const AtomicU32 = self.scalar_at::<u32>(offset)?.cast_const().cast();
+        // SAFETY: as in `swap_u64`.
+        Ok(unsafe { &*word }.load(Ordering::Acquire))
+    }
+}
+
+/// Bytes before `pointer` is 8-byte aligned, at most `length`.
+fn lead(pointer: *const u8, length: usize) -> usize {
+    pointer.align_offset(8).min(length)
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the range is exactly what `map` mapped, and nothing borrows from it.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SharedMemory;
+    use proptest::prelude::*;
+
+    fn window() -> Window {
+        SharedMemory::create("test", 4096)
+            .unwrap()
+            .map_all(Access::ReadWrite)
+            .unwrap()
+    }
+
+    #[test]
+    fn accesses_past_the_end_or_wrapping_are_refused() {
+        let window = window();
+        for offset in [4089, 4096, u64::MAX - 3, u64::MAX] {
+            let error = window.read::<u64>(offset).unwrap_err();
+            assert!(
+                matches!(error, WindowError::OutOfRange { .. }),
+                "{offset:#x}: {error}"
+            );
+        }
+        assert!(matches!(
+            window.read::<u32>(2),
+            Err(WindowError::Misaligned { .. })
+        ));
+        assert!(matches!(
+            window.read_width(0, 3),
+            Err(WindowError::Width(3))
+        ));
+    }
+
+    #[test]
+    fn a_read_only_window_refuses_stores() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        let window = memory.map_all(Access::ReadOnly).unwrap();
+        assert!(matches!(window.write(0, 1u8), Err(WindowError::ReadOnly)));
+        assert!(matches!(
+            window.copy_in(0, &[1]),
+            Err(WindowError::ReadOnly)
+        ));
+        assert!(matches!(window.swap_u64(0, 1), Err(WindowError::ReadOnly)));
+    }
+
+    #[test]
+    fn two_mappings_see_each_other() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        let a = memory.map_all(Access::ReadWrite).unwrap();
+        let b = memory.map_all(Access::ReadWrite).unwrap();
+        a.set_bits_u64(8, 0b1010).unwrap();
+        assert_eq!(b.swap_u64(8, 0).unwrap(), 0b1010);
+        assert_eq!(a.read_width(8, 8).unwrap(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn copies_are_exact_at_any_offset(offset in 0u64..64, data in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let window = window();
+            window.copy_in(offset, &data).unwrap();
+            let mut back = vec![0; data.len()];
+            window.copy_out(offset, &mut back).unwrap();
+            prop_assert_eq!(&back, &data);
+            if offset > 0 {
+                prop_assert_eq!(window.read::<u8>(offset - 1).unwrap(), 0);
+            }
+            prop_assert_eq!(window.read::<u8>(offset + data.len() as u64).unwrap(), 0);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! VMM side and connection process.
+
+use serde::{Deserialize, Serialize};
+
+use super::common::{BarInfo, Failure, Identity};
+use super::sandbox::SandboxReport;
+
+/// Most entries of one DMA request; a companion's batch is one message (apple-dma).
+pub const MAX_BATCH: usize = 4096;
+
+/// Sent once every function of the device is open (none claimed) and the process is confined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The functions that can be attached.
+    pub functions: Vec<Identity>,
+    /// What confines the process.
+    pub sandbox: SandboxReport,
+}
+
+/// A part of a BAR that may be given to a guest (P7): one descriptor travels beside each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BarWindow {
+    /// BAR number.
+    pub bar: u8,
+    /// Where in the BAR the window begins: a multiple of 16 KiB (P7.7).
+    pub offset: u64,
+    /// Bytes: a multiple of 16 KiB.
+    pub length: u64,
+    /// Where in the memory behind the descriptor the window begins.
+    pub memory_offset: u64,
+}
+
+/// The answer to [`Request::Attach`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// What was claimed.
+    pub identity: Identity,
+    /// Its BARs.
+    pub bars: [Option<BarInfo>; 6],
+    /// The parts of its BARs that a guest may have, MSI-X pages left out (P7.3).
+    pub windows: Vec<BarWindow>,
+    /// BARs that could not be mapped and are served by traps only: one line each (P7.4).
+    pub warnings: Vec<String>,
+}
+
+/// A range of guest memory to register with the dext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DmaEntry {
+    /// The dext's key; direct mode uses the iova (P2.4).
+    pub key: u64,
+    /// Guest address: the range must lie in one region of the table.
+    pub address: u64,
+    /// Bytes, not 0.
+    pub size: u64,
+}
+
+/// What became of one entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DmaOutcome {
+    /// Registered; the device reaches it here.
+    Mapped {
+        /// Bus address.
+        bus_address: u64,
+        /// Bytes.
+        bus_length: u64,
+    },
+    /// Removed.
+    Unmapped,
+    /// Refused or failed; the other entries are not affected.
+    Failed(Failure),
+}
+
+/// DMA registrations of one function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DmaStatistics {
+    /// Registered now.
+    pub regions: u64,
+    /// Bytes registered now.
+    pub bytes: u64,
+    /// Most regions at once.
+    pub peak_regions: u64,
+    /// Most bytes at once.
+    pub peak_bytes: u64,
+}
+
+/// What the VMM side asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Claim a function and export its BARs.
+    Attach {
+        /// Function number 0..=7.
+        function: u8,
+    },
+    /// Close the opener's connection: the dext releases the claim and all DMA of the function.
+    Detach {
+        /// Function number 0..=7.
+        function: u8,
+    },
+    /// A region of guest memory; its descriptor travels beside.
+    AddMemory {
+        /// Guest address.
+        base: u64,
+        /// Bytes.
+        size: u64,
+        /// Where in the memory behind the descriptor it begins.
+        offset: u64,
+        /// Whether devices may write it.
+        writable: bool,
+    },
+    /// Forget a region. Refused while registrations of it are left.
+    RemoveMemory {
+        /// Guest address that it was added at.
+        base: u64,
+    },
+    /// Register ranges for a function, at most [`MAX_BATCH`].
+    MapDma {
+        /// Function number 0..=7.
+        function: u8,
+        /// Ranges.
+        entries: Vec<DmaEntry>,
+    },
+    /// Remove registrations of a function, at most [`MAX_BATCH`].
+    UnmapDma {
+        /// Function number 0..=7.
+        function: u8,
+        /// Keys.
+        keys: Vec<u64>,
+    },
+    /// Registrations of a function.
+    Statistics {
+        /// Function number 0..=7.
+        function: u8,
+    },
+    /// Exit in order.
+    Shutdown,
+}
+
+/// What the connection process answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// To [`Request::Attach`]; one descriptor beside it for each window.
+    Attached(Box<Attached>),
+    /// To a DMA request: one outcome for each entry, in order.
+    Dma(Vec<DmaOutcome>),
+    /// To [`Request::Statistics`].
+    Statistics(DmaStatistics),
+}

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::EventfdFlags;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, SocketType};
 
 pub(crate) use crate::tube::packet::PacketTransport as Transport;
 
@@ -61,4 +62,15 @@ pub(crate) fn create_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd>
 /// Whether nobody can shorten the memory any more, so that a mapping cannot fault.
 pub(crate) fn cannot_shrink(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
+}
+
+/// A socket of the kind that carries tubes.
+pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socket_with(crate::tube::FAMILY, SocketType::SEQPACKET, flags, None)
+}
+
+/// The next connection of a listening socket.
+pub(crate) fn accept(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    rustix::net::accept_with(socket, SocketFlags::CLOEXEC)
 }

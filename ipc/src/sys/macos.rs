@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
+use rustix::net::SocketType;
 use rustix::shm;
 
 pub(crate) use crate::tube::stream::StreamTransport as Transport;
@@ -70,4 +71,18 @@ pub(crate) fn create_shared_memory(_name: &str, size: u64) -> io::Result<OwnedFd
 /// POSIX shared memory objects cannot be resized after the first time.
 pub(crate) fn cannot_shrink(_fd: BorrowedFd<'_>) -> bool {
     true
+}
+
+/// A socket of the kind that carries tubes.
+pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::socket(crate::tube::FAMILY, SocketType::STREAM, None)?;
+    rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    Ok(socket)
+}
+
+/// The next connection of a listening socket.
+pub(crate) fn accept(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::accept(socket)?;
+    rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    Ok(socket)
 }

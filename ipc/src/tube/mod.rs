@@ -13,6 +13,7 @@
 
 pub mod frame;
 mod handshake;
+mod listener;
 #[cfg(target_os = "linux")]
 pub(crate) mod packet;
 #[cfg(any(target_os = "macos", test))]
@@ -31,6 +32,8 @@ use crate::handles::Handles;
 use crate::sys;
 
 pub use handshake::{Agreed, HandshakeError};
+pub(crate) use listener::FAMILY;
+pub use listener::Listener;
 
 /// Largest message, header included: a batch of 4096 DMA entries of 24 bytes fits (apple-dma),
 /// and a Linux socket takes it whole with its default buffer of 208 KiB.

@@ -1,2 +1,134 @@
-//! .
-fn main() {}
+//! `dext-sim`: a simulated VFIOUserPCIDriver and the PCI devices behind it.
+//!
+//! A program of its own, because the real dext is another process too: it outlives its clients
+//! and cleans up after them. It speaks the dext's selectors with the same checks, codes, limits
+//! and order of cleaning up. Nobody can trap a store to shared memory, so the simulated devices
+//! poll their registers. It distrusts every client; when it dies, its clients see end of file.
+
+mod config_space;
+mod control;
+mod dart;
+mod device;
+mod faults;
+mod function;
+mod hardware;
+mod interrupts;
+mod options;
+mod server;
+mod user_client;
+
+use std::io::{Read as _, Write as _};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use clap::Parser as _;
+use ipc::tube::Listener;
+use ipc::wire::common::Identity;
+
+use crate::device::Model;
+use crate::faults::Faults;
+use crate::function::Function;
+use crate::hardware::Hardware;
+use crate::options::{DeviceSpec, Options};
+use crate::server::Registry;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
+    let options = Options::parse();
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dext-sim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Failure> {
+    let faults = Arc::new(Faults::new(&options.faults));
+    let mut functions = Vec::new();
+    for (id, spec) in (0x1_0000_0001..).zip(&options.devices) {
+        let duplicate = functions
+            .iter()
+            .any(|f: &Arc<Function>| f.address() == spec.address);
+        if duplicate {
+            return Err(format!("device {} is given twice", spec.address).into());
+        }
+        let multi = options
+            .devices
+            .iter()
+            .filter(|o| o.address.same_device(spec.address))
+            .count();
+        functions.push(build(id, spec, multi > 1, options, &faults)?);
+    }
+    let registry = Arc::new(Registry::new(functions));
+    let path = options.socket.display();
+    let listener = Listener::bind(&options.socket)
+        .map_err(|error| format!("cannot listen at {path}: {error}"))?;
+    if let Some(path) = &options.control {
+        control::start(path, Arc::clone(&registry), faults)
+            .map_err(|error| format!("cannot listen at {}: {error}", path.display()))?;
+    }
+    if options.exit_with_stdin {
+        exit_with_stdin(options)?;
+    }
+    println!("ready {path}");
+    std::io::stdout().flush()?;
+    server::serve(&listener, &registry)?;
+    Ok(())
+}
+
+/// One function and the thread that runs its device.
+fn build(
+    id: u64,
+    spec: &DeviceSpec,
+    multi_function: bool,
+    options: &Options,
+    faults: &Arc<Faults>,
+) -> Result<Arc<Function>, Failure> {
+    let mut shape = device::shape(&spec.kind);
+    shape.multi_function = multi_function;
+    shape.serial = 0x00c0_d000_0000_0000 | id;
+    let identity = Identity {
+        address: spec.address,
+        vendor: shape.vendor,
+        device: shape.device,
+        class: shape.class,
+    };
+    let hardware = Arc::new(Hardware::new(&shape, options.dart, faults)?);
+    let mut model =
+        device::model(&spec.kind).map_err(|error| format!("device {}: {error}", spec.address))?;
+    model.reset(&hardware);
+    let model: Arc<Mutex<Box<dyn Model>>> = Arc::new(Mutex::new(model));
+    device::start(spec.address, Arc::clone(&hardware), Arc::clone(&model))?;
+    Ok(Arc::new(Function::new(
+        id,
+        identity,
+        hardware,
+        Arc::clone(faults),
+        model,
+    )))
+}
+
+fn exit_with_stdin(options: &Options) -> std::io::Result<()> {
+    let files: Vec<_> = [Some(&options.socket), options.control.as_ref()]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || {
+            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+            for file in files {
+                let _ = std::fs::remove_file(file);
+            }
+            std::process::exit(0);
+        })?;
+    Ok(())
+}

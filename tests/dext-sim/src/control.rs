@@ -1,0 +1,132 @@
+//! What tests ask and tell beside the clients: one JSON command a line, one JSON answer a line.
+
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use ipc::PciAddress;
+use serde::{Deserialize, Serialize};
+
+use crate::faults::{FaultReport, Faults};
+use crate::server::Registry;
+
+/// Longest command line.
+const MAX_LINE: u64 = 4096;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Command {
+    /// What clients hold.
+    State,
+    /// Arm another fault.
+    Fault(String),
+    /// Fire a vector.
+    Raise { address: String, vector: u16 },
+}
+
+#[derive(Serialize)]
+struct FunctionState {
+    address: String,
+    connections: usize,
+    claims: usize,
+    interrupts_held: bool,
+    dma_regions: usize,
+    dma_bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    State {
+        functions: Vec<FunctionState>,
+        faults: Vec<FaultReport>,
+    },
+    Done,
+    Error(String),
+}
+
+/// Listens at `path` in a thread of its own.
+pub(crate) fn start(
+    path: &Path,
+    registry: Arc<Registry>,
+    faults: Arc<Faults>,
+) -> std::io::Result<()> {
+    let listener = UnixListener::bind(path)?;
+    std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if let Err(error) = converse(&stream, &registry, &faults) {
+                    tracing::debug!(%error, "control connection ended");
+                }
+            }
+        })?;
+    Ok(())
+}
+
+fn converse(stream: &UnixStream, registry: &Registry, faults: &Faults) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if reader.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let answer = match serde_json::from_str(&line) {
+            Ok(command) => carry_out(command, registry, faults),
+            Err(error) => Answer::Error(error.to_string()),
+        };
+        let mut bytes = serde_json::to_vec(&answer)?;
+        bytes.push(b'\n');
+        (&*stream).write_all(&bytes)?;
+    }
+}
+
+fn carry_out(command: Command, registry: &Registry, faults: &Faults) -> Answer {
+    match command {
+        Command::State => Answer::State {
+            functions: registry
+                .functions
+                .iter()
+                .map(|function| state(function))
+                .collect(),
+            faults: faults.report(),
+        },
+        Command::Fault(text) => match text.parse() {
+            Ok(fault) => {
+                faults.add(fault);
+                Answer::Done
+            }
+            Err(error) => Answer::Error(error.to_string()),
+        },
+        Command::Raise { address, vector } => {
+            let address = address.parse::<PciAddress>();
+            let function = address.ok().and_then(|address| {
+                registry
+                    .functions
+                    .iter()
+                    .find(|function| function.address() == address)
+            });
+            match function {
+                Some(function) => {
+                    function.hardware.raise(vector);
+                    Answer::Done
+                }
+                None => Answer::Error("no such function".to_owned()),
+            }
+        }
+    }
+}
+
+fn state(function: &crate::function::Function) -> FunctionState {
+    let (connections, claims) = function.counts();
+    let (dma_regions, dma_bytes) = function.hardware.dart.usage();
+    FunctionState {
+        address: function.address().to_string(),
+        connections,
+        claims,
+        interrupts_held: function.hardware.interrupts.held(),
+        dma_regions,
+        dma_bytes,
+    }
+}

@@ -1,0 +1,79 @@
+//! Device models, and the thread that polls each.
+//!
+//! A store to a shared BAR makes no noise, so a model looks at its registers: eagerly while there
+//! is work, every 50 us for a while after, every 500 us when idle. What is written through the
+//! driver rings a bell.
+
+mod nvme;
+mod probe;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipc::PciAddress;
+
+use crate::config_space::Shape;
+use crate::hardware::Hardware;
+use crate::options::DeviceKind;
+
+/// A simulated device.
+pub(crate) trait Model: Send {
+    /// Looks at the registers and does what they ask for; whether there was anything.
+    fn poll(&mut self, hardware: &Hardware) -> bool;
+
+    /// Back to the state after power-on, registers included.
+    fn reset(&mut self, hardware: &Hardware);
+}
+
+/// What the config space of a device shows.
+pub(crate) fn shape(kind: &DeviceKind) -> Shape {
+    match kind {
+        DeviceKind::Nvme { queues, .. } => nvme::shape(*queues),
+        DeviceKind::Probe { vectors } => probe::shape(*vectors),
+    }
+}
+
+/// The device itself.
+pub(crate) fn model(kind: &DeviceKind) -> std::io::Result<Box<dyn Model>> {
+    Ok(match kind {
+        DeviceKind::Nvme {
+            size,
+            queues,
+            image,
+        } => Box::new(nvme::Controller::new(*size, *queues, image.as_deref())?),
+        DeviceKind::Probe { vectors } => Box::new(probe::Probe::new(*vectors)),
+    })
+}
+
+/// Starts the thread that polls the device.
+pub(crate) fn start(
+    address: PciAddress,
+    hardware: Arc<Hardware>,
+    model: Arc<Mutex<Box<dyn Model>>>,
+) -> std::io::Result<()> {
+    let run = move || {
+        let mut last_work = Instant::now();
+        loop {
+            let busy = model
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .poll(&hardware);
+            if busy {
+                last_work = Instant::now();
+                continue;
+            }
+            let idle = last_work.elapsed();
+            if idle < Duration::from_micros(100) {
+                std::thread::yield_now();
+            } else if idle < Duration::from_millis(50) {
+                hardware.wait_for_ring(Duration::from_micros(50));
+            } else {
+                hardware.wait_for_ring(Duration::from_micros(500));
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name(format!("device {address}"))
+        .spawn(run)?;
+    Ok(())
+}

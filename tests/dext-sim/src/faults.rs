@@ -1,0 +1,270 @@
+//! Faults as data: what goes wrong at which call, and whether it did.
+//!
+//! A fault counts its calls from the start of the program and fires once, except
+//! `cleanup-delay` and `no-msix`, which hold throughout. [`Faults::report`] says which fired, so
+//! that a test can show that its fault happened.
+
+use std::str::FromStr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use ipc::wire::dext::IoReturn;
+use serde::Serialize;
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The `nth` call of a selector fails.
+    Fail {
+        selector: u32,
+        nth: u64,
+        code: IoReturn,
+    },
+    /// The `nth` call of a selector takes this long.
+    Delay {
+        selector: u32,
+        nth: u64,
+        time: Duration,
+    },
+    /// The program dies at the `nth` call of a selector.
+    Die { selector: u32, nth: u64 },
+    /// The `nth` completion of WaitInterrupt is lost.
+    DropNotification { nth: u64 },
+    /// The `nth` DMA registration comes back in pieces.
+    Fragment { nth: u64 },
+    /// Cleaning up after a dead connection takes this long.
+    CleanupDelay { time: Duration },
+    /// MSI-X cannot be configured.
+    NoMsix,
+}
+
+/// What a call must do because of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Proceed,
+    Fail(IoReturn),
+    Delay(Duration),
+    Die,
+}
+
+/// A fault and whether it happened.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct FaultReport {
+    pub(crate) fault: String,
+    pub(crate) fired: u64,
+}
+
+#[derive(Debug)]
+struct Armed {
+    fault: Fault,
+    seen: u64,
+    fired: u64,
+}
+
+/// The faults of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(Mutex<Vec<Armed>>);
+
+impl Faults {
+    pub(crate) fn new(faults: &[Fault]) -> Self {
+        let all = Self::default();
+        for fault in faults {
+            all.add(*fault);
+        }
+        all
+    }
+
+    /// Arms another fault; its calls count from now.
+    pub(crate) fn add(&self, fault: Fault) {
+        self.lock().push(Armed {
+            fault,
+            seen: 0,
+            fired: 0,
+        });
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Armed>> {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Counts one call against the faults that `matches` picks; the first whose turn it is.
+    fn count(&self, matches: impl Fn(&Fault) -> Option<u64>) -> Option<Fault> {
+        let mut fires = None;
+        for armed in self.lock().iter_mut() {
+            if let Some(nth) = matches(&armed.fault) {
+                armed.seen += 1;
+                if armed.seen == nth {
+                    armed.fired += 1;
+                    fires = fires.or(Some(armed.fault));
+                }
+            }
+        }
+        fires
+    }
+
+    /// A call of `called` begins.
+    pub(crate) fn at_call(&self, called: u32) -> Verdict {
+        let fires = self.count(|fault| match *fault {
+            Fault::Fail { selector, nth, .. }
+            | Fault::Delay { selector, nth, .. }
+            | Fault::Die { selector, nth }
+                if selector == called =>
+            {
+                Some(nth)
+            }
+            _ => None,
+        });
+        match fires {
+            Some(Fault::Fail { code, .. }) => Verdict::Fail(code),
+            Some(Fault::Delay { time, .. }) => Verdict::Delay(time),
+            Some(Fault::Die { .. }) => Verdict::Die,
+            _ => Verdict::Proceed,
+        }
+    }
+
+    /// A completion is about to be delivered; whether it is lost.
+    pub(crate) fn drops_notification(&self) -> bool {
+        self.count(|fault| match *fault {
+            Fault::DropNotification { nth } => Some(nth),
+            _ => None,
+        })
+        .is_some()
+    }
+
+    /// A DMA region is about to be registered; whether it comes back in pieces.
+    pub(crate) fn fragments(&self) -> bool {
+        self.count(|fault| match *fault {
+            Fault::Fragment { nth } => Some(nth),
+            _ => None,
+        })
+        .is_some()
+    }
+
+    /// How long cleaning up after a connection takes.
+    pub(crate) fn cleanup_delay(&self) -> Option<Duration> {
+        self.lock().iter_mut().find_map(|armed| match armed.fault {
+            Fault::CleanupDelay { time } => {
+                armed.fired += 1;
+                Some(time)
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether MSI-X cannot be configured.
+    pub(crate) fn no_msix(&self) -> bool {
+        self.lock().iter_mut().any(|armed| {
+            let hit = armed.fault == Fault::NoMsix;
+            armed.fired += u64::from(hit);
+            hit
+        })
+    }
+
+    /// Every fault and how often it happened.
+    pub(crate) fn report(&self) -> Vec<FaultReport> {
+        let describe = |armed: &Armed| FaultReport {
+            fault: format!("{:?}", armed.fault),
+            fired: armed.fired,
+        };
+        self.lock().iter().map(describe).collect()
+    }
+}
+
+/// A fault description that makes no sense.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FaultError {
+    #[error("unknown fault '{0}'")]
+    Kind(String),
+    #[error("fault {fault} needs {field}=NUMBER")]
+    Field { fault: String, field: &'static str },
+}
+
+impl FromStr for Fault {
+    type Err = FaultError;
+
+    fn from_str(text: &str) -> Result<Self, FaultError> {
+        let (kind, fields) = text.split_once(':').unwrap_or((text, ""));
+        let number = |field: &'static str| -> Result<u64, FaultError> {
+            let bad = || FaultError::Field {
+                fault: kind.to_owned(),
+                field,
+            };
+            let value = fields
+                .split(',')
+                .find_map(|part| part.strip_prefix(field)?.strip_prefix('='))
+                .ok_or_else(bad)?;
+            match value.strip_prefix("0x") {
+                Some(hex) => u64::from_str_radix(hex, 16),
+                None => value.parse(),
+            }
+            .map_err(|_| bad())
+        };
+        let narrow = |field| -> Result<u32, FaultError> {
+            let bad = |_| FaultError::Field {
+                fault: kind.to_owned(),
+                field,
+            };
+            u32::try_from(number(field)?).map_err(bad)
+        };
+        let time = || number("ms").map(Duration::from_millis);
+        Ok(match kind {
+            "fail" => Self::Fail {
+                selector: narrow("selector")?,
+                nth: number("nth")?,
+                code: IoReturn(narrow("code")?),
+            },
+            "delay" => Self::Delay {
+                selector: narrow("selector")?,
+                nth: number("nth")?,
+                time: time()?,
+            },
+            "die" => Self::Die {
+                selector: narrow("selector")?,
+                nth: number("nth")?,
+            },
+            "drop-notification" => Self::DropNotification {
+                nth: number("nth")?,
+            },
+            "fragment" => Self::Fragment {
+                nth: number("nth")?,
+            },
+            "cleanup-delay" => Self::CleanupDelay { time: time()? },
+            "no-msix" => Self::NoMsix,
+            other => return Err(FaultError::Kind(other.to_owned())),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_fires_once_at_its_call() {
+        let fault = "fail:selector=5,nth=2,code=0xe00002db".parse().unwrap();
+        let faults = Faults::new(&[fault]);
+        assert_eq!(faults.at_call(5), Verdict::Proceed);
+        assert_eq!(faults.at_call(6), Verdict::Proceed);
+        assert_eq!(faults.at_call(5), Verdict::Fail(IoReturn::NO_SPACE));
+        assert_eq!(faults.at_call(5), Verdict::Proceed);
+        assert_eq!(faults.report()[0].fired, 1);
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        assert_eq!(
+            "burn".parse::<Fault>(),
+            Err(FaultError::Kind("burn".to_owned()))
+        );
+        let error = "delay:selector=1,nth=1".parse::<Fault>().unwrap_err();
+        assert_eq!(
+            error,
+            FaultError::Field {
+                fault: "delay".to_owned(),
+                field: "ms"
+            }
+        );
+    }
+}

@@ -1,0 +1,238 @@
+//! The command line: which devices exist and what goes wrong with them.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, ValueEnum};
+use ipc::PciAddress;
+
+use crate::faults::Fault;
+
+/// A simulated VFIOUserPCIDriver with simulated PCI devices behind it.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub(crate) struct Options {
+    /// Socket that clients connect to.
+    #[arg(long)]
+    pub(crate) socket: PathBuf,
+
+    /// Socket for tests: one JSON command a line, one JSON answer a line.
+    #[arg(long)]
+    pub(crate) control: Option<PathBuf>,
+
+    /// A function and what sits there: BB:DD.F=nvme[,size=256M][,queues=8][,image=FILE] or
+    /// BB:DD.F=probe[,vectors=32]. Repeatable; several functions of one BB:DD are one device.
+    #[arg(long = "device", required = true, value_name = "BB:DD.F=KIND")]
+    pub(crate) devices: Vec<DeviceSpec>,
+
+    /// How bus addresses come about.
+    #[arg(long, value_enum, default_value_t = DartMode::Identity)]
+    pub(crate) dart: DartMode,
+
+    /// Something that goes wrong: fail:selector=N,nth=K,code=0x… | delay:selector=N,nth=K,ms=T |
+    /// drop-notification:nth=K | die:selector=N,nth=K | fragment:nth=K | cleanup-delay:ms=T |
+    /// no-msix. Repeatable.
+    #[arg(long = "fault", value_name = "FAULT")]
+    pub(crate) faults: Vec<Fault>,
+
+    /// Exit when standard input ends: with a pipe there, this program does not outlive whoever
+    /// started it.
+    #[arg(long)]
+    pub(crate) exit_with_stdin: bool,
+}
+
+/// How the DART chooses bus addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DartMode {
+    /// Bus address == key, no platform limits: for stock guests.
+    Identity,
+    /// Arbitrary, unaligned bus addresses, 1.5 GiB and 65,536 mappings: as on hardware.
+    Strict,
+}
+
+/// One function on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceSpec {
+    pub(crate) address: PciAddress,
+    pub(crate) kind: DeviceKind,
+}
+
+/// What sits at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    /// An NVMe controller with one namespace.
+    Nvme {
+        /// Bytes, when there is no image.
+        size: u64,
+        /// I/O queue pairs; one MSI-X vector each, and one for the admin queue.
+        queues: u16,
+        /// The disk image.
+        image: Option<PathBuf>,
+    },
+    /// The probe device.
+    Probe {
+        /// MSI-X vectors.
+        vectors: u16,
+    },
+}
+
+/// A device description that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpecError {
+    #[error("'{0}' is not of the form BB:DD.F=KIND[,OPTION=VALUE…]")]
+    Form(String),
+    #[error(transparent)]
+    Address(#[from] ipc::address::AddressError),
+    #[error("unknown device kind '{0}': nvme or probe")]
+    Kind(String),
+    #[error("device kind {kind} has no option '{option}'")]
+    Option { kind: &'static str, option: String },
+    #[error("'{value}' is no value for {option}: {want}")]
+    Value {
+        option: &'static str,
+        value: String,
+        want: &'static str,
+    },
+}
+
+impl FromStr for DeviceSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let (address, rest) = text
+            .split_once('=')
+            .ok_or_else(|| SpecError::Form(text.to_owned()))?;
+        let address = address.parse()?;
+        let mut parts = rest.split(',');
+        let kind = parts.next().unwrap_or_default();
+        let mut options = Vec::new();
+        for part in parts {
+            options.push(
+                part.split_once('=')
+                    .ok_or_else(|| SpecError::Form(text.to_owned()))?,
+            );
+        }
+        let kind = match kind {
+            "nvme" => nvme(&options)?,
+            "probe" => probe(&options)?,
+            other => return Err(SpecError::Kind(other.to_owned())),
+        };
+        Ok(Self { address, kind })
+    }
+}
+
+fn nvme(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
+    let (mut size, mut queues, mut image) = (256 << 20, 8, None);
+    for &(option, value) in options {
+        match option {
+            "size" => size = parse_size(value)?,
+            "queues" => queues = parse_count("queues", value, 64, "1 to 64")?,
+            "image" => image = Some(PathBuf::from(value)),
+            other => {
+                return Err(SpecError::Option {
+                    kind: "nvme",
+                    option: other.to_owned(),
+                });
+            }
+        }
+    }
+    Ok(DeviceKind::Nvme {
+        size,
+        queues,
+        image,
+    })
+}
+
+fn probe(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
+    let mut vectors = 32;
+    for &(option, value) in options {
+        match option {
+            "vectors" => vectors = parse_count("vectors", value, 256, "1 to 256")?,
+            other => {
+                return Err(SpecError::Option {
+                    kind: "probe",
+                    option: other.to_owned(),
+                });
+            }
+        }
+    }
+    Ok(DeviceKind::Probe { vectors })
+}
+
+fn parse_count(
+    option: &'static str,
+    value: &str,
+    most: u16,
+    want: &'static str,
+) -> Result<u16, SpecError> {
+    let bad = || SpecError::Value {
+        option,
+        value: value.to_owned(),
+        want,
+    };
+    value
+        .parse()
+        .ok()
+        .filter(|count| (1..=most).contains(count))
+        .ok_or_else(bad)
+}
+
+/// Bytes with an optional K, M or G.
+fn parse_size(value: &str) -> Result<u64, SpecError> {
+    let want = "bytes, a multiple of 512 of at least 1M, with K, M or G, at most 64G";
+    let bad = || SpecError::Value {
+        option: "size",
+        value: value.to_owned(),
+        want,
+    };
+    let (digits, shift) = match value.as_bytes().last() {
+        Some(b'K') => (&value[..value.len() - 1], 10),
+        Some(b'M') => (&value[..value.len() - 1], 20),
+        Some(b'G') => (&value[..value.len() - 1], 30),
+        _ => (value, 0),
+    };
+    let count: u64 = digits.parse().map_err(|_| bad())?;
+    let size = count.checked_mul(1 << shift).ok_or_else(bad)?;
+    let fits = (1 << 20..=64 << 30).contains(&size) && size.is_multiple_of(512);
+    if fits { Ok(size) } else { Err(bad()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_are_read() {
+        let spec: DeviceSpec = "01:00.0=nvme,size=64M,queues=4,image=/x".parse().unwrap();
+        let kind = DeviceKind::Nvme {
+            size: 64 << 20,
+            queues: 4,
+            image: Some("/x".into()),
+        };
+        assert_eq!(
+            spec,
+            DeviceSpec {
+                address: "01:00.0".parse().unwrap(),
+                kind
+            }
+        );
+        let spec: DeviceSpec = "02:00.1=probe".parse().unwrap();
+        assert_eq!(spec.kind, DeviceKind::Probe { vectors: 32 });
+    }
+
+    #[test]
+    fn descriptions_that_make_no_sense_are_named() {
+        for (text, says) in [
+            ("01:00.0", "form"),
+            ("1=nvme", "PCI address"),
+            ("01:00.0=gpu", "unknown device kind 'gpu'"),
+            ("01:00.0=nvme,size=7", "size"),
+            ("01:00.0=nvme,size=99999999999G", "size"),
+            ("01:00.0=nvme,queues=0", "queues"),
+            ("01:00.0=probe,queues=1", "no option 'queues'"),
+        ] {
+            let error = text.parse::<DeviceSpec>().unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

@@ -1,1 +1,129 @@
-//! .
+//! Confinement of the processes below the VMM.
+//!
+//! The policy is data ([`policy`]): one entry for each system call, with who needs it. [`confine`]
+//! applies every layer to the calling process, in this order, and reports what really holds:
+//!
+//! 1. the descriptors that are open are the expected ones;
+//! 2. user and pid namespaces, which the spawning VMM side made, are there;
+//! 3. mount, network, ipc and uts namespaces;
+//! 4. an empty, read-only root directory;
+//! 5. no capabilities, not even in the bounding set; no new privileges; not dumpable;
+//! 6. resource limits; death with the parent;
+//! 7. Landlock: nothing of the file system, no network, no signals or sockets outside;
+//! 8. seccomp: the allow-list, anything else kills the process.
+//!
+//! In [`Mode::Strict`] a layer that cannot be had is an error and the process must not go on. In
+//! [`Mode::Relaxed`] it is reported as missing. A layer that the kernel knows only in part
+//! (Landlock of an older kernel) is reported as partial in both.
+//!
+//! Called once, by a process that has a single thread and has opened all that it needs: nothing
+//! can be opened afterwards. On macOS the layers are Seatbelt's.
+
+pub mod policy;
+mod sys;
+
+pub use sys::confine;
+
+/// Whose policy applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Holds the opener connections of one device; sends BAR windows to the VMM.
+    Connection,
+    /// Holds one unclaimed connection and parses what a guest wrote; the tightest.
+    Function,
+    /// Lists what the dext offers.
+    Lister,
+}
+
+/// What to do about a layer that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Refuse to go on.
+    Strict,
+    /// Go on, and say so.
+    Relaxed,
+}
+
+/// Whether a layer holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// In force, with what there is to say of it.
+    Enforced(String),
+    /// In force as far as the kernel knows it; says what is lacking.
+    Partial(String),
+    /// Not in force; says why.
+    Missing(String),
+}
+
+/// What is enforced on this process from here on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Layers in the order of application.
+    pub layers: Vec<(&'static str, State)>,
+    /// System calls on the allow-list.
+    pub syscalls: usize,
+}
+
+/// A process that must not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// A layer is missing in strict mode.
+    #[error(
+        "Sandbox layer '{layer}' is missing: {why} \
+         (--sandbox=relaxed starts without it and says so)"
+    )]
+    Missing {
+        /// Which.
+        layer: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Collects layers, and stops at the first missing one in strict mode.
+pub(crate) struct Collector {
+    mode: Mode,
+    layers: Vec<(&'static str, State)>,
+}
+
+impl Collector {
+    pub(crate) fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            layers: Vec::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, layer: &'static str, state: State) -> Result<(), ConfineError> {
+        match state {
+            State::Missing(why) if self.mode == Mode::Strict => {
+                Err(ConfineError::Missing { layer, why })
+            }
+            state => {
+                self.layers.push((layer, state));
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn report(self, syscalls: usize) -> Report {
+        Report {
+            layers: self.layers,
+            syscalls,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strict_refuses_what_relaxed_reports() {
+        let missing = || State::Missing("no such kernel".to_owned());
+        assert!(Collector::new(Mode::Strict).add("x", missing()).is_err());
+        let mut relaxed = Collector::new(Mode::Relaxed);
+        relaxed.add("x", missing()).unwrap();
+        assert_eq!(relaxed.report(0).layers, vec![("x", missing())]);
+    }
+}

@@ -1,0 +1,238 @@
+//! The guest memory table: which guest addresses are RAM, and where that RAM is mapped here.
+//!
+//! The VMM side fills it; a DMA registration must lie in one region of it, whoever asks.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use ipc::wire::common::{Failure, FailureKind};
+use ipc::{Access, SharedMemory, Window};
+
+use crate::dext::Behind;
+use crate::start;
+
+/// Most regions: a VMM has a handful, QEMU's chipset a few dozen.
+pub const MAX_REGIONS: usize = 1024;
+
+struct Region {
+    size: u64,
+    memory: SharedMemory,
+    offset: u64,
+    window: Window,
+    writable: bool,
+    /// Registrations of it that are left.
+    users: u64,
+}
+
+/// The table.
+#[derive(Default)]
+pub struct MemoryTable(BTreeMap<u64, Region>);
+
+/// A range of guest memory that was found in the table.
+pub struct Found<'t> {
+    /// Guest address of its region.
+    pub base: u64,
+    /// Where the range is mapped in this process.
+    pub address: usize,
+    /// The memory behind it.
+    pub behind: Behind<'t>,
+}
+
+impl MemoryTable {
+    /// Adds and maps a region.
+    ///
+    /// # Errors
+    /// [`Failure`] when it is empty, wraps, overlaps another, is more than the descriptor holds,
+    /// or when the table is full.
+    pub fn add(
+        &mut self,
+        base: u64,
+        size: u64,
+        fd: OwnedFd,
+        offset: u64,
+        writable: bool,
+    ) -> Result<(), Failure> {
+        let said = format!("Guest memory {base:#x}+{size:#x}");
+        let end = base.checked_add(size).filter(|_| size > 0);
+        let end = end.ok_or_else(|| start::invalid(format!("{said} is empty or wraps")))?;
+        let before = self.0.range(..end).next_back();
+        if before.is_some_and(|(start, region)| start + region.size > base) {
+            let message = format!("{said} overlaps another region");
+            return Err(Failure {
+                kind: FailureKind::Busy,
+                code: None,
+                message,
+            });
+        }
+        if self.0.len() >= MAX_REGIONS {
+            let message = format!("{said}: {MAX_REGIONS} regions are the limit");
+            return Err(Failure {
+                kind: FailureKind::NoSpace,
+                code: None,
+                message,
+            });
+        }
+        let access = if writable {
+            Access::ReadWrite
+        } else {
+            Access::ReadOnly
+        };
+        // The VMM may shorten its own guest's memory; it can end this process anyway.
+        let mapped = SharedMemory::from_trusted(fd).map_err(|error| error.to_string());
+        let mapped = mapped.and_then(|memory| {
+            let length = usize::try_from(size).map_err(|error| error.to_string())?;
+            let window = memory
+                .map(offset, length, access)
+                .map_err(|e| start::chain(&e))?;
+            Ok((memory, window))
+        });
+        let (memory, window) =
+            mapped.map_err(|why| start::invalid(format!("{said} cannot be mapped: {why}")))?;
+        self.0.insert(
+            base,
+            Region {
+                size,
+                memory,
+                offset,
+                window,
+                writable,
+                users: 0,
+            },
+        );
+        Ok(())
+    }
+
+    /// Removes a region.
+    ///
+    /// # Errors
+    /// [`Failure`] when it is not there, or when registrations of it are left.
+    pub fn remove(&mut self, base: u64) -> Result<(), Failure> {
+        let region = self.0.get(&base);
+        let region =
+            region.ok_or_else(|| start::invalid(format!("No guest memory at {base:#x}")))?;
+        if region.users > 0 {
+            let message = format!(
+                "Guest memory at {base:#x} has {} registrations",
+                region.users
+            );
+            return Err(Failure {
+                kind: FailureKind::Busy,
+                code: None,
+                message,
+            });
+        }
+        self.0.remove(&base);
+        Ok(())
+    }
+
+    /// Finds `address..address + size`, which must lie in one region.
+    ///
+    /// # Errors
+    /// [`Failure`] otherwise.
+    pub fn find(&self, address: u64, size: u64) -> Result<Found<'_>, Failure> {
+        let outside = || {
+            start::invalid(format!(
+                "{address:#x}+{size:#x} does not lie in one region of guest memory"
+            ))
+        };
+        let end = address
+            .checked_add(size)
+            .filter(|_| size > 0)
+            .ok_or_else(outside)?;
+        let (base, region) = self.0.range(..=address).next_back().ok_or_else(outside)?;
+        if end > base + region.size {
+            return Err(outside());
+        }
+        let into = address - base;
+        let in_process = usize::try_from(into).map_err(|_| outside())?;
+        let (memory, writable) = (&region.memory, region.writable);
+        let behind = Behind {
+            memory,
+            offset: region.offset + into,
+            writable,
+        };
+        Ok(Found {
+            base: *base,
+            address: region.window.address() + in_process,
+            behind,
+        })
+    }
+
+    /// One registration more.
+    pub fn retain(&mut self, base: u64) {
+        if let Some(region) = self.0.get_mut(&base) {
+            region.users += 1;
+        }
+    }
+
+    /// One registration less.
+    pub fn release(&mut self, base: u64) {
+        if let Some(region) = self.0.get_mut(&base) {
+            region.users = region.users.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ram(size: u64) -> OwnedFd {
+        SharedMemory::create("ram", size).unwrap().into_fd()
+    }
+
+    #[test]
+    fn regions_that_cannot_be_are_refused() {
+        let mut table = MemoryTable::default();
+        table.add(0x10000, 0x10000, ram(0x10000), 0, true).unwrap();
+        for (base, size, offset, kind) in [
+            (0x0, 0x0, 0, FailureKind::InvalidArgument),
+            (u64::MAX, 2, 0, FailureKind::InvalidArgument),
+            (0x1f000, 0x1000, 0, FailureKind::Busy),
+            (0xf000, 0x2000, 0, FailureKind::Busy),
+            (0x0, 0x40000, 0, FailureKind::Busy),
+            (0x40000, 0x20000, 0, FailureKind::InvalidArgument),
+            (0x40000, 0x10000, 0x1000, FailureKind::InvalidArgument),
+            (0x40000, 0x10000, u64::MAX, FailureKind::InvalidArgument),
+        ] {
+            let refused = table
+                .add(base, size, ram(0x10000), offset, true)
+                .unwrap_err();
+            assert_eq!(
+                refused.kind, kind,
+                "{base:#x}+{size:#x}: {}",
+                refused.message
+            );
+        }
+    }
+
+    #[test]
+    fn a_region_in_use_stays() {
+        let mut table = MemoryTable::default();
+        table.add(0, 0x10000, ram(0x10000), 0, true).unwrap();
+        table.retain(0);
+        assert_eq!(table.remove(0).unwrap_err().kind, FailureKind::Busy);
+        table.release(0);
+        table.remove(0).unwrap();
+        assert!(table.remove(0).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn only_what_lies_in_one_region_is_found(address in 0u64..0x6_0000, size in 0u64..0x4_0000) {
+            let mut table = MemoryTable::default();
+            table.add(0x10000, 0x10000, ram(0x20000), 0x10000, true).unwrap();
+            table.add(0x20000, 0x10000, ram(0x10000), 0, false).unwrap();
+            let in_first = address >= 0x10000 && address + size <= 0x20000;
+            let in_second = address >= 0x20000 && address + size <= 0x30000;
+            let found = table.find(address, size);
+            prop_assert_eq!(found.is_ok(), size > 0 && (in_first || in_second));
+            if let Ok(found) = found {
+                let offset = if in_first { address } else { address - 0x20000 };
+                prop_assert_eq!(found.behind.offset, offset);
+                prop_assert_eq!(found.behind.writable, in_first);
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The connection process: claim, DMA registrations and BAR windows of one physical device.
+//!
+//! It opens every function of the device without claiming any, confines itself, and then does as
+//! the VMM side says: claim a function and export its BARs, take regions of guest memory, register
+//! ranges of them. It never sees a byte that a guest wrote. It distrusts function processes, which
+//! have no way to it, and checks every range against the memory table. It exits at once when the
+//! VMM side or the dext is gone; the dext then releases everything.
+
+pub mod memory;
+pub mod slot;
+pub mod windows;
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use ipc::poll::{self, Source};
+use ipc::wire::common::{Failure, FailureKind, Up};
+use ipc::wire::connection::{MAX_BATCH, Ready, Reply, Request};
+use ipc::wire::handshake::Role;
+use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
+
+use self::memory::MemoryTable;
+use self::slot::Slot;
+use crate::dext::{self, DextError};
+use crate::options::Common;
+use crate::start::{self, RoleError};
+
+/// What the main loop waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Tube,
+    Dext,
+}
+
+/// The state of the process, owned by its one thread.
+pub struct ConnectionProcess {
+    address: PciAddress,
+    slots: Vec<Slot>,
+    memory: MemoryTable,
+}
+
+/// Runs the role until the VMM side ends it.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn run(address: PciAddress, common: &Common) -> Result<(), RoleError> {
+    let mut tube = start::tube(common, Role::Connection)?;
+    let (mut process, ready) = match prepare(address, common, &tube) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            start::report_failure::<Ready, Reply>(&tube, &error);
+            return Err(error);
+        }
+    };
+    let up: Up<Ready, Reply> = Up::Ready(ready);
+    tube.send(0, &up, &[], Deadline::after(start::PATIENCE))?;
+    process.serve(&mut tube)
+}
+
+/// Opens and confines; public so that the escape suite confines itself the same way.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn prepare(
+    address: PciAddress,
+    common: &Common,
+    tube: &Tube,
+) -> Result<(ConnectionProcess, Ready), RoleError> {
+    let registry = dext::registry(&common.dext)?;
+    let clients = dext::open_matching(registry.as_ref(), |found| found.same_device(address))?;
+    if !clients.iter().any(|client| client.address() == address) {
+        return Err(DextError::NoSuchDevice(address).into());
+    }
+    let functions = clients.iter().map(dext::Client::identity).collect();
+    let slots: Vec<Slot> = clients.into_iter().map(Slot::new).collect();
+    let mut open = vec![tube.as_fd()];
+    open.extend(slots.iter().flat_map(Slot::descriptors));
+    let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
+    let memory = MemoryTable::default();
+    Ok((
+        ConnectionProcess {
+            address,
+            slots,
+            memory,
+        },
+        Ready { functions, sandbox },
+    ))
+}
+
+impl ConnectionProcess {
+    fn serve(&mut self, tube: &mut Tube) -> Result<(), RoleError> {
+        loop {
+            for token in self.wait(tube)? {
+                match token {
+                    Token::Tube => {
+                        if !self.serve_one(tube)? {
+                            return Ok(());
+                        }
+                    }
+                    Token::Dext => {
+                        return Err(DextError::Lost {
+                            subject: format!("Device of {}", self.address),
+                            operation: "waiting",
+                        }
+                        .into());
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&self, tube: &Tube) -> Result<Vec<Token>, RoleError> {
+        let liveness: Vec<BorrowedFd<'_>> = self.slots.iter().filter_map(Slot::liveness).collect();
+        let mut sources = vec![Source::readable(tube, Token::Tube)];
+        sources.extend(liveness.iter().map(|fd| Source::hangup(fd, Token::Dext)));
+        poll::wait(&sources, None).map_err(RoleError::Wait)
+    }
+
+    /// Serves one request; `false` when it was the last.
+    fn serve_one(&mut self, tube: &mut Tube) -> Result<bool, RoleError> {
+        let received = match tube.receive::<Request>(Deadline::now()) {
+            Ok(received) => received,
+            Err(TubeError::TimedOut) => return Ok(true),
+            Err(TubeError::Disconnected) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let id = received.id;
+        if let Request::Attach { function } = received.message {
+            let attached = self.attach(function, &received.handles);
+            let (answer, windows) = match attached {
+                Ok((attached, windows)) => (Ok(Reply::Attached(Box::new(attached))), windows),
+                Err(failure) => (Err(failure), Vec::new()),
+            };
+            let handles: Vec<_> = windows.iter().map(|memory| memory.as_fd()).collect();
+            start::reply::<Ready, Reply>(tube, id, answer, &handles)?;
+            return Ok(true);
+        }
+        let more = received.message != Request::Shutdown;
+        let answer = self.handle(received.message, received.handles);
+        start::reply::<Ready, Reply>(tube, id, answer, &[])?;
+        Ok(more)
+    }
+
+    fn attach(
+        &mut self,
+        function: u8,
+        handles: &Handles,
+    ) -> Result<(ipc::wire::connection::Attached, Vec<ipc::SharedMemory>), Failure> {
+        handles
+            .expect(0)
+            .map_err(|error| start::invalid(error.to_string()))?;
+        self.slot(function)?.attach()
+    }
+
+    fn handle(&mut self, request: Request, handles: Handles) -> Result<Reply, Failure> {
+        if let Request::AddMemory {
+            base,
+            size,
+            offset,
+            writable,
+        } = request
+        {
+            let fd = handles
+                .one()
+                .map_err(|error| start::invalid(error.to_string()))?;
+            self.memory.add(base, size, fd, offset, writable)?;
+            return Ok(Reply::Done);
+        }
+        handles
+            .expect(0)
+            .map_err(|error| start::invalid(error.to_string()))?;
+        match request {
+            Request::Detach { function } => {
+                self.slot(function)?;
+                let (slot, memory) = self.split(function)?;
+                slot.release(memory);
+                self.slots
+                    .retain(|slot| slot.address().function() != function);
+                Ok(Reply::Done)
+            }
+            Request::RemoveMemory { base } => self.memory.remove(base).map(|()| Reply::Done),
+            Request::MapDma { function, entries } => {
+                check_batch(entries.len())?;
+                let (slot, memory) = self.split(function)?;
+                let outcomes = entries
+                    .iter()
+                    .map(|entry| slot.map(memory, entry))
+                    .collect();
+                Ok(Reply::Dma(outcomes))
+            }
+            Request::UnmapDma { function, keys } => {
+                check_batch(keys.len())?;
+                let (slot, memory) = self.split(function)?;
+                Ok(Reply::Dma(
+                    keys.iter().map(|key| slot.unmap(memory, *key)).collect(),
+                ))
+            }
+            Request::Statistics { function } => {
+                Ok(Reply::Statistics(self.slot(function)?.statistics()))
+            }
+            Request::Shutdown => Ok(Reply::Done),
+            Request::Attach { .. } | Request::AddMemory { .. } => {
+                Err(start::invalid("Handled before".to_owned()))
+            }
+        }
+    }
+
+    fn slot(&mut self, function: u8) -> Result<&mut Slot, Failure> {
+        self.split(function).map(|(slot, _)| slot)
+    }
+
+    fn split(&mut self, function: u8) -> Result<(&mut Slot, &mut MemoryTable), Failure> {
+        let address = self.address;
+        let slot = self
+            .slots
+            .iter_mut()
+            .find(|slot| slot.address().function() == function);
+        let slot = slot.ok_or_else(|| Failure {
+            kind: FailureKind::NoDevice,
+            code: None,
+            message: format!(
+                "Function {function} of {:02x}:{:02x} is not open in its connection process",
+                address.bus(),
+                address.device()
+            ),
+        })?;
+        Ok((slot, &mut self.memory))
+    }
+}
+
+fn check_batch(length: usize) -> Result<(), Failure> {
+    if (1..=MAX_BATCH).contains(&length) {
+        Ok(())
+    } else {
+        Err(start::invalid(format!(
+            "A batch of {length} entries: 1 to {MAX_BATCH} allowed"
+        )))
+    }
+}

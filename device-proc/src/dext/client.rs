@@ -1,0 +1,311 @@
+//! The dext with types: one method for each selector and memory type that Cordon uses.
+//!
+//! Every error names the function as bb:dd.f, the selector and the code in hex (P1.5).
+
+use std::os::fd::BorrowedFd;
+
+use ipc::wire::common::{BarInfo, Identity};
+use ipc::wire::dext::{IoReturn, MAX_VECTORS, memory, selector};
+use ipc::{Event, PciAddress, TubeError};
+
+use super::{Behind, CallError, DextError, Mapped, UserClient};
+
+/// A typed connection to one function.
+pub struct Client {
+    connection: Box<dyn UserClient>,
+    identity: Identity,
+    subject: String,
+}
+
+/// Adds who and what to what a call came back with.
+pub(super) fn named(subject: &str, operation: &'static str, error: CallError) -> DextError {
+    let subject = subject.to_owned();
+    match error {
+        CallError::Code(code) => DextError::Refused {
+            subject,
+            operation,
+            code,
+        },
+        CallError::Tube(TubeError::Disconnected) => DextError::Lost { subject, operation },
+        CallError::Tube(source) => DextError::Broken {
+            subject,
+            operation,
+            source,
+        },
+        CallError::Invalid(why) => DextError::Invalid {
+            subject,
+            operation,
+            why,
+        },
+    }
+}
+
+impl Client {
+    /// Asks a fresh connection who it is.
+    ///
+    /// # Errors
+    /// [`DextError`], also when the answer is no PCI function.
+    pub fn new(mut connection: Box<dyn UserClient>) -> Result<Self, DextError> {
+        let mut out = [0; 6];
+        connection
+            .call(selector::GET_IDENTITY, &[], &mut out, None)
+            .map_err(|error| named("dext", "GetIdentity", error))?;
+        let invalid = || DextError::Invalid {
+            subject: "dext".to_owned(),
+            operation: "GetIdentity",
+            why: format!("{out:x?} is no identity of a PCI function"),
+        };
+        let byte = |at: usize| u8::try_from(out[at]).map_err(|_| invalid());
+        let half = |at: usize| u16::try_from(out[at]).map_err(|_| invalid());
+        let address = PciAddress::new(byte(0)?, byte(1)?, byte(2)?).map_err(|_| invalid())?;
+        let class = u32::try_from(out[5]).ok().filter(|class| class >> 24 == 0);
+        let class = class.ok_or_else(invalid)?;
+        let identity = Identity {
+            address,
+            vendor: half(3)?,
+            device: half(4)?,
+            class,
+        };
+        Ok(Self {
+            connection,
+            identity,
+            subject: format!("Function {address}"),
+        })
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> PciAddress {
+        self.identity.address
+    }
+
+    fn call<const OUT: usize>(
+        &mut self,
+        operation: &'static str,
+        selector: u32,
+        inputs: &[u64],
+    ) -> Result<[u64; OUT], DextError> {
+        let mut out = [0; OUT];
+        self.connection
+            .call(selector, inputs, &mut out, None)
+            .map_err(|error| named(&self.subject, operation, error))?;
+        Ok(out)
+    }
+
+    /// Claims the function (P1.1); claiming again changes nothing.
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn claim(&mut self) -> Result<(), DextError> {
+        self.call::<0>("Claim", selector::CLAIM, &[]).map(drop)
+    }
+
+    /// Reads 1, 2 or 4 bytes of config space.
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn config_read(&mut self, offset: u32, width: u8) -> Result<u32, DextError> {
+        let inputs = [offset.into(), width.into()];
+        let [value] = self.call("ConfigRead", selector::CONFIG_READ, &inputs)?;
+        // What is above the width is not the dext's to say.
+        let mask = if width >= 4 {
+            u64::from(u32::MAX)
+        } else {
+            (1 << (8 * u32::from(width))) - 1
+        };
+        Ok(u32::try_from(value & mask).unwrap_or_default())
+    }
+
+    /// Writes 1, 2 or 4 bytes of config space.
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn config_write(&mut self, offset: u32, width: u8, value: u32) -> Result<(), DextError> {
+        let inputs = [offset.into(), width.into(), value.into()];
+        self.call::<0>("ConfigWrite", selector::CONFIG_WRITE, &inputs)
+            .map(drop)
+    }
+
+    /// The six BARs: `None` where the dext has none.
+    ///
+    /// # Errors
+    /// [`DextError`] only when the dext is gone: a refusal is an unused BAR (P3.1).
+    pub fn bars(&mut self) -> Result<[Option<BarInfo>; 6], DextError> {
+        let mut bars = [None; 6];
+        for (number, bar) in (0u64..).zip(&mut bars) {
+            *bar = match self.call("GetBARInfo", selector::GET_BAR_INFO, &[number]) {
+                Ok([index, size, kind]) => {
+                    let narrow = (u8::try_from(index), u8::try_from(kind));
+                    let (Ok(memory_index), Ok(kind)) = narrow else {
+                        return Err(DextError::Invalid {
+                            subject: self.subject.clone(),
+                            operation: "GetBARInfo",
+                            why: format!("BAR {number} has index {index:#x}, type {kind:#x}"),
+                        });
+                    };
+                    Some(BarInfo {
+                        memory_index,
+                        size,
+                        kind,
+                    })
+                }
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(_) => None,
+            };
+        }
+        Ok(bars)
+    }
+
+    /// Maps the memory of a BAR into this process.
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn map_bar(&mut self, bar: u8) -> Result<Mapped, DextError> {
+        self.map("MapMemory of a BAR", memory::BAR0 + u32::from(bar))
+    }
+
+    /// Maps the interrupt state page.
+    ///
+    /// # Errors
+    /// [`DextError`], NotReady before [`Client::set_up_interrupts`].
+    pub fn map_interrupt_page(&mut self) -> Result<Mapped, DextError> {
+        self.map("MapMemory of the interrupt page", memory::INTERRUPT_STATE)
+    }
+
+    fn map(&mut self, operation: &'static str, kind: u32) -> Result<Mapped, DextError> {
+        self.connection
+            .map(kind)
+            .map_err(|error| named(&self.subject, operation, error))
+    }
+
+    /// Registers for interrupts; how many vectors, at most [`MAX_VECTORS`].
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn set_up_interrupts(&mut self) -> Result<u16, DextError> {
+        let [count] = self.call("SetupInterrupts", selector::SETUP_INTERRUPTS, &[])?;
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        Ok(count.min(MAX_VECTORS))
+    }
+
+    /// Reads and clears the pending bits.
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn check_interrupt(&mut self) -> Result<[u64; 4], DextError> {
+        self.call("CheckInterrupt", selector::CHECK_INTERRUPT, &[])
+    }
+
+    /// Arms one notification on [`Client::completion`].
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn wait_interrupt(&mut self) -> Result<(), DextError> {
+        self.connection
+            .call_async(selector::WAIT_INTERRUPT, &[])
+            .map_err(|error| named(&self.subject, "WaitInterrupt", error))
+    }
+
+    /// Sets which vectors are recorded when they fire.
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn set_irq_mask(&mut self, words: [u64; 4]) -> Result<(), DextError> {
+        self.call::<0>("SetIRQMask", selector::SET_IRQ_MASK, &words)
+            .map(drop)
+    }
+
+    /// Resets the function (P8).
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn reset(&mut self) -> Result<(), DextError> {
+        self.call::<0>("ResetDevice", selector::RESET_DEVICE, &[])
+            .map(drop)
+    }
+
+    /// Registers memory of this process for DMA: bus address and length.
+    ///
+    /// # Errors
+    /// [`DextError`].
+    pub fn register_dma(
+        &mut self,
+        key: u64,
+        address: usize,
+        size: u64,
+        behind: Behind<'_>,
+    ) -> Result<(u64, u64), DextError> {
+        let mut out = [0; 3];
+        let inputs = [key, address as u64, size];
+        self.connection
+            .call(
+                selector::REGISTER_DMA_REGION,
+                &inputs,
+                &mut out,
+                Some(behind),
+            )
+            .map_err(|error| named(&self.subject, "RegisterDMARegion", error))?;
+        let [segments, bus, length] = out;
+        if segments == 1 {
+            return Ok((bus, length));
+        }
+        // Several segments cannot be told to a guest: give it back.
+        let _ = self.unregister_dma(key);
+        Err(DextError::Refused {
+            subject: self.subject.clone(),
+            operation: "RegisterDMARegion",
+            code: IoReturn::NOT_ALIGNED,
+        })
+    }
+
+    /// Removes a registration.
+    ///
+    /// # Errors
+    /// [`DextError`], NotFound for an unknown key.
+    pub fn unregister_dma(&mut self, key: u64) -> Result<(), DextError> {
+        let selector = selector::UNREGISTER_DMA_REGION;
+        self.call::<0>("UnregisterDMARegion", selector, &[key])
+            .map(drop)
+    }
+
+    /// Whether some connection holds the claim. A registration of nothing is refused with
+    /// NotOpen before its arguments are looked at, and with BadArgument after.
+    ///
+    /// # Errors
+    /// [`DextError`] when the dext is gone.
+    pub fn is_claimed(&mut self) -> Result<bool, DextError> {
+        let mut out = [0; 3];
+        match self
+            .connection
+            .call(selector::REGISTER_DMA_REGION, &[0, 0, 0], &mut out, None)
+        {
+            Err(CallError::Code(code)) => Ok(code != IoReturn::NOT_OPEN),
+            Err(error) => Err(named(&self.subject, "RegisterDMARegion", error)),
+            Ok(()) => Ok(true),
+        }
+    }
+
+    /// Signalled by notifications.
+    #[must_use]
+    pub fn completion(&self) -> &Event {
+        self.connection.completion()
+    }
+
+    /// Hangs up when the dext dies, where that can be waited for.
+    #[must_use]
+    pub fn liveness(&self) -> Option<BorrowedFd<'_>> {
+        self.connection.liveness()
+    }
+
+    /// Descriptors that must stay open.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.connection.descriptors()
+    }
+}

@@ -1,0 +1,226 @@
+//! The dext's interface.
+//!
+//! [`UserClient`] is one `io_connect_t` and as thin as that: scalars in and out, memory types,
+//! one kind of asynchronous completion. [`client::Client`] gives it types. [`Registry`] finds and
+//! opens. Behind both is the simulated dext ([`sim`]) or IOKit.
+//!
+//! When the dext dies, every call is [`DextError::Lost`]; the process reports and exits.
+
+pub mod client;
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod sim;
+
+use std::os::fd::BorrowedFd;
+
+use ipc::wire::dext::{IoReturn, Service};
+use ipc::{Event, PciAddress, SharedMemory, TubeError, Window};
+
+use crate::options::Endpoint;
+
+pub use client::Client;
+
+/// Why the dext did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DextError {
+    /// The dext said no.
+    #[error("{subject}: {operation} failed: {code}")]
+    Refused {
+        /// The function, or "dext" before it is known.
+        subject: String,
+        /// What was asked.
+        operation: &'static str,
+        /// The dext's code.
+        code: IoReturn,
+    },
+    /// The dext, or the way to it, is gone.
+    #[error("{subject}: {operation} failed: the dext is gone")]
+    Lost {
+        /// The function, or "dext" before it is known.
+        subject: String,
+        /// What was asked.
+        operation: &'static str,
+    },
+    /// The dext did not answer, or answered something else.
+    #[error("{subject}: {operation} failed")]
+    Broken {
+        /// The function, or "dext" before it is known.
+        subject: String,
+        /// What was asked.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        source: TubeError,
+    },
+    /// There is no dext where it was looked for.
+    #[error("No dext at {place}: {why}")]
+    NoDext {
+        /// Where.
+        place: String,
+        /// Why.
+        why: String,
+    },
+    /// The dext has no such function.
+    #[error("No such device: the dext has no function {0}")]
+    NoSuchDevice(PciAddress),
+    /// The dext and its memory disagree.
+    #[error("{subject}: {operation} failed: {why}")]
+    Invalid {
+        /// The function.
+        subject: String,
+        /// What was asked.
+        operation: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl DextError {
+    /// The dext's code, when it was the dext that refused.
+    #[must_use]
+    pub fn code(&self) -> Option<IoReturn> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// Whether the dext is gone or out of step, so that there is no point in going on.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::Broken { .. })
+    }
+}
+
+/// What a call came back with; the typed client adds who and what.
+#[derive(Debug)]
+pub enum CallError {
+    /// A code other than success.
+    Code(IoReturn),
+    /// No answer.
+    Tube(TubeError),
+    /// An answer that cannot be.
+    Invalid(String),
+}
+
+/// The memory that an address of this process means. IOKit looks at the task itself; the
+/// simulated dext is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Behind<'m> {
+    /// The memory.
+    pub memory: &'m SharedMemory,
+    /// Where in it the address points.
+    pub offset: u64,
+    /// Whether this process may write it.
+    pub writable: bool,
+}
+
+/// Memory of the dext, mapped here.
+#[derive(Debug)]
+pub struct Mapped {
+    /// The mapping.
+    pub window: Window,
+    /// The memory behind it, where it can be handed on.
+    pub memory: SharedMemory,
+}
+
+/// One connection to one service: an `io_connect_t`.
+pub trait UserClient: Send {
+    /// IOConnectCallMethod with scalars. `outputs` is filled as far as the dext fills it; a method
+    /// that fills less than it must is [`CallError::Invalid`].
+    ///
+    /// # Errors
+    /// [`CallError`].
+    fn call(
+        &mut self,
+        selector: u32,
+        inputs: &[u64],
+        outputs: &mut [u64],
+        behind: Option<Behind<'_>>,
+    ) -> Result<(), CallError>;
+
+    /// IOConnectCallAsyncScalarMethod; the completion signals [`UserClient::completion`].
+    ///
+    /// # Errors
+    /// [`CallError`]; no completion comes then.
+    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError>;
+
+    /// IOConnectMapMemory64 into this process.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    fn map(&mut self, kind: u32) -> Result<Mapped, CallError>;
+
+    /// Signalled by asynchronous completions.
+    fn completion(&self) -> &Event;
+
+    /// Hangs up when the dext dies, where that can be waited for.
+    fn liveness(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Descriptors that must stay open for the connection to work.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+}
+
+/// The I/O registry: what can be opened.
+pub trait Registry {
+    /// Services whose `IOUserClass` is the dext's.
+    ///
+    /// # Errors
+    /// [`DextError::NoDext`] when the registry cannot be reached.
+    fn services(&self) -> Result<Vec<Service>, DextError>;
+
+    /// IOServiceOpen with client type `kind`.
+    ///
+    /// # Errors
+    /// [`DextError`].
+    fn open(&self, service: u64, kind: u32) -> Result<Box<dyn UserClient>, DextError>;
+}
+
+/// The registry at `endpoint`.
+///
+/// # Errors
+/// [`DextError::NoDext`] when this build cannot talk to it.
+pub fn registry(endpoint: &Endpoint) -> Result<Box<dyn Registry>, DextError> {
+    match endpoint {
+        Endpoint::Simulated(path) => Ok(Box::new(sim::SimulatedRegistry::new(path))),
+        Endpoint::IoKit => Err(DextError::NoDext {
+            place: "iokit".to_owned(),
+            why: "this build has no IOKit backend; use sim:PATH with a running dext-sim".to_owned(),
+        }),
+    }
+}
+
+/// Opens every service that is ours and keeps those that `wanted` picks by identity.
+///
+/// # Errors
+/// [`DextError`]; a service that disappears meanwhile is skipped.
+pub fn open_matching(
+    registry: &dyn Registry,
+    wanted: impl Fn(PciAddress) -> bool,
+) -> Result<Vec<Client>, DextError> {
+    use ipc::wire::dext::{CLIENT_TYPE, SERVICE_CLASS};
+    let mut clients = Vec::new();
+    for service in registry.services()? {
+        if service.class != SERVICE_CLASS {
+            continue;
+        }
+        let opened = registry.open(service.id, CLIENT_TYPE).and_then(Client::new);
+        match opened {
+            Ok(client) if wanted(client.address()) => clients.push(client),
+            Ok(_) => {}
+            Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    clients.sort_by_key(Client::address);
+    Ok(clients)
+}
+
+/// Opens the one function at `address`.
+///
+/// # Errors
+/// [`DextError::NoSuchDevice`] when the dext does not have it.
+pub fn open_function(registry: &dyn Registry, address: PciAddress) -> Result<Client, DextError> {
+    let mut clients = open_matching(registry, |found| found == address)?;
+    clients.pop().ok_or(DextError::NoSuchDevice(address))
+}

@@ -1,0 +1,243 @@
+//! P9, rule by rule, against the fake dext.
+
+use super::*;
+use crate::dext::fake::Fake;
+use ipc::Event;
+use ipc::wire::dext::{IoReturn, selector};
+use std::os::fd::OwnedFd;
+
+struct Setup {
+    fake: Fake,
+    client: Client,
+    interrupts: Interrupts,
+}
+
+fn setup() -> Setup {
+    let (fake, mut client) = Fake::client();
+    let interrupts = Interrupts::new(&mut client, 32).unwrap();
+    Setup {
+        fake,
+        client,
+        interrupts,
+    }
+}
+
+impl Setup {
+    fn change(
+        &mut self,
+        index: InterruptIndex,
+        action: InterruptAction,
+        events: &[&Event],
+    ) -> Result<(), Failure> {
+        use std::os::fd::AsFd as _;
+        let handles: Vec<OwnedFd> = events
+            .iter()
+            .map(|event| {
+                event
+                    .signaller()
+                    .unwrap()
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .unwrap()
+            })
+            .collect();
+        self.interrupts
+            .change(&mut self.client, index, action, handles.into())
+    }
+
+    fn assign(&mut self, index: InterruptIndex, start: u16, events: &[&Event]) {
+        let present = vec![true; events.len()];
+        self.change(index, InterruptAction::Assign { start, present }, events)
+            .unwrap();
+    }
+
+    fn fire(&mut self, vectors: &[u16]) {
+        self.fake.pend(vectors);
+        self.interrupts.deliver(&mut self.client).unwrap();
+    }
+
+    fn last_mask(&self) -> Vec<u64> {
+        self.fake
+            .calls_of(selector::SET_IRQ_MASK)
+            .last()
+            .unwrap()
+            .clone()
+    }
+}
+
+fn events<const N: usize>() -> [Event; N] {
+    std::array::from_fn(|_| Event::new().unwrap())
+}
+
+use InterruptIndex::{Err as ErrIndex, Intx as IntxIndex, Msi, Msix, Req};
+
+#[test]
+fn p9_1_notifications_are_drained_delivered_and_armed_again() {
+    let mut s = setup();
+    let [a, b] = events();
+    s.assign(Msix, 3, &[&a, &b]);
+    let arms = s.fake.calls_of(selector::WAIT_INTERRUPT).len();
+    s.fire(&[3, 4]);
+    assert!(a.clear().unwrap() && b.clear().unwrap());
+    assert_eq!(s.fake.calls_of(selector::WAIT_INTERRUPT).len(), arms + 1);
+    s.fire(&[]);
+    assert!(!a.clear().unwrap() && !b.clear().unwrap());
+}
+
+#[test]
+fn p9_1_arming_goes_on_when_draining_fails() {
+    let (fake, mut client) = Fake::client();
+    fake.fail_map(6, IoReturn::NO_MEMORY);
+    let mut interrupts = Interrupts::new(&mut client, 32).unwrap();
+    fake.fail(selector::CHECK_INTERRUPT, IoReturn::NOT_READY);
+    let arms = fake.calls_of(selector::WAIT_INTERRUPT).len();
+    interrupts.deliver(&mut client).unwrap();
+    assert_eq!(fake.calls_of(selector::WAIT_INTERRUPT).len(), arms + 1);
+}
+
+#[test]
+fn p9_1_a_lost_dext_ends_delivery() {
+    let mut s = setup();
+    s.fake.die();
+    assert!(s.interrupts.deliver(&mut s.client).unwrap_err().is_fatal());
+}
+
+#[test]
+fn p9_2_only_vectors_in_use_are_delivered_and_the_rest_is_dropped() {
+    let mut s = setup();
+    let [a] = events();
+    s.assign(Msix, 1, &[&a]);
+    s.fire(&[0, 1, 2, 31, 32, 200]);
+    assert!(a.clear().unwrap());
+    assert_eq!(s.interrupts.statistics().delivered, 1);
+    assert_eq!(s.interrupts.statistics().dropped, 5);
+}
+
+#[test]
+fn p9_2_any_bit_is_intx_and_nothing_is_delivered_without_a_setup() {
+    let mut s = setup();
+    s.fire(&[5]);
+    assert_eq!(s.interrupts.statistics().dropped, 1);
+    let [line] = events();
+    s.assign(IntxIndex, 0, &[&line]);
+    s.fire(&[17, 200]);
+    assert!(line.clear().unwrap());
+}
+
+#[test]
+fn intx_is_held_back_until_unmasked() {
+    let mut s = setup();
+    let [line] = events();
+    s.assign(IntxIndex, 0, &[&line]);
+    s.fire(&[0]);
+    assert!(line.clear().unwrap());
+    s.fire(&[0]);
+    assert!(!line.clear().unwrap());
+    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    assert!(line.clear().unwrap());
+    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    assert!(!line.clear().unwrap());
+}
+
+#[test]
+fn p9_3_a_closed_receiver_is_ignored() {
+    let mut s = setup();
+    let [a, b] = events();
+    s.assign(Msix, 0, &[&a, &b]);
+    drop(a);
+    s.fire(&[0, 1]);
+    assert!(b.clear().unwrap());
+}
+
+#[test]
+fn p9_4_the_mask_follows_the_setup() {
+    let mut s = setup();
+    assert_eq!(s.last_mask(), [0, 0, 0, 0]);
+    let [a, b, c] = events();
+    s.assign(Msix, 0, &[&a]);
+    s.assign(Msix, 30, &[&b, &c]);
+    assert_eq!(s.last_mask(), [1 | 3 << 30, 0, 0, 0]);
+    let take_away = InterruptAction::Assign {
+        start: 30,
+        present: vec![false],
+    };
+    s.change(Msix, take_away, &[]).unwrap();
+    assert_eq!(s.last_mask(), [1 | 1 << 31, 0, 0, 0]);
+    s.change(Msix, InterruptAction::Disable, &[]).unwrap();
+    assert_eq!(s.last_mask(), [0, 0, 0, 0]);
+    s.assign(IntxIndex, 0, &[&a]);
+    assert_eq!(s.last_mask(), [1, 0, 0, 0]);
+}
+
+#[test]
+fn p4_counts_bound_what_can_be_assigned() {
+    let mut s = setup();
+    let [a] = events();
+    for (index, start) in [
+        (IntxIndex, 1),
+        (Msi, 32),
+        (Msix, 32),
+        (ErrIndex, 0),
+        (Req, 0),
+    ] {
+        let action = InterruptAction::Assign {
+            start,
+            present: vec![true],
+        };
+        let refused = s.change(index, action, &[&a]).unwrap_err();
+        assert_eq!(refused.kind, FailureKind::InvalidArgument, "{index:?}");
+    }
+    let wraps = InterruptAction::Trigger {
+        start: u16::MAX,
+        count: u16::MAX,
+    };
+    assert!(s.change(Msix, wraps, &[]).is_err());
+}
+
+#[test]
+fn descriptors_must_match_the_vectors_they_are_for() {
+    let mut s = setup();
+    let [a, b] = events();
+    let one = || InterruptAction::Assign {
+        start: 0,
+        present: vec![true],
+    };
+    assert!(s.change(Msix, one(), &[]).is_err());
+    assert!(s.change(Msix, one(), &[&a, &b]).is_err());
+    assert!(s.change(Msix, InterruptAction::Disable, &[&a]).is_err());
+    let holes = InterruptAction::Assign {
+        start: 0,
+        present: vec![false, true],
+    };
+    s.change(Msix, holes, &[&b]).unwrap();
+    s.fire(&[0, 1]);
+    assert!(b.clear().unwrap());
+}
+
+#[test]
+fn one_index_at_a_time() {
+    let mut s = setup();
+    let [a] = events();
+    s.assign(Msix, 0, &[&a]);
+    let action = InterruptAction::Assign {
+        start: 0,
+        present: vec![true],
+    };
+    assert_eq!(
+        s.change(IntxIndex, action, &[&a]).unwrap_err().kind,
+        FailureKind::Busy
+    );
+    s.change(IntxIndex, InterruptAction::Disable, &[]).unwrap();
+    s.fire(&[0]);
+    assert!(a.clear().unwrap());
+}
+
+#[test]
+fn a_trigger_signals_as_the_device_would() {
+    let mut s = setup();
+    let [a, b] = events();
+    s.assign(Msi, 0, &[&a, &b]);
+    s.change(Msi, InterruptAction::Trigger { start: 1, count: 1 }, &[])
+        .unwrap();
+    assert!(!a.clear().unwrap() && b.clear().unwrap());
+}

@@ -1,0 +1,108 @@
+//! The lister process: what the dext offers, for people who ask.
+//!
+//! It opens every function without claiming any, confines itself, and only then reads what the
+//! dext and the devices say. It changes nothing. It exits when the VMM side is gone.
+
+use ipc::wire::common::{Failure, Up};
+use ipc::wire::dext::{CLIENT_TYPE, Client as Peer, IoReturn, SERVICE_CLASS};
+use ipc::wire::handshake::Role;
+use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Reply, Request};
+use ipc::{Deadline, Tube, TubeError};
+
+use crate::dext::{self, Client, DextError};
+use crate::function::config;
+use crate::options::Common;
+use crate::start::{self, RoleError};
+use crate::{capabilities, failure};
+
+struct Entry {
+    client: Client,
+    peers: Vec<Peer>,
+}
+
+/// Runs the role until the VMM side ends it.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn run(common: &Common) -> Result<(), RoleError> {
+    let mut tube = start::tube(common, Role::Lister)?;
+    let (mut entries, ready) = match prepare(common, &tube) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            start::report_failure::<Ready, Reply>(&tube, &error);
+            return Err(error);
+        }
+    };
+    let up: Up<Ready, Reply> = Up::Ready(ready);
+    tube.send(0, &up, &[], Deadline::after(start::PATIENCE))?;
+    serve(&mut tube, &mut entries)
+}
+
+fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleError> {
+    let registry = dext::registry(&common.dext)?;
+    let mut entries = Vec::new();
+    for service in registry.services()? {
+        if service.class != SERVICE_CLASS || entries.len() == MAX_FUNCTIONS {
+            continue;
+        }
+        match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
+            Ok(client) => entries.push(Entry {
+                client,
+                peers: service.clients,
+            }),
+            Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    entries.sort_by_key(|entry| entry.client.address());
+    let mut open = vec![std::os::fd::AsFd::as_fd(tube)];
+    open.extend(entries.iter().flat_map(|entry| entry.client.descriptors()));
+    let sandbox = start::confine(common, sandbox_profiles::Role::Lister, &open)?;
+    let functions = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+    Ok((entries, Ready { functions, sandbox }))
+}
+
+fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
+    loop {
+        let forever = Deadline::after(std::time::Duration::MAX);
+        let received = match tube.receive::<Request>(forever) {
+            Ok(received) => received,
+            Err(TubeError::Disconnected) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let answer = match received.message {
+            Request::Function(number) => entry(entries, number)
+                .and_then(|entry| describe(entry).map_err(|error| failure(&error)))
+                .map(|function| Reply::Function(Box::new(function))),
+            Request::Config(number) => entry(entries, number).and_then(|entry| {
+                config::read(&mut entry.client, 0, ipc::wire::function::CONFIG_SPACE)
+                    .map(Reply::Config)
+                    .map_err(|error| failure(&error))
+            }),
+            Request::Shutdown => {
+                start::reply::<Ready, Reply>(tube, received.id, Ok(Reply::Done), &[])?;
+                return Ok(());
+            }
+        };
+        start::reply::<Ready, Reply>(tube, received.id, answer, &[])?;
+    }
+}
+
+fn entry(entries: &mut [Entry], number: u32) -> Result<&mut Entry, Failure> {
+    let entry = usize::try_from(number)
+        .ok()
+        .and_then(|number| entries.get_mut(number));
+    entry.ok_or_else(|| start::invalid(format!("There is no function number {number}")))
+}
+
+fn describe(entry: &mut Entry) -> Result<Function, DextError> {
+    let client = &mut entry.client;
+    Ok(Function {
+        identity: client.identity(),
+        bars: client.bars()?,
+        msi_vectors: capabilities::msi_vectors(client)?,
+        msix: capabilities::msix(client)?,
+        claimed: client.is_claimed()?,
+        clients: entry.peers.clone(),
+    })
+}

@@ -1,0 +1,103 @@
+//! The command line of `device-proc`, written by the VMM side and by nobody else.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipc::PciAddress;
+
+/// One confined process of Cordon. Started by the VMM side, of no use by hand.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Options {
+    /// Which process.
+    #[command(subcommand)]
+    pub role: RoleOptions,
+}
+
+/// Which process, and for what.
+#[derive(Debug, Subcommand)]
+pub enum RoleOptions {
+    /// Hold the claim, the DMA registrations and the BAR windows of one device.
+    Connection {
+        /// Any function of the device.
+        #[arg(long)]
+        address: PciAddress,
+        /// What all roles share.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Serve one function.
+    Function {
+        /// The function.
+        #[arg(long)]
+        address: PciAddress,
+        /// What all roles share.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Report what the dext offers.
+    Lister {
+        /// What all roles share.
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+/// What all roles share.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Where the dext is: sim:PATH for a simulated one, iokit for the real one.
+    #[arg(long)]
+    pub dext: Endpoint,
+    /// Refuse to start without a layer of the sandbox, or report it.
+    #[arg(long, value_enum, default_value_t = Sandbox::Strict)]
+    pub sandbox: Sandbox,
+    /// The inherited descriptor of the tube.
+    #[arg(long, default_value_t = 3)]
+    pub tube_fd: i32,
+}
+
+/// What to do about a missing layer of the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sandbox {
+    /// Refuse to start.
+    Strict,
+    /// Report it and go on.
+    Relaxed,
+}
+
+impl From<Sandbox> for sandbox_profiles::Mode {
+    fn from(sandbox: Sandbox) -> Self {
+        match sandbox {
+            Sandbox::Strict => Self::Strict,
+            Sandbox::Relaxed => Self::Relaxed,
+        }
+    }
+}
+
+/// Where the dext is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A simulated dext that listens at this path.
+    Simulated(PathBuf),
+    /// The real one.
+    IoKit,
+}
+
+/// A string that names no dext.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' names no dext: sim:PATH or iokit")]
+pub struct EndpointError(String);
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        match text.strip_prefix("sim:") {
+            Some(path) if !path.is_empty() => Ok(Self::Simulated(path.into())),
+            None if text == "iokit" => Ok(Self::IoKit),
+            _ => Err(EndpointError(text.to_owned())),
+        }
+    }
+}

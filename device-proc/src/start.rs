@@ -1,0 +1,135 @@
+//! The order of life of every role: take the tube, shake hands, open at the dext, confine, say
+//! that it is ready (and what confines it), serve.
+//!
+//! What fails before confinement is told to the VMM side as one line; the process then exits.
+
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::time::Duration;
+
+use ipc::wire::common::{Failure, FailureKind, Up};
+use ipc::wire::handshake::Role;
+use ipc::wire::sandbox::{Layer, LayerState, SandboxReport};
+use ipc::{Deadline, Tube, TubeError};
+use serde::Serialize;
+
+use crate::dext::DextError;
+use crate::options::Common;
+
+/// How long the VMM side may take to read a message or to introduce itself.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a process ended other than in order.
+#[derive(Debug, thiserror::Error)]
+pub enum RoleError {
+    /// The tube is not there.
+    #[error("No tube at descriptor {0}")]
+    NoTube(i32, #[source] std::io::Error),
+    /// The VMM side is not ours.
+    #[error("No VMM side")]
+    Handshake(#[from] ipc::tube::HandshakeError),
+    /// The VMM side is gone or out of step.
+    #[error("The tube to the VMM side failed")]
+    Tube(#[from] TubeError),
+    /// The dext refused at the start, or is gone.
+    #[error(transparent)]
+    Dext(#[from] DextError),
+    /// The process is not confined and must not go on.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox_profiles::ConfineError),
+    /// The wait failed.
+    #[error("Cannot wait")]
+    Wait(#[source] std::io::Error),
+}
+
+/// Takes over the inherited tube and shakes hands on it.
+///
+/// # Errors
+/// [`RoleError`] when there is no VMM side.
+pub fn tube(common: &Common, role: Role) -> Result<Tube, RoleError> {
+    let number = common.tube_fd;
+    let fd = crate::sys::inherited(number).map_err(|error| RoleError::NoTube(number, error))?;
+    let mut tube = Tube::from_fd(fd);
+    tube.handshake(role, Role::Vmm, Deadline::after(PATIENCE))?;
+    Ok(tube)
+}
+
+/// Confines the process; `open` are all descriptors that it goes on with.
+///
+/// # Errors
+/// [`RoleError::Sandbox`] when a layer is missing in strict mode.
+pub fn confine(
+    common: &Common,
+    role: sandbox_profiles::Role,
+    open: &[BorrowedFd<'_>],
+) -> Result<SandboxReport, RoleError> {
+    let keep: Vec<i32> = open.iter().map(|fd| fd.as_raw_fd()).collect();
+    let report = sandbox_profiles::confine(role, common.sandbox.into(), &keep)?;
+    let state = |state| match state {
+        sandbox_profiles::State::Enforced(said) => LayerState::Enforced(said),
+        sandbox_profiles::State::Partial(said) => LayerState::Partial(said),
+        sandbox_profiles::State::Missing(said) => LayerState::Missing(said),
+    };
+    let layer = |(name, said): (&str, _)| Layer {
+        name: name.to_owned(),
+        state: state(said),
+    };
+    Ok(SandboxReport {
+        layers: report.layers.into_iter().map(layer).collect(),
+        syscalls: u32::try_from(report.syscalls).unwrap_or(u32::MAX),
+    })
+}
+
+/// Tells the VMM side that the process could not start.
+pub fn report_failure<R: Serialize, A: Serialize>(tube: &Tube, error: &RoleError) {
+    let (kind, code) = match error {
+        RoleError::Dext(error) => {
+            let failure = crate::failure(error);
+            (failure.kind, failure.code)
+        }
+        _ => (FailureKind::NoDevice, None),
+    };
+    let failure = Failure {
+        kind,
+        code,
+        message: chain(error),
+    };
+    let message: Up<R, A> = Up::StartFailed(failure);
+    let _ = tube.send(0, &message, &[], Deadline::after(PATIENCE));
+}
+
+/// An error and all its causes in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}
+
+/// Sends the answer to request `id`.
+///
+/// # Errors
+/// [`RoleError::Tube`] when the VMM side is gone or does not read.
+pub fn reply<R: Serialize, A: Serialize>(
+    tube: &Tube,
+    id: u32,
+    answer: Result<A, Failure>,
+    handles: &[BorrowedFd<'_>],
+) -> Result<(), RoleError> {
+    let message: Up<R, A> = Up::Reply(answer);
+    Ok(tube.send(id, &message, handles, Deadline::after(PATIENCE))?)
+}
+
+/// A failure that is the caller's fault.
+#[must_use]
+pub fn invalid(message: String) -> Failure {
+    Failure {
+        kind: FailureKind::InvalidArgument,
+        code: None,
+        message,
+    }
+}

@@ -1,0 +1,46 @@
+//! Landlock: every right that the kernel can withhold, withheld.
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, LandlockStatus, Ruleset,
+    RulesetAttr as _, RulesetError, RulesetStatus, Scope,
+};
+
+use crate::State;
+
+/// The newest interface this build asks for; older kernels enforce what they know of it.
+const NEWEST: ABI = ABI::V6;
+
+/// A rule set without a rule denies all that it handles.
+pub(super) fn restrict() -> State {
+    let restricted = || -> Result<_, RulesetError> {
+        Ruleset::default()
+            .set_compatibility(CompatLevel::BestEffort)
+            .handle_access(AccessFs::from_all(NEWEST))?
+            .handle_access(AccessNet::from_all(NEWEST))?
+            .scope(Scope::from_all(NEWEST))?
+            .create()?
+            .restrict_self()
+    };
+    let status = match restricted() {
+        Ok(status) => status,
+        Err(error) => return State::Missing(error.to_string()),
+    };
+    let abi = match status.landlock {
+        LandlockStatus::Available { effective_abi, .. } => format!("{effective_abi:?}"),
+        LandlockStatus::NotEnabled => return missing("it is not enabled at boot"),
+        LandlockStatus::NotImplemented => return missing("it is not built into the kernel"),
+    };
+    match status.ruleset {
+        RulesetStatus::FullyEnforced => State::Enforced(format!(
+            "ABI {abi}: files, network, signals, abstract sockets"
+        )),
+        RulesetStatus::PartiallyEnforced => {
+            State::Partial(format!("the kernel's ABI {abi} lacks some of {NEWEST:?}"))
+        }
+        RulesetStatus::NotEnforced => missing("the kernel enforced nothing"),
+    }
+}
+
+fn missing(why: &str) -> State {
+    State::Missing(why.to_owned())
+}

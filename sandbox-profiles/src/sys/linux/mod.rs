@@ -1,0 +1,47 @@
+//! Linux: every layer, in order. See the crate's documentation.
+
+mod landlock;
+mod process;
+mod root;
+mod seccomp;
+
+use std::os::fd::RawFd;
+
+use crate::{Collector, ConfineError, Mode, Report, Role, State, policy};
+
+/// Confines the calling process for good. `keep` are the descriptors that it has open beside
+/// 0, 1 and 2.
+///
+/// # Errors
+/// [`ConfineError`] in strict mode; the process is partly confined then and must exit.
+pub fn confine(role: Role, mode: Mode, keep: &[RawFd]) -> Result<Report, ConfineError> {
+    let mut layers = Collector::new(mode);
+    layers.add("descriptors", process::descriptors(keep))?;
+    layers.add("user namespace", process::user_namespace())?;
+    layers.add("pid namespace", process::pid_namespace())?;
+    for (layer, state) in root::namespaces() {
+        layers.add(layer, state)?;
+    }
+    layers.add(
+        "empty root",
+        outcome(root::empty(), "tmpfs, read-only, one inode"),
+    )?;
+    layers.add("resource limits", process::limits())?;
+    layers.add("capabilities", process::capabilities())?;
+    layers.add("no new privileges", process::no_new_privileges())?;
+    layers.add("not dumpable", process::not_dumpable())?;
+    layers.add("death with parent", process::death_with_parent())?;
+    layers.add("landlock", landlock::restrict())?;
+    let syscalls = policy::count(role);
+    let said = format!("{syscalls} system calls, default kill");
+    layers.add("seccomp", outcome(seccomp::install(role), &said))?;
+    Ok(layers.report(syscalls))
+}
+
+/// A layer that is either in force or not.
+fn outcome<E: std::fmt::Display>(result: Result<(), E>, said: &str) -> State {
+    match result {
+        Ok(()) => State::Enforced(said.to_owned()),
+        Err(error) => State::Missing(error.to_string()),
+    }
+}

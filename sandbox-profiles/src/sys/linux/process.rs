@@ -1,0 +1,172 @@
+//! What belongs to the process itself: descriptors, namespaces it was born in, privileges, limits.
+#![expect(
+    unsafe_code,
+    reason = "dropping capabilities the libraries have no name for"
+)]
+
+use std::io;
+use std::os::fd::RawFd;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::outcome;
+use crate::State;
+use crate::policy::{MAX_DESCRIPTORS, MAX_PRIVATE_MEMORY};
+
+/// Nothing is open but 0, 1, 2 and `keep`.
+pub(super) fn descriptors(keep: &[RawFd]) -> State {
+    let open = match open_descriptors() {
+        Ok(open) => open,
+        Err(error) => return State::Missing(format!("cannot list the open descriptors: {error}")),
+    };
+    let stray: Vec<String> = open
+        .iter()
+        .filter(|fd| **fd > 2 && !keep.contains(fd))
+        .map(|fd| {
+            let what = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+            format!("{fd} ({})", what.display())
+        })
+        .collect();
+    if stray.is_empty() {
+        State::Enforced(format!("{} open, all expected", open.len()))
+    } else {
+        State::Missing(format!(
+            "unexpected descriptors are open: {}",
+            stray.join(", ")
+        ))
+    }
+}
+
+fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    let mut open = Vec::new();
+    let own = rustix::fs::open(
+        "/proc/self/fd",
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    let listing = std::os::fd::AsRawFd::as_raw_fd(&own);
+    for entry in rustix::fs::Dir::new(own)? {
+        let entry = entry?;
+        if let Some(fd) = entry
+            .file_name()
+            .to_str()
+            .ok()
+            .and_then(|name| name.parse().ok())
+            && fd != listing
+        {
+            open.push(fd);
+        }
+    }
+    Ok(open)
+}
+
+/// The initial user namespace maps every id; ours maps one.
+pub(super) fn user_namespace() -> State {
+    match std::fs::read_to_string("/proc/self/uid_map") {
+        Ok(map) => {
+            let fields: Vec<&str> = map.split_whitespace().collect();
+            if let ["0", _, "1"] = fields[..] {
+                State::Enforced("one id mapped".to_owned())
+            } else {
+                State::Missing("the process was not started in one".to_owned())
+            }
+        }
+        Err(error) => State::Missing(format!("cannot read /proc/self/uid_map: {error}")),
+    }
+}
+
+/// In its own pid namespace a process is number 1 and can name nobody else.
+pub(super) fn pid_namespace() -> State {
+    match rustix::process::getpid().as_raw_nonzero().get() {
+        1 => State::Enforced("process 1 of its own".to_owned()),
+        _ => State::Missing("the process was not started in one".to_owned()),
+    }
+}
+
+/// Limits that hold even against code that gets past everything else.
+pub(super) fn limits() -> State {
+    let limits = [
+        (Resource::Core, 0),
+        (Resource::Nproc, 0),
+        (Resource::Fsize, 0),
+        (Resource::Memlock, 0),
+        (Resource::Msgqueue, 0),
+        (Resource::Nofile, MAX_DESCRIPTORS),
+        (Resource::Data, MAX_PRIVATE_MEMORY),
+    ];
+    let set = limits.into_iter().try_for_each(|(resource, most)| {
+        // Never above what the process was started with: that would need a privilege.
+        let hard = rustix::process::getrlimit(resource)
+            .maximum
+            .unwrap_or(u64::MAX);
+        let most = Some(most.min(hard));
+        rustix::process::setrlimit(
+            resource,
+            Rlimit {
+                current: most,
+                maximum: most,
+            },
+        )
+    });
+    outcome(set, "core, processes, files, descriptors, private memory")
+}
+
+/// Drops every capability, ambient and bounding sets included.
+pub(super) fn capabilities() -> State {
+    let drop = || -> io::Result<()> {
+        rustix::thread::clear_ambient_capability_set()?;
+        let bounding = drop_bounding_set();
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        };
+        rustix::thread::set_capabilities(None, sets)?;
+        bounding
+    };
+    match drop() {
+        Ok(()) => State::Enforced("none, bounding set empty".to_owned()),
+        // Without a user namespace only the bounding set is out of reach, and without
+        // capabilities and new privileges it means nothing.
+        Err(error) if has_no_capabilities() => {
+            State::Partial(format!("none held, but the bounding set stays: {error}"))
+        }
+        Err(error) => State::Missing(error.to_string()),
+    }
+}
+
+fn has_no_capabilities() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|held| held.effective.is_empty() && held.permitted.is_empty())
+}
+
+/// Every capability that this kernel has, known to a library or not.
+fn drop_bounding_set() -> io::Result<()> {
+    for capability in 0..64 {
+        // SAFETY: PR_CAPBSET_DROP takes one integer and touches no memory of ours.
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        if dropped != 0 {
+            let error = io::Error::last_os_error();
+            let past_the_last = error.raw_os_error() == Some(libc::EINVAL);
+            return if past_the_last { Ok(()) } else { Err(error) };
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn no_new_privileges() -> State {
+    outcome(rustix::thread::set_no_new_privs(true), "for good")
+}
+
+pub(super) fn not_dumpable() -> State {
+    let set = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    outcome(set, "no core, no attaching")
+}
+
+/// A stopped or looping process would not see its tube close.
+pub(super) fn death_with_parent() -> State {
+    let set = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    outcome(set, "killed when the VMM side dies")
+}

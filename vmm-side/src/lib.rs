@@ -1,1 +1,31 @@
-//! .
+//! What a VMM links to pass PCI functions through Cordon's confined processes.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`device`] | [`PassthroughDevice`], the trait that VMM authors see, and its errors |
+//! | [`host`] | attach and detach: processes started, claim taken, everything undone in reverse |
+//! | [`proxy`] | the trait, carried out by a function process |
+//! | [`container`] | guest memory and DMA of the functions of one guest |
+//! | [`supervisor`] | one thread for each child process: spawn, handshake, requests, death |
+//! | [`connection`] | the VMM side of a connection process |
+//! | [`registry`] | who owns which host function |
+//! | [`listing`] | what the dext offers, read by a confined process |
+//!
+//! Everything here runs in the VMM. It distrusts every process below it: what they send is
+//! checked, what they do not answer in time ends them, and their death is a value
+//! ([`DeviceError::Gone`]) that reads as all ones.
+
+pub mod connection;
+pub mod container;
+pub mod device;
+pub mod host;
+pub mod listing;
+pub mod proxy;
+pub mod registry;
+pub mod supervisor;
+mod sys;
+
+pub use container::{Container, DmaMode};
+pub use device::{DeviceError, PassthroughDevice};
+pub use host::{Host, HostConfig};
+pub use proxy::Proxy;

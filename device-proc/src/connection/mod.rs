@@ -140,11 +140,7 @@ impl ConnectionProcess {
         Ok(more)
     }
 
-    fn attach(
-        &mut self,
-        function: u8,
-        handles: &Handles,
-    ) -> Result<(ipc::wire::connection::Attached, Vec<ipc::SharedMemory>), Failure> {
+    fn attach(&mut self, function: u8, handles: &Handles) -> Result<slot::Exported, Failure> {
         handles
             .expect(0)
             .map_err(|error| start::invalid(error.to_string()))?;

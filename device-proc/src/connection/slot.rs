@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Attached, BarWindow, DmaEntry, DmaOutcome, DmaStatistics};
@@ -12,6 +13,10 @@ use super::windows::guest_windows;
 use crate::dext::{Client, DextError};
 use crate::function::bars::is_mappable;
 use crate::{capabilities, failure, start};
+
+/// What attaching brings: what may be said of the function, and the memory of each window, which is
+/// not duplicated for it: a confined process cannot.
+pub(super) type Exported = (Attached, Vec<Arc<SharedMemory>>);
 
 struct Registration {
     /// Guest address of the region it lies in.
@@ -66,7 +71,7 @@ impl Slot {
 
     /// Claims the function and exports its BARs: what may be said of them, and one handle for
     /// each window.
-    pub(super) fn attach(&mut self) -> Result<(Attached, Vec<SharedMemory>), Failure> {
+    pub(super) fn attach(&mut self) -> Result<Exported, Failure> {
         let address = self.address();
         if self.attached {
             let message = format!("Function {address} is attached already");
@@ -91,7 +96,7 @@ impl Slot {
         Ok(exported)
     }
 
-    fn export(&mut self) -> Result<(Attached, Vec<SharedMemory>), DextError> {
+    fn export(&mut self) -> Result<Exported, DextError> {
         let client = &mut self.client;
         let msix = capabilities::msix(client)?;
         let bars = client.bars()?;
@@ -108,19 +113,15 @@ impl Slot {
                     continue;
                 }
             };
-            for (offset, length) in guest_windows(bar, &info, mapped.memory.size(), msix.as_ref()) {
-                match mapped.memory.try_clone() {
-                    Ok(handle) => {
-                        windows.push(BarWindow {
-                            bar,
-                            offset,
-                            length,
-                            memory_offset: offset,
-                        });
-                        handles.push(handle);
-                    }
-                    Err(error) => warnings.push(format!("BAR {bar} cannot be exported: {error}")),
-                }
+            let memory = Arc::new(mapped.memory);
+            for (offset, length) in guest_windows(bar, &info, memory.size(), msix.as_ref()) {
+                windows.push(BarWindow {
+                    bar,
+                    offset,
+                    length,
+                    memory_offset: offset,
+                });
+                handles.push(Arc::clone(&memory));
             }
         }
         let attached = Attached {

@@ -76,6 +76,12 @@ pub const FUNCTION: &[Syscall] = &[
         needed_by: "shared memory from a peer: is it sealed against shrinking",
     },
     Syscall {
+        name: "fcntl",
+        number: libc::SYS_fcntl,
+        conditions: &[(1, Condition::Is(libc::F_GETFD as u64))],
+        needed_by: "the runtime with debug assertions: is a descriptor open that it closes",
+    },
+    Syscall {
         name: "fstat",
         number: libc::SYS_fstat,
         conditions: &[],

@@ -1,2 +1,118 @@
-//! .
-fn main() {}
+//! `cordon`: look at what the dext offers, inspect a function, see the whole path work.
+
+mod demo;
+mod devices;
+mod inspect;
+mod output;
+mod programs;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipc::PciAddress;
+use vmm_side::HostConfig;
+use vmm_side::supervisor::Deadlines;
+
+/// PCI passthrough with every function in a sandboxed process of its own.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What the dext offers: address, ids, class, BARs, vectors, who claimed it.
+    Devices {
+        #[command(flatten)]
+        common: Common,
+        /// Print one JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// One function: config header and capabilities decoded, regions, interrupts, DMA, processes,
+    /// sandbox. A free function is attached for the look and detached again.
+    Inspect {
+        /// The function.
+        address: PciAddress,
+        #[command(flatten)]
+        common: Common,
+        /// Do not attach the function even if it is free.
+        #[arg(long)]
+        passive: bool,
+        /// Print one JSON object instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start a simulated device and drive it end to end as a VMM would. Needs no hardware.
+    Demo(demo::DemoOptions),
+}
+
+/// Where the dext is and how processes are started.
+#[derive(Clone, Debug, Args)]
+struct Common {
+    /// Where the dext is: sim:PATH for a simulated one, iokit for the real one.
+    #[arg(long, env = "CORDON_DEXT")]
+    dext: String,
+    /// The device-proc program; by default the one beside this program.
+    #[arg(long, env = "CORDON_DEVICE_PROC")]
+    device_proc: Option<PathBuf>,
+    /// Refuse to start a process without a layer of its sandbox, or say which are missing.
+    #[arg(long, value_enum, default_value_t = Sandbox::Strict)]
+    sandbox: Sandbox,
+}
+
+/// What to do about a missing layer of the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Sandbox {
+    /// Refuse.
+    Strict,
+    /// Go on and report it.
+    Relaxed,
+}
+
+/// Why a command failed: one line for people.
+type Failure = Box<dyn std::error::Error>;
+
+impl Common {
+    fn config(&self) -> Result<HostConfig, Failure> {
+        Ok(HostConfig {
+            device_proc: programs::find("device-proc", self.device_proc.as_deref())?,
+            dext: programs::endpoint(&self.dext)?,
+            strict: self.sandbox == Sandbox::Strict,
+            deadlines: Deadlines::default(),
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(match std::env::var("RUST_LOG").as_deref() {
+            Ok("debug" | "trace") => tracing::Level::DEBUG,
+            _ => tracing::Level::WARN,
+        })
+        .with_target(false)
+        .without_time()
+        .init();
+    let done = match options.command {
+        Command::Devices { common, json } => devices::run(&common, json),
+        Command::Inspect {
+            address,
+            common,
+            passive,
+            json,
+        } => inspect::run(address, &common, passive, json),
+        Command::Demo(options) => demo::run(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cordon: {}", output::chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The other programs: found beside this one, or where the command line says.
+
+use std::path::{Path, PathBuf};
+
+use crate::Failure;
+
+/// The program `name`: `given`, or the one beside this program.
+pub(crate) fn find(name: &str, given: Option<&Path>) -> Result<PathBuf, Failure> {
+    let path = match given {
+        Some(path) => path.to_owned(),
+        None => std::env::current_exe()
+            .map_err(|error| format!("cannot find this program's own path: {error}"))?
+            .with_file_name(name),
+    };
+    if path.is_file() {
+        return Ok(path);
+    }
+    let hint = if given.is_some() {
+        ""
+    } else {
+        " (build the whole workspace, or say where it is)"
+    };
+    Err(format!("the program {name} is not at {}{hint}", path.display()).into())
+}
+
+/// Checks `sim:PATH` or `iokit`.
+pub(crate) fn endpoint(text: &str) -> Result<String, Failure> {
+    let simulated = text
+        .strip_prefix("sim:")
+        .is_some_and(|path| !path.is_empty());
+    if simulated || text == "iokit" {
+        return Ok(text.to_owned());
+    }
+    Err(format!("'{text}' names no dext: sim:PATH or iokit").into())
+}

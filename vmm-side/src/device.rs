@@ -1,0 +1,401 @@
+//! [`PassthroughDevice`]: one passed-through function as VMM authors see it, close to VFIO's verbs.
+
+use std::sync::Arc;
+
+use ipc::event::Signaller;
+use ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo};
+use ipc::wire::function::{CONFIG_SPACE, InterruptIndex};
+use ipc::{Access, SharedMemory, Window, WindowError};
+
+use crate::supervisor::Death;
+
+/// Regions of a device: six BARs, ROM, config space, VGA (P3).
+pub const REGIONS: u32 = 9;
+/// Index of the ROM region.
+pub const ROM_REGION: u32 = 6;
+/// Index of the config space region.
+pub const CONFIG_REGION: u32 = 7;
+/// Index of the VGA region.
+pub const VGA_REGION: u32 = 8;
+/// Interrupt indexes of a device (P4).
+pub const INTERRUPT_INDEXES: u32 = 5;
+
+/// Why a device did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DeviceError {
+    /// The request makes no sense: an index, range or width that is not there.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// The dext failed; the message has its code.
+    #[error("{0}")]
+    Io(String),
+    /// There is no device, or no connection to it.
+    #[error("{0}")]
+    NoDevice(String),
+    /// This device or container does not do that.
+    #[error("{0}")]
+    NotSupported(String),
+    /// Somebody else has it, or it is there already.
+    #[error("{0}")]
+    Busy(String),
+    /// A limit of the dext or of the platform is reached.
+    #[error("{0}")]
+    NoSpace(String),
+    /// The process that served it died: reads are all ones from here on, writes are dropped.
+    #[error("{0}")]
+    Gone(Arc<Death>),
+}
+
+impl DeviceError {
+    /// The errno of a front end that speaks in those: EINVAL, EIO, ENODEV, ENOTTY, EBUSY, ENOSPC.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::InvalidArgument(_) => libc::EINVAL,
+            Self::Io(_) => libc::EIO,
+            Self::NoDevice(_) | Self::Gone(_) => libc::ENODEV,
+            Self::NotSupported(_) => libc::ENOTTY,
+            Self::Busy(_) => libc::EBUSY,
+            Self::NoSpace(_) => libc::ENOSPC,
+        }
+    }
+}
+
+impl From<Failure> for DeviceError {
+    fn from(failure: Failure) -> Self {
+        let message = printable(&failure.message);
+        match failure.kind {
+            FailureKind::InvalidArgument => Self::InvalidArgument(message),
+            FailureKind::Io => Self::Io(message),
+            FailureKind::NoDevice => Self::NoDevice(message),
+            FailureKind::NotSupported => Self::NotSupported(message),
+            FailureKind::Busy => Self::Busy(message),
+            FailureKind::NoSpace => Self::NoSpace(message),
+        }
+    }
+}
+
+/// A distrusted process's text, fit for a terminal and a log: one line, no control characters,
+/// at most 500 characters.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .take(500)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its name, by default `apple-0000:bb:dd.f` (P1.6).
+    pub name: String,
+    /// Where it is on the host, and its ids.
+    pub identity: Identity,
+    /// BARs as the dext describes them.
+    pub bars: [Option<BarInfo>; 6],
+    /// MSI-X capability.
+    pub msix: Option<MsixInfo>,
+    /// Whether [`PassthroughDevice::reset`] can work: always.
+    pub resettable: bool,
+}
+
+/// A region of a device (P3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// Its index, 0..[`REGIONS`].
+    pub index: u32,
+    /// Bytes; 0 for one that is not there.
+    pub size: u64,
+    /// Offset cookie: index << 20.
+    pub offset: u64,
+    /// Whether parts of it are windows, see [`PassthroughDevice::windows`].
+    pub mappable: bool,
+}
+
+/// An interrupt index of a device (P4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InterruptInfo {
+    /// Which.
+    pub index: InterruptIndex,
+    /// Vectors; 0 when the index cannot be used.
+    pub count: u32,
+    /// Whether it signals events.
+    pub eventfd: bool,
+    /// Whether all vectors must be set up at once.
+    pub no_resize: bool,
+}
+
+/// A part of a BAR that can be mapped into a guest. Loads and stores to it cross no process.
+#[derive(Debug)]
+pub struct BarMemory {
+    /// BAR number.
+    pub bar: u8,
+    /// Where in the BAR it begins; a multiple of 16 KiB.
+    pub offset: u64,
+    /// Bytes; a multiple of 16 KiB.
+    pub length: u64,
+    /// The memory, sealed against shrinking.
+    pub memory: SharedMemory,
+    /// Where in the memory it begins.
+    pub memory_offset: u64,
+}
+
+impl BarMemory {
+    /// Maps it into this process.
+    ///
+    /// # Errors
+    /// [`WindowError`].
+    pub fn map(&self) -> Result<Window, WindowError> {
+        let too_long = |_| WindowError::OutOfRange {
+            offset: self.memory_offset,
+            width: self.length,
+            length: usize::MAX as u64,
+        };
+        let length = usize::try_from(self.length).map_err(too_long)?;
+        self.memory
+            .map(self.memory_offset, length, Access::ReadWrite)
+    }
+}
+
+/// A change of the interrupt setup (VFIO's SET_IRQS).
+#[derive(Debug)]
+pub enum InterruptSetup {
+    /// Gives each vector from `start` a signaller, or takes it away.
+    Assign {
+        /// First vector.
+        start: u16,
+        /// One entry for each vector.
+        signallers: Vec<Option<Signaller>>,
+    },
+    /// Takes away every signaller of the index.
+    Disable,
+    /// Holds INTx back.
+    Mask,
+    /// Lets INTx through.
+    Unmask,
+    /// Signals vectors as if the device had fired them.
+    Trigger {
+        /// First vector.
+        start: u16,
+        /// How many.
+        count: u16,
+    },
+}
+
+/// One passed-through function. Callers are vCPU threads: every method takes `&self` and blocks
+/// for as long as the device needs, bounded by the deadlines of
+/// [`HostConfig`](crate::HostConfig).
+pub trait PassthroughDevice: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &DeviceInfo;
+
+    /// A region (P3).
+    ///
+    /// # Errors
+    /// [`DeviceError::InvalidArgument`] for an index that is not there (P3.4).
+    fn region_info(&self, index: u32) -> Result<RegionInfo, DeviceError>;
+
+    /// An interrupt index (P4).
+    ///
+    /// # Errors
+    /// [`DeviceError::InvalidArgument`] for an index that is not there.
+    fn interrupt_info(&self, index: u32) -> Result<InterruptInfo, DeviceError>;
+
+    /// Reads config space (P5). Bytes past 4096 read as zero.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn config_read(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Writes config space, as far as P6 forwards it.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn config_write(&self, offset: u32, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// A trapped load of 1, 2, 4 or 8 bytes (P7.5).
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// A trapped store of 1, 2, 4 or 8 bytes (P7.5).
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), DeviceError>;
+
+    /// The parts of its BARs that can be mapped (P7).
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the process is out of descriptors.
+    fn windows(&self) -> Result<Vec<BarMemory>, DeviceError>;
+
+    /// Changes the interrupt setup (P9).
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn set_interrupts(
+        &self,
+        index: InterruptIndex,
+        setup: InterruptSetup,
+    ) -> Result<(), DeviceError>;
+
+    /// Resets the device (P8). Interrupt setup, windows and DMA stay.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn reset(&self) -> Result<(), DeviceError>;
+
+    /// VFIO's device features: there are none (P4).
+    ///
+    /// # Errors
+    /// Always [`DeviceError::NotSupported`].
+    fn feature(&self, feature: u32) -> Result<(), DeviceError> {
+        let name = &self.info().name;
+        Err(DeviceError::NotSupported(format!(
+            "{name}: device feature {feature} is not supported"
+        )))
+    }
+
+    /// [`PassthroughDevice::config_read`] for a caller that cannot fail: any error reads as all
+    /// ones, as on a bus where nobody answers.
+    fn config_read_or_ones(&self, offset: u32, data: &mut [u8]) {
+        if self.config_read(offset, data).is_err() {
+            data.fill(0xff);
+        }
+    }
+
+    /// [`PassthroughDevice::bar_read`] for a caller that cannot fail: any error reads as all ones.
+    fn bar_read_or_ones(&self, bar: u8, offset: u64, data: &mut [u8]) {
+        if self.bar_read(bar, offset, data).is_err() {
+            data.fill(0xff);
+        }
+    }
+}
+
+/// P3, from what the dext says of the BARs.
+pub(crate) fn region_info(
+    bars: &[Option<BarInfo>; 6],
+    windowed: impl Fn(u8) -> bool,
+    index: u32,
+) -> Result<RegionInfo, DeviceError> {
+    let bar = u8::try_from(index).ok().filter(|bar| *bar < 6);
+    let (size, mappable) = match (bar, index) {
+        (Some(bar), _) => (
+            bars[usize::from(bar)].map_or(0, |bar| bar.size),
+            windowed(bar),
+        ),
+        (None, CONFIG_REGION) => (CONFIG_SPACE as u64, false),
+        (None, ROM_REGION | VGA_REGION) => (0, false),
+        (None, other) => {
+            let message = format!("There is no region {other}: 0 to {} are there", REGIONS - 1);
+            return Err(DeviceError::InvalidArgument(message));
+        }
+    };
+    Ok(RegionInfo {
+        index,
+        size,
+        offset: u64::from(index) << 20,
+        mappable,
+    })
+}
+
+/// P4, from what the dext registered and the MSI-X capability says.
+pub(crate) fn interrupt_info(
+    vectors: u16,
+    msix: Option<&MsixInfo>,
+    index: u32,
+) -> Result<InterruptInfo, DeviceError> {
+    use InterruptIndex::{Err as ErrIndex, Intx, Msi, Msix, Req};
+    let (index, count, eventfd, no_resize) = match index {
+        0 => (Intx, 1, true, false),
+        1 => (Msi, vectors.into(), true, false),
+        2 => (Msix, msix.map_or(0, |msix| msix.vectors.into()), true, true),
+        3 => (ErrIndex, 0, false, false),
+        4 => (Req, 0, false, false),
+        other => {
+            let message = format!("There is no interrupt index {other}: 0 to 4 are there");
+            return Err(DeviceError::InvalidArgument(message));
+        }
+    };
+    Ok(InterruptInfo {
+        index,
+        count,
+        eventfd,
+        no_resize,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BARS: [Option<BarInfo>; 6] = [
+        Some(BarInfo {
+            memory_index: 0,
+            size: 0x10000,
+            kind: BarInfo::WIDTH_64,
+        }),
+        None,
+        Some(BarInfo {
+            memory_index: 1,
+            size: 64,
+            kind: BarInfo::IO,
+        }),
+        None,
+        None,
+        None,
+    ];
+
+    #[test]
+    fn p3_regions_have_their_sizes_and_cookies() {
+        for (index, size) in [(0, 0x10000), (1, 0), (2, 64), (6, 0), (7, 4096), (8, 0)] {
+            let info = region_info(&BARS, |bar| bar == 0, index).unwrap();
+            assert_eq!(
+                (info.size, info.offset),
+                (size, u64::from(index) << 20),
+                "{index}"
+            );
+            assert_eq!(info.mappable, index == 0);
+        }
+    }
+
+    #[test]
+    fn p3_4_other_indexes_are_invalid() {
+        for index in [9, 255, u32::MAX] {
+            let error = region_info(&BARS, |_| false, index).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL);
+        }
+    }
+
+    #[test]
+    fn p4_interrupt_indexes_have_their_counts_and_flags() {
+        let msix = MsixInfo {
+            capability: 0xb0,
+            vectors: 9,
+            table_bar: 0,
+            table_offset: 0,
+            pba_bar: 0,
+            pba_offset: 0x1000,
+        };
+        let count = |index| interrupt_info(5, Some(&msix), index).unwrap().count;
+        assert_eq!(
+            [count(0), count(1), count(2), count(3), count(4)],
+            [1, 5, 9, 0, 0]
+        );
+        assert_eq!(interrupt_info(5, None, 2).unwrap().count, 0);
+        assert!(interrupt_info(5, Some(&msix), 2).unwrap().no_resize);
+        assert_eq!(
+            interrupt_info(5, None, 5).unwrap_err().errno(),
+            libc::EINVAL
+        );
+    }
+
+    #[test]
+    fn text_from_below_is_one_harmless_line() {
+        assert_eq!(printable("a\x1b[2Jb\nc"), "a?[2Jb?c");
+        assert_eq!(printable(&"x".repeat(9999)).len(), 500);
+    }
+}

@@ -1,0 +1,278 @@
+//! [`PassthroughDevice`], carried out by a function process.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use ipc::PciAddress;
+use ipc::wire::function::{
+    InterruptAction, InterruptIndex, MAX_ASSIGN, Ready, Reply, Request, Statistics,
+};
+use ipc::wire::handshake::Role;
+use ipc::wire::sandbox::SandboxReport;
+
+use crate::connection::{Connection, unexpected};
+use crate::container::Container;
+use crate::device::{
+    self, BarMemory, DeviceError, DeviceInfo, InterruptInfo, InterruptSetup, PassthroughDevice,
+    RegionInfo,
+};
+use crate::supervisor::{Death, Protocol, Supervisor};
+
+/// What is said to a function process.
+#[derive(Debug)]
+pub struct FunctionProtocol;
+
+impl Protocol for FunctionProtocol {
+    type Request = Request;
+    type Reply = Reply;
+    type Ready = Ready;
+    const ROLE: Role = Role::Function;
+    const COMMAND: &'static str = "function";
+
+    fn shutdown() -> Request {
+        Request::Shutdown
+    }
+}
+
+/// An attached function.
+pub struct Proxy {
+    pub(crate) supervisor: Supervisor<FunctionProtocol>,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) container: Arc<Container>,
+    info: DeviceInfo,
+    vectors: u16,
+    sandbox: SandboxReport,
+    windows: Vec<BarMemory>,
+}
+
+impl Proxy {
+    pub(crate) fn new(
+        supervisor: Supervisor<FunctionProtocol>,
+        ready: Ready,
+        connection: Arc<Connection>,
+        container: Arc<Container>,
+        windows: Vec<BarMemory>,
+        name: String,
+    ) -> Self {
+        let info = DeviceInfo {
+            name,
+            identity: ready.identity,
+            bars: ready.bars,
+            msix: ready.msix,
+            resettable: true,
+        };
+        let (vectors, sandbox) = (ready.vectors, ready.sandbox);
+        Self {
+            supervisor,
+            connection,
+            container,
+            info,
+            vectors,
+            sandbox,
+            windows,
+        }
+    }
+
+    /// Where it is on the host.
+    #[must_use]
+    pub fn address(&self) -> PciAddress {
+        self.info.identity.address
+    }
+
+    /// Process id of its function process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.supervisor.pid()
+    }
+
+    /// What confines its function process.
+    #[must_use]
+    pub fn sandbox(&self) -> &SandboxReport {
+        &self.sandbox
+    }
+
+    /// The connection process of its device.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Vectors that the dext registered.
+    #[must_use]
+    pub fn vectors(&self) -> u16 {
+        self.vectors
+    }
+
+    /// The death of its function process, or of its connection process, once one is dead.
+    #[must_use]
+    pub fn death(&self) -> Option<Arc<Death>> {
+        self.supervisor.death().or_else(|| self.connection.death())
+    }
+
+    /// Counters of its function process.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn statistics(&self) -> Result<Statistics, DeviceError> {
+        match self.call(Request::Statistics, Vec::new())? {
+            Reply::Statistics(statistics) => Ok(statistics),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Whether direct DMA works on this platform: gives the function the regions of `container`
+    /// for a moment and takes them away again.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotSupported`] when the platform chooses bus addresses (P2.4).
+    pub fn try_direct(&self, container: &Container) -> Result<(), DeviceError> {
+        container.join(self.address(), &self.connection)?;
+        container.leave(self.address(), &self.connection);
+        Ok(())
+    }
+
+    fn call(&self, request: Request, handles: Vec<OwnedFd>) -> Result<Reply, DeviceError> {
+        Ok(self.supervisor.call(request, handles)?.0)
+    }
+
+    fn done(&self, request: Request, handles: Vec<OwnedFd>) -> Result<(), DeviceError> {
+        match self.call(request, handles)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The width of a trapped access.
+    fn width(&self, bar: u8, length: usize) -> Result<u8, DeviceError> {
+        match length {
+            1 | 2 | 4 | 8 => Ok(u8::try_from(length).unwrap_or_default()),
+            other => Err(DeviceError::InvalidArgument(format!(
+                "Function {}: BAR {bar}: access of {other} bytes: 1, 2, 4 or 8 allowed",
+                self.address()
+            ))),
+        }
+    }
+
+    fn assign(
+        &self,
+        index: InterruptIndex,
+        start: u16,
+        signallers: &[Option<ipc::event::Signaller>],
+    ) -> Result<(), DeviceError> {
+        let mut first = start;
+        for part in signallers.chunks(MAX_ASSIGN) {
+            let present = part.iter().map(Option::is_some).collect();
+            let handles: Result<Vec<OwnedFd>, _> = part
+                .iter()
+                .flatten()
+                .map(|one| one.as_fd().try_clone_to_owned())
+                .collect();
+            let handles = handles.map_err(|error| DeviceError::NoSpace(error.to_string()))?;
+            let action = InterruptAction::Assign {
+                start: first,
+                present,
+            };
+            self.done(Request::Interrupts { index, action }, handles)?;
+            let count = u16::try_from(part.len()).unwrap_or(u16::MAX);
+            first = first.saturating_add(count);
+        }
+        Ok(())
+    }
+}
+
+impl PassthroughDevice for Proxy {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn region_info(&self, index: u32) -> Result<RegionInfo, DeviceError> {
+        let windowed = |bar| self.windows.iter().any(|window| window.bar == bar);
+        device::region_info(&self.info.bars, windowed, index)
+    }
+
+    fn interrupt_info(&self, index: u32) -> Result<InterruptInfo, DeviceError> {
+        device::interrupt_info(self.vectors, self.info.msix.as_ref(), index)
+    }
+
+    fn config_read(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
+        let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        match self.call(Request::ConfigRead { offset, length }, Vec::new())? {
+            Reply::Bytes(bytes) if bytes.len() == data.len() => {
+                data.copy_from_slice(&bytes);
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn config_write(&self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
+        if data.len() > ipc::wire::function::CONFIG_SPACE {
+            let message = format!("Config write of {} bytes: at most 4096", data.len());
+            return Err(DeviceError::InvalidArgument(message));
+        }
+        self.done(
+            Request::ConfigWrite {
+                offset,
+                data: data.to_vec(),
+            },
+            Vec::new(),
+        )
+    }
+
+    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
+        let width = self.width(bar, data.len())?;
+        match self.call(Request::BarRead { bar, offset, width }, Vec::new())? {
+            Reply::Value(value) => {
+                data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        let width = self.width(bar, data.len())?;
+        let mut bytes = [0; 8];
+        bytes[..data.len()].copy_from_slice(data);
+        let value = u64::from_le_bytes(bytes);
+        self.done(
+            Request::BarWrite {
+                bar,
+                offset,
+                width,
+                value,
+            },
+            Vec::new(),
+        )
+    }
+
+    fn windows(&self) -> Result<Vec<BarMemory>, DeviceError> {
+        let clone = |window: &BarMemory| {
+            let memory = window.memory.try_clone();
+            memory.map(|memory| BarMemory { memory, ..*window })
+        };
+        let windows: Result<_, _> = self.windows.iter().map(clone).collect();
+        windows.map_err(|error| DeviceError::NoSpace(error.to_string()))
+    }
+
+    fn set_interrupts(
+        &self,
+        index: InterruptIndex,
+        setup: InterruptSetup,
+    ) -> Result<(), DeviceError> {
+        let action = match setup {
+            InterruptSetup::Assign { start, signallers } => {
+                return self.assign(index, start, &signallers);
+            }
+            InterruptSetup::Disable => InterruptAction::Disable,
+            InterruptSetup::Mask => InterruptAction::Mask,
+            InterruptSetup::Unmask => InterruptAction::Unmask,
+            InterruptSetup::Trigger { start, count } => InterruptAction::Trigger { start, count },
+        };
+        self.done(Request::Interrupts { index, action }, Vec::new())
+    }
+
+    fn reset(&self) -> Result<(), DeviceError> {
+        self.done(Request::Reset, Vec::new())
+    }
+}

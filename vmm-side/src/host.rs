@@ -36,6 +36,7 @@ impl HostConfig {
             strict: self.strict,
             subject: address.map_or_else(|| "the dext".to_owned(), |address| address.to_string()),
             deadlines: self.deadlines,
+            expendable: false,
         }
     }
 }

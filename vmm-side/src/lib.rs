@@ -9,6 +9,7 @@
 //! | [`supervisor`] | one thread for each child process: spawn, handshake, requests, death |
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`registry`] | who owns which host function |
+//! | [`selftest`] | forbidden things, tried from inside the sandbox |
 //! | [`listing`] | what the dext offers, read by a confined process |
 //!
 //! Everything here runs in the VMM. It distrusts every process below it: what they send is
@@ -22,6 +23,7 @@ pub mod host;
 pub mod listing;
 pub mod proxy;
 pub mod registry;
+pub mod selftest;
 pub mod supervisor;
 mod sys;
 

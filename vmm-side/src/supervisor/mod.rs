@@ -96,6 +96,8 @@ pub struct Spec {
     pub subject: String,
     /// How long things may take.
     pub deadlines: Deadlines,
+    /// Whether its death is expected and no warning.
+    pub expendable: bool,
 }
 
 /// How a process ended.

@@ -350,7 +350,7 @@ impl<P: Protocol> Thread<P> {
             exit,
             last_request: self.last_request.clone(),
         };
-        if *cause == Cause::Stopped {
+        if *cause == Cause::Stopped || self.context.spec.expendable {
             tracing::debug!("{death}");
         } else {
             tracing::warn!("{death}");

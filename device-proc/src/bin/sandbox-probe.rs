@@ -1,0 +1,431 @@
+//! `sandbox-probe`: confines itself exactly as a role of `device-proc` does, then tries one
+//! forbidden thing and says how it went by its exit status: [`REFUSED`] or [`SUCCEEDED`]. Most
+//! attempts never return, since the filter kills the process.
+//!
+//! A program of its own, so that the product's program holds none of this.
+#![expect(unsafe_code, reason = "it makes system calls that no library would")]
+
+use std::ffi::{CString, c_int, c_long, c_void};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use device_proc::options::Common;
+use device_proc::{connection, function, start};
+use ipc::wire::common::Up;
+use ipc::wire::handshake::Role;
+use ipc::{Deadline, PciAddress};
+
+/// The attempt came back with an error.
+const REFUSED: u8 = 3;
+/// The attempt worked.
+const SUCCEEDED: u8 = 99;
+/// There is no such attempt.
+const UNKNOWN: u8 = 4;
+
+/// Tries one forbidden thing from inside the sandbox.
+#[derive(Parser)]
+#[command(version, about)]
+struct Options {
+    #[command(subcommand)]
+    role: RoleOptions,
+}
+
+#[derive(Subcommand)]
+enum RoleOptions {
+    /// As a connection process.
+    Connection(Attempt),
+    /// As a function process.
+    Function(Attempt),
+    /// Without any confinement, to show that the attempts are real.
+    Unconfined {
+        /// What to try.
+        #[arg(long)]
+        attempt: String,
+        /// A process to meddle with.
+        #[arg(long)]
+        victim: i32,
+    },
+    /// Print the names of all attempts.
+    List,
+}
+
+#[derive(Args)]
+struct Attempt {
+    #[arg(long)]
+    address: PciAddress,
+    #[command(flatten)]
+    common: Common,
+    /// What to try.
+    #[arg(long)]
+    attempt: String,
+    /// A process to meddle with.
+    #[arg(long)]
+    victim: i32,
+}
+
+/// What an attempt works with.
+struct Target {
+    victim: c_long,
+    tube: c_long,
+}
+
+/// An attempt: its name and what it does. Negative is an error.
+type Entry = (&'static str, fn(&Target) -> c_long);
+
+fn main() -> ExitCode {
+    match Options::parse().role {
+        RoleOptions::List => {
+            for (name, _) in ATTEMPTS {
+                println!("{name}");
+            }
+            ExitCode::SUCCESS
+        }
+        RoleOptions::Unconfined { attempt, victim } => attempt_and_exit(
+            &attempt,
+            &Target {
+                victim: victim.into(),
+                tube: -1,
+            },
+        ),
+        RoleOptions::Function(attempt) => confined(&attempt, Role::Function),
+        RoleOptions::Connection(attempt) => confined(&attempt, Role::Connection),
+    }
+}
+
+/// Starts as the role does, says that it is ready, and tries.
+fn confined(attempt: &Attempt, role: Role) -> ExitCode {
+    let Attempt {
+        address, common, ..
+    } = attempt;
+    let Ok(tube) = start::tube(common, role) else {
+        return ExitCode::FAILURE;
+    };
+    let deadline = Deadline::after(start::PATIENCE);
+    // What the role holds is held while the attempt runs.
+    let mut held: (
+        Option<function::FunctionProcess>,
+        Option<connection::ConnectionProcess>,
+    ) = (None, None);
+    let sent = if role == Role::Function {
+        match function::prepare(*address, common, &tube) {
+            Ok((process, ready)) => {
+                held.0 = Some(process);
+                let up: Up<_, ipc::wire::function::Reply> = Up::Ready(ready);
+                tube.send(0, &up, &[], deadline)
+            }
+            Err(error) => {
+                use ipc::wire::function::{Ready, Reply};
+                start::report_failure::<Ready, Reply>(&tube, &error);
+                return ExitCode::FAILURE;
+            }
+        }
+    } else {
+        match connection::prepare(*address, common, &tube) {
+            Ok((process, ready)) => {
+                held.1 = Some(process);
+                let up: Up<_, ipc::wire::connection::Reply> = Up::Ready(ready);
+                tube.send(0, &up, &[], deadline)
+            }
+            Err(error) => {
+                use ipc::wire::connection::{Ready, Reply};
+                start::report_failure::<Ready, Reply>(&tube, &error);
+                return ExitCode::FAILURE;
+            }
+        }
+    };
+    if sent.is_err() {
+        return ExitCode::FAILURE;
+    }
+    let target = Target {
+        victim: attempt.victim.into(),
+        tube: common.tube_fd.into(),
+    };
+    attempt_and_exit(&attempt.attempt, &target)
+}
+
+fn attempt_and_exit(name: &str, target: &Target) -> ExitCode {
+    let Some((_, run)) = ATTEMPTS.iter().find(|(known, _)| *known == name) else {
+        return ExitCode::from(UNKNOWN);
+    };
+    let code = if run(target) < 0 { REFUSED } else { SUCCEEDED };
+    // No clean-up: an attempt may have left the process in any state.
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(c_int::from(code)) }
+}
+
+/// A raw system call with up to six arguments.
+macro_rules! call {
+    ($number:expr $(, $argument:expr)*) => {{
+        // SAFETY: an attempt to be refused; its arguments are valid for as long as the call
+        // lasts, should it be carried out.
+        unsafe { libc::syscall($number $(, $argument)*) }
+    }};
+}
+
+fn text(text: &str) -> CString {
+    CString::new(text).unwrap_or_default()
+}
+
+fn open(path: &str, flags: c_int) -> c_long {
+    call!(
+        libc::SYS_openat,
+        libc::AT_FDCWD,
+        text(path).as_ptr(),
+        flags,
+        0o600
+    )
+}
+
+fn map(protection: c_int, flags: c_int) -> c_long {
+    let none: *mut c_void = std::ptr::null_mut();
+    call!(libc::SYS_mmap, none, 4096usize, protection, flags, -1, 0)
+}
+
+fn fork(flags: c_int) -> c_long {
+    let child = call!(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize);
+    if child == 0 {
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) }
+    }
+    child
+}
+
+fn connect_abstract() -> c_long {
+    let socket = call!(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET, 0);
+    if socket < 0 { socket } else { 0 }
+}
+
+fn exec(path: &str) -> c_long {
+    let path = text(path);
+    let arguments = [path.as_ptr(), std::ptr::null()];
+    let environment = [std::ptr::null::<libc::c_char>()];
+    call!(
+        libc::SYS_execve,
+        path.as_ptr(),
+        arguments.as_ptr(),
+        environment.as_ptr()
+    )
+}
+
+/// A descriptor beside a message that nobody asked for.
+fn send_descriptor(target: &Target) -> c_long {
+    let mut byte = [0u8; 16];
+    let mut part = libc::iovec {
+        iov_base: byte.as_mut_ptr().cast(),
+        iov_len: byte.len(),
+    };
+    let mut control = [0u64; 4];
+    // SAFETY: a zeroed msghdr is valid; the pointers set below outlive the call; `control` is
+    // aligned and large enough for one descriptor.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(2);
+        let sent = libc::syscall(libc::SYS_sendmsg, target.tube, &raw const message, 0);
+        if sent < 0 {
+            return sent;
+        }
+        // It went out: whether it was refused is the receiver's to show, by ending this process.
+        let patience = libc::timespec {
+            tv_sec: 5,
+            tv_nsec: 0,
+        };
+        libc::ppoll(
+            std::ptr::null_mut(),
+            0,
+            &raw const patience,
+            std::ptr::null(),
+        );
+    }
+    0
+}
+
+/// 32-bit entry on x86-64: the filter must not be got round by another architecture's numbers.
+fn other_architecture(_: &Target) -> c_long {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let result: i32;
+        // SAFETY: getpid by the 32-bit entry; clobbers are declared.
+        unsafe {
+            std::arch::asm!("int 0x80", inlateout("eax") 20 => result,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+        }
+        result.into()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        call!(-1 as c_long)
+    }
+}
+
+const SHARED: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+const RWX: c_int = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+
+/// Everything that is tried, in both roles.
+const ATTEMPTS: &[Entry] = &[
+    ("open-file", |_| open("/etc/passwd", libc::O_RDONLY)),
+    ("open-root-directory", |_| {
+        open("/", libc::O_RDONLY | libc::O_DIRECTORY)
+    }),
+    ("read-proc-self", |_| {
+        open("/proc/self/maps", libc::O_RDONLY)
+    }),
+    ("read-proc-parent", |t| {
+        open(&format!("/proc/{}/mem", t.victim), libc::O_RDWR)
+    }),
+    ("create-file", |_| {
+        open("/tmp/cordon-probe", libc::O_CREAT | libc::O_WRONLY)
+    }),
+    ("open-kvm", |_| open("/dev/kvm", libc::O_RDWR)),
+    ("second-dext-connection", |_| connect_abstract()),
+    ("socket-inet", |_| {
+        call!(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0)
+    }),
+    ("socket-netlink", |_| {
+        call!(libc::SYS_socket, libc::AF_NETLINK, libc::SOCK_RAW, 0)
+    }),
+    ("socketpair", |_| {
+        let mut pair = [0i32; 2];
+        call!(
+            libc::SYS_socketpair,
+            libc::AF_UNIX,
+            libc::SOCK_STREAM,
+            0,
+            pair.as_mut_ptr()
+        )
+    }),
+    ("exec", |_| exec("/bin/true")),
+    ("fork", |_| fork(libc::SIGCHLD)),
+    ("new-namespace", |_| {
+        fork(libc::SIGCHLD | libc::CLONE_NEWUSER)
+    }),
+    ("thread", |_| {
+        fork(libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_VFORK)
+    }),
+    ("ptrace-parent", |t| {
+        call!(libc::SYS_ptrace, libc::PTRACE_ATTACH, t.victim, 0, 0)
+    }),
+    ("ptrace-me", |_| {
+        call!(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0)
+    }),
+    ("read-parent-memory", |t| {
+        let mut byte = 0u8;
+        let mut part = libc::iovec {
+            iov_base: (&raw mut byte).cast(),
+            iov_len: 1,
+        };
+        let parts = &raw mut part;
+        call!(
+            libc::SYS_process_vm_readv,
+            t.victim,
+            parts,
+            1usize,
+            parts,
+            1usize,
+            0usize
+        )
+    }),
+    ("signal-parent", |t| call!(libc::SYS_kill, t.victim, 0)),
+    ("signal-everybody", |_| call!(libc::SYS_kill, -1, 0)),
+    ("signal-self", |_| call!(libc::SYS_tgkill, 1, 1, 0)),
+    ("map-executable", |_| map(RWX, SHARED)),
+    ("map-read-execute", |_| {
+        map(libc::PROT_READ | libc::PROT_EXEC, SHARED)
+    }),
+    ("protect-executable", |_| {
+        let page = map(libc::PROT_READ | libc::PROT_WRITE, SHARED);
+        call!(libc::SYS_mprotect, page, 4096usize, RWX)
+    }),
+    ("memfd", |_| call!(libc::SYS_memfd_create, c"x".as_ptr(), 0)),
+    ("userfaultfd", |_| call!(libc::SYS_userfaultfd, 0)),
+    ("io-uring", |_| {
+        let mut parameters = [0u64; 32];
+        call!(libc::SYS_io_uring_setup, 4, parameters.as_mut_ptr())
+    }),
+    ("bpf", |_| {
+        let mut attributes = [0u64; 32];
+        call!(
+            libc::SYS_bpf,
+            0,
+            attributes.as_mut_ptr(),
+            size_of_val(&attributes)
+        )
+    }),
+    ("perf-event", |_| {
+        let mut attributes = [0u64; 16];
+        call!(
+            libc::SYS_perf_event_open,
+            attributes.as_mut_ptr(),
+            0,
+            -1,
+            -1,
+            0
+        )
+    }),
+    ("unshare", |_| call!(libc::SYS_unshare, libc::CLONE_NEWUTS)),
+    ("set-namespace", |_| call!(libc::SYS_setns, 0, 0)),
+    ("mount", |_| {
+        let (none, at, kind) = (c"none".as_ptr(), c"/".as_ptr(), c"tmpfs".as_ptr());
+        call!(libc::SYS_mount, none, at, kind, 0usize, 0usize)
+    }),
+    ("chroot", |_| call!(libc::SYS_chroot, c"/".as_ptr())),
+    ("become-dumpable", |_| {
+        call!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0)
+    }),
+    ("change-filter", |_| call!(libc::SYS_seccomp, 0, 0, 0usize)),
+    ("set-uid", |_| call!(libc::SYS_setuid, 0)),
+    ("raise-limits", |t| {
+        let limit = [u64::MAX; 2];
+        let none: *mut c_void = std::ptr::null_mut();
+        call!(
+            libc::SYS_prlimit64,
+            t.victim,
+            libc::RLIMIT_NOFILE,
+            limit.as_ptr(),
+            none
+        )
+    }),
+    ("type-into-terminal", |_| {
+        call!(libc::SYS_ioctl, 2, libc::TIOCSTI, c"x".as_ptr())
+    }),
+    ("pidfd", |t| call!(libc::SYS_pidfd_open, t.victim, 0)),
+    ("steal-descriptor", |_| {
+        call!(libc::SYS_pidfd_getfd, 3, 0, 0)
+    }),
+    ("keyring", |_| call!(libc::SYS_keyctl, 0, -3, 0)),
+    ("shared-memory-segment", |_| {
+        call!(libc::SYS_shmget, 0, 4096usize, 0o600)
+    }),
+    ("listen-for-file-changes", |_| {
+        call!(libc::SYS_inotify_init1, 0)
+    }),
+    ("host-name", |_| {
+        call!(libc::SYS_uname, [0u8; 512].as_mut_ptr())
+    }),
+    ("shorten-memory", |t| call!(libc::SYS_ftruncate, t.tube, 0)),
+    ("duplicate-descriptor", |t| {
+        call!(libc::SYS_fcntl, t.tube, libc::F_DUPFD, 0)
+    }),
+    ("send-to-address", |t| {
+        let address = [1u16, 0x2f, 0, 0];
+        let bytes = [0u8; 16];
+        call!(
+            libc::SYS_sendto,
+            t.tube,
+            bytes.as_ptr(),
+            16usize,
+            0,
+            address.as_ptr(),
+            8
+        )
+    }),
+    ("send-descriptor", send_descriptor),
+    ("other-architecture", other_architecture),
+];

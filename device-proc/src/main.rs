@@ -1,10 +1,11 @@
 //! `device-proc`: one confined process, in the role that the command line says.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use device_proc::options::{Options, RoleOptions};
-use device_proc::{connection, function, lister, start};
+use device_proc::{connection, function, lister};
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -12,6 +13,8 @@ fn main() -> ExitCode {
         .with_ansi(false)
         .with_target(false)
         .without_time()
+        // Standard error does not block: what does not fit is lost, and that is no reason to panic.
+        .log_internal_errors(false)
         .init();
     let ended = match Options::parse().role {
         RoleOptions::Connection { address, common } => connection::run(address, &common),
@@ -21,7 +24,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("device-proc: {}", start::chain(&error));
+            let _ = writeln!(std::io::stderr(), "device-proc: {}", ipc::chain(&error));
             ExitCode::FAILURE
         }
     }

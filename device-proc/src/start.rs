@@ -91,23 +91,10 @@ pub fn report_failure<R: Serialize, A: Serialize>(tube: &Tube, error: &RoleError
     let failure = Failure {
         kind,
         code,
-        message: chain(error),
+        message: ipc::chain(error),
     };
     let message: Up<R, A> = Up::StartFailed(failure);
     let _ = tube.send(0, &message, &[], Deadline::after(PATIENCE));
-}
-
-/// An error and all its causes in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
 }
 
 /// Sends the answer to request `id`.

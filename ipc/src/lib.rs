@@ -15,6 +15,7 @@
 //! a value ([`tube::TubeError::Disconnected`]), never a hang.
 
 pub mod address;
+mod chain;
 pub mod codec;
 pub mod deadline;
 pub mod event;
@@ -27,6 +28,7 @@ pub mod window;
 pub mod wire;
 
 pub use address::PciAddress;
+pub use chain::chain;
 pub use deadline::Deadline;
 pub use event::Event;
 pub use handles::Handles;

@@ -1,1 +1,310 @@
-//! .
+//! What the suites share: the programs, a simulated dext, a VMM side over it.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use ipc::{Access, PciAddress, SharedMemory, Window};
+use serde_json::Value;
+use vmm_side::container::GuestRegion;
+use vmm_side::supervisor::Deadlines;
+use vmm_side::{Container, DmaMode, Host, HostConfig};
+
+/// Where the programs are. They are built first unless `CORDON_BIN_DIR` says where they are
+/// (`cargo xtask test` does): Cargo builds no program of another package for a test.
+///
+/// # Panics
+/// When they cannot be built.
+#[must_use]
+pub fn bin_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        if let Some(dir) = std::env::var_os("CORDON_BIN_DIR") {
+            return dir.into();
+        }
+        let deps = std::env::current_exe().unwrap();
+        let dir = deps.parent().unwrap().parent().unwrap().to_owned();
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--quiet", "--workspace", "--bins"]);
+        if dir.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(
+            build.status().unwrap().success(),
+            "the programs cannot be built"
+        );
+        dir
+    })
+}
+
+/// One program.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    bin_dir().join(name)
+}
+
+/// An address that is right.
+///
+/// # Panics
+/// When it is not.
+#[must_use]
+pub fn address(text: &str) -> PciAddress {
+    text.parse().unwrap()
+}
+
+/// A running dext-sim. Killed on drop.
+pub struct Simulator {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Simulator {
+    /// Starts one with these arguments.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = Command::new(program("dext-sim"))
+            .arg("--socket")
+            .arg(directory.path().join("dext"))
+            .arg("--control")
+            .arg(directory.path().join("control"))
+            .arg("--exit-with-stdin")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.starts_with("ready"), "dext-sim said {line:?}");
+        Self { child, directory }
+    }
+
+    /// One with an NVMe function at 01:00.0 and a probe at 01:00.1.
+    #[must_use]
+    pub fn usual() -> Self {
+        Self::start(&[
+            "--device=01:00.0=nvme,size=64M,queues=4",
+            "--device=01:00.1=probe",
+        ])
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("dext")
+    }
+
+    /// Where it is, for a command line.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("sim:{}", self.socket().display())
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Tells it something and returns its answer.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn control(&self, command: &Value) -> Value {
+        let mut stream = UnixStream::connect(self.directory.path().join("control")).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        stream.write_all(format!("{command}\n").as_bytes()).unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// Arms a fault.
+    ///
+    /// # Panics
+    /// When it is no fault.
+    pub fn fault(&self, fault: &str) {
+        let answer = self.control(&serde_json::json!({ "fault": fault }));
+        assert_eq!(answer, "done", "{fault}");
+    }
+
+    /// How often each fault happened.
+    #[must_use]
+    pub fn fired(&self) -> Vec<u64> {
+        let state = self.control(&"state".into());
+        let faults = state["state"]["faults"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        faults
+            .iter()
+            .map(|fault| fault["fired"].as_u64().unwrap_or(0))
+            .collect()
+    }
+
+    /// What is held of a function now: connections, claims, DMA regions, interrupts.
+    ///
+    /// # Panics
+    /// When there is no such function.
+    #[must_use]
+    pub fn held(&self, function: &str) -> (u64, u64, u64, bool) {
+        let state = self.control(&"state".into());
+        let functions = state["state"]["functions"].as_array().unwrap();
+        let one = functions
+            .iter()
+            .find(|one| one["address"] == function)
+            .unwrap();
+        let number = |key: &str| one[key].as_u64().unwrap();
+        let interrupts = one["interrupts_held"].as_bool().unwrap();
+        (
+            number("connections"),
+            number("claims"),
+            number("dma_regions"),
+            interrupts,
+        )
+    }
+
+    /// Waits until nothing of a function is held.
+    ///
+    /// # Panics
+    /// When something still is after five seconds.
+    pub fn assert_released(&self, function: &str) {
+        let released = eventually(|| self.held(function) == (0, 0, 0, false));
+        assert!(released, "{function}: {:?}", self.held(function));
+    }
+
+    /// Kills it, as a dext that crashes.
+    ///
+    /// # Panics
+    /// When it cannot be killed.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until `condition` holds, by asking again; `false` when it does not within five seconds.
+/// For what happens in another process, which nothing here can wait for otherwise.
+pub fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !condition() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
+}
+
+/// How the suites start processes.
+#[must_use]
+pub fn config(simulator: &Simulator) -> HostConfig {
+    HostConfig {
+        device_proc: program("device-proc"),
+        dext: simulator.endpoint(),
+        strict: true,
+        deadlines: Deadlines::default(),
+    }
+}
+
+/// Guest RAM begins here.
+pub const RAM_BASE: u64 = 0x8000_0000;
+/// Bytes of guest RAM.
+pub const RAM: u64 = 4 << 20;
+
+/// A VMM: a host, a container with guest RAM, and the VMM's own mapping of it.
+pub struct Vmm {
+    /// Attaches and detaches.
+    pub host: Host,
+    /// Guest memory.
+    pub container: Arc<Container>,
+    /// Guest RAM as the VMM sees it.
+    pub ram: Window,
+}
+
+impl Vmm {
+    /// A VMM over a simulated dext.
+    ///
+    /// # Panics
+    /// When there is no memory.
+    #[must_use]
+    pub fn new(config: HostConfig, mode: DmaMode) -> Self {
+        let memory = SharedMemory::create("guest-ram", RAM).unwrap();
+        let ram = memory.map_all(Access::ReadWrite).unwrap();
+        let container = Arc::new(Container::new(mode));
+        container
+            .map(GuestRegion {
+                iova: RAM_BASE,
+                size: RAM,
+                memory,
+                offset: 0,
+                writable: true,
+            })
+            .unwrap();
+        Self {
+            host: Host::new(config),
+            container,
+            ram,
+        }
+    }
+
+    /// Attaches.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn attach(&self, function: &str) -> Arc<vmm_side::Proxy> {
+        self.host
+            .attach(address(function), &self.container, None)
+            .unwrap()
+    }
+}
+
+/// Sends a signal.
+///
+/// # Panics
+/// When the process is not there.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// Whether a process is there and has not ended.
+#[must_use]
+pub fn is_running(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = status
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .trim_start()
+        .chars()
+        .next();
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+/// Whether this process is root, for what only root may look at.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

@@ -83,7 +83,7 @@ impl MemoryTable {
             let length = usize::try_from(size).map_err(|error| error.to_string())?;
             let window = memory
                 .map(offset, length, access)
-                .map_err(|e| start::chain(&e))?;
+                .map_err(|e| ipc::chain(&e))?;
             Ok((memory, window))
         });
         let (memory, window) =

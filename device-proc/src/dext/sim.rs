@@ -38,7 +38,7 @@ impl SimulatedRegistry {
         };
         let mut tube = Tube::connect(&self.path).map_err(|error| no_dext(error.to_string()))?;
         tube.handshake(Role::DextClient, Role::Dext, Deadline::after(PATIENCE))
-            .map_err(|error| no_dext(error.to_string()))?;
+            .map_err(|error| no_dext(ipc::chain(&error)))?;
         Ok(tube)
     }
 }

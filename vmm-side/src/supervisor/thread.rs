@@ -135,8 +135,7 @@ impl<P: Protocol> Thread<P> {
         // A child that is not ours, or of another version, ends here; so does one that dies.
         if let Err(error) = self.child.tube.handshake(Role::Vmm, P::ROLE, deadline) {
             self.drain_stderr();
-            let why = format!("{}: {error}", process_name::<P>(&self.context.spec.subject));
-            self.happened(Happened::StartFailed(why));
+            self.happened(Happened::StartFailed(ipc::chain(&error)));
         }
         while !matches!(self.state, State::Dead(_)) {
             match self.wait() {
@@ -250,7 +249,7 @@ impl<P: Protocol> Thread<P> {
                 self.tube_open = false;
                 return self.happened(Happened::TubeClosed);
             }
-            Err(error) => return self.happened(Happened::Nonsense(error.to_string())),
+            Err(error) => return self.happened(Happened::Nonsense(ipc::chain(&error))),
         };
         match received.message {
             Up::Ready(ready) if received.handles.is_empty() && self.state == State::Starting => {

@@ -64,14 +64,16 @@ pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
     let isolated = libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
     match clone(start, isolated) {
         Err(_) if start.isolation == Isolation::Preferred => clone(start, 0),
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Err(io::Error::new(
-            error.kind(),
-            format!(
-                "no user namespace for the confined process: {error} (the system may forbid them \
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSPC)) => {
+            Err(io::Error::new(
+                error.kind(),
+                format!(
+                    "no user namespace for the confined process: {error} (the system may forbid them \
                  to ordinary users: see user.max_user_namespaces and \
                  kernel.unprivileged_userns_clone; --sandbox=relaxed starts without)"
-            ),
-        )),
+                ),
+            ))
+        }
         other => other,
     }
 }

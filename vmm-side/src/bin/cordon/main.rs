@@ -111,7 +111,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cordon: {}", output::chain(error.as_ref()));
+            eprintln!("cordon: {}", ipc::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

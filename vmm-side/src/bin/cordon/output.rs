@@ -1,25 +1,10 @@
 //! What the commands print.
 
-use std::error::Error;
 use std::fmt::Write as _;
 
 use ipc::wire::common::BarInfo;
 use ipc::wire::sandbox::{LayerState, SandboxReport};
 use serde::Serialize;
-
-/// An error and its causes in one line, each said once.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !line.contains(&text) {
-            let _ = write!(line, ": {text}");
-        }
-        source = cause.source();
-    }
-    line
-}
 
 /// One JSON object on one line.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), crate::Failure> {

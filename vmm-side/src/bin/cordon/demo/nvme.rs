@@ -25,6 +25,9 @@ pub(super) const MAX_TRANSFER: u64 = 128 << 10;
 /// How long the controller may take for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Says whether the processes behind the device live, and why not.
+pub(super) type Alive<'a> = &'a dyn Fn() -> Result<(), Failure>;
+
 /// Guest memory and who hands it out.
 pub(super) struct Memory<'m> {
     pub(super) window: &'m Window,
@@ -79,6 +82,7 @@ pub(super) struct Nvme<'m> {
     pub(super) model: String,
     /// Interrupts taken, by vector.
     pub(super) interrupts: Vec<u64>,
+    alive: Alive<'m>,
 }
 
 /// A transfer: blocks of the disk and where in guest memory.
@@ -112,6 +116,7 @@ impl<'m> Nvme<'m> {
         registers: &'m Window,
         memory: &mut Memory<'m>,
         events: &'m [Event],
+        alive: Alive<'m>,
     ) -> Result<Self, Failure> {
         let mut nvme = Self {
             registers,
@@ -123,6 +128,7 @@ impl<'m> Nvme<'m> {
             blocks: 0,
             model: String::new(),
             interrupts: vec![0; events.len()],
+            alive,
         };
         nvme.enable()?;
         let page = memory.take(PAGE)?;
@@ -158,6 +164,7 @@ impl<'m> Nvme<'m> {
     fn until_ready(&self, ready: bool) -> Result<(), Failure> {
         let deadline = Deadline::after(PATIENCE);
         while self.registers.load_u32(CSTS)? & 1 != u32::from(ready) {
+            (self.alive)()?;
             if deadline.passed() {
                 return Err(format!("the controller did not become ready={ready}").into());
             }
@@ -203,7 +210,7 @@ impl<'m> Nvme<'m> {
         submit(self.memory, &mut self.admin, &mut command)?;
         ring(self.registers, &self.admin)?;
         while self.admin.in_flight > 0 {
-            self.interrupts[0] += wait(&self.events[0])?;
+            self.interrupts[0] += wait(&self.events[0], self.alive)?;
             reap(self.registers, self.memory, &mut self.admin)?;
         }
         Ok(())
@@ -233,11 +240,7 @@ impl<'m> Nvme<'m> {
     }
 
     /// Carries out transfers, spread over all queues, as many at once as fit.
-    pub(super) fn transfer(
-        &mut self,
-        transfers: &[Transfer],
-        mut alive: impl FnMut() -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    pub(super) fn transfer(&mut self, transfers: &[Transfer]) -> Result<(), Failure> {
         let mut waiting = transfers.iter();
         loop {
             let mut idle = true;
@@ -248,13 +251,10 @@ impl<'m> Nvme<'m> {
                 }
                 idle = false;
                 let vector = usize::from(queue.number);
-                self.interrupts[vector] += wait(&self.events[vector]).inspect_err(|_| {
-                    // Whoever died says more than a missing interrupt does.
-                    let _ = alive();
-                })?;
+                self.interrupts[vector] += wait(&self.events[vector], self.alive)?;
                 reap(self.registers, self.memory, queue)?;
             }
-            alive()?;
+            (self.alive)()?;
             if idle {
                 return Ok(());
             }
@@ -308,13 +308,17 @@ fn ring(registers: &Window, queue: &Queue) -> Result<(), Failure> {
     Ok(registers.store_u32(DOORBELLS + 8 * u64::from(queue.number), queue.tail.into())?)
 }
 
-/// Waits for a vector; one interrupt, or none when it was taken already.
-fn wait(event: &Event) -> Result<u64, Failure> {
-    if event.wait(Deadline::after(PATIENCE))? {
-        Ok(1)
-    } else {
-        Err("no interrupt came within 5 s".into())
+/// Waits for a vector; one interrupt taken. Ends at once when `alive` says that there is nobody
+/// left to send it.
+pub(super) fn wait(event: &Event, alive: Alive<'_>) -> Result<u64, Failure> {
+    let deadline = Deadline::after(PATIENCE);
+    while !event.wait(Deadline::after(Duration::from_millis(20)))? {
+        alive()?;
+        if deadline.passed() {
+            return Err("no interrupt came within 5 s".into());
+        }
     }
+    Ok(1)
 }
 
 /// Takes every completion that is there.

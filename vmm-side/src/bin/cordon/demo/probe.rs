@@ -1,14 +1,12 @@
 //! A driver for the probe device: scratch registers, DMA engine, interrupt vectors, reset.
 
-use std::time::Duration;
-
-use ipc::{Deadline, Event, Window};
+use ipc::{Event, Window};
 use vmm_side::{PassthroughDevice as _, Proxy};
 
+use super::nvme::wait;
 use crate::Failure;
 
 const ID: u32 = u32::from_le_bytes(*b"PRBE");
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The probe device.
 pub(super) struct Probe<'p> {
@@ -100,10 +98,10 @@ impl<'p> Probe<'p> {
 
     fn take(&mut self, vector: u16) -> Result<(), Failure> {
         let at = usize::from(vector);
-        if !self.events[at].wait(Deadline::after(PATIENCE))? {
-            return Err(format!("vector {vector} did not come within 5 s").into());
-        }
-        self.interrupts[at] += 1;
+        let proxy = self.proxy;
+        let alive = || proxy.death().map_or(Ok(()), |death| Err(death.into()));
+        self.interrupts[at] +=
+            wait(&self.events[at], &alive).map_err(|error| format!("vector {vector}: {error}"))?;
         Ok(())
     }
 

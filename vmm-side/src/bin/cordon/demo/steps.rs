@@ -274,7 +274,14 @@ fn exercise(
 
     voice.step("Bringing the NVMe controller up through its BAR window");
     let mut memory = Memory::new(guest.ram, guest.base);
-    let mut nvme = Nvme::start(&guest.disk_registers, &mut memory, &guest.disk_events)?;
+    let disk = guest.disk;
+    let alive = move || alive(disk);
+    let mut nvme = Nvme::start(
+        &guest.disk_registers,
+        &mut memory,
+        &guest.disk_events,
+        &alive,
+    )?;
     let storage = Storage {
         memory: guest.ram,
         buffer: memory.take(BUFFER)?,
@@ -287,10 +294,9 @@ fn exercise(
     ));
 
     voice.step("Moving data by DMA in both directions, completions by MSI-X");
-    let disk = guest.disk;
     summary.bytes += match &options.image {
-        None => storage.exercise(&mut nvme, voice, &mut || alive(disk))?,
-        Some(path) => storage.exercise_image(&mut nvme, path, voice, &mut || alive(disk))?,
+        None => storage.exercise(&mut nvme, voice)?,
+        Some(path) => storage.exercise_image(&mut nvme, path, voice)?,
     };
 
     voice.step("Exercising the probe: registers, DMA engine, every vector, reset");
@@ -304,9 +310,9 @@ fn exercise(
     voice.step("Killing the probe's function process");
     kill(guest.other, voice)?;
     if options.image.is_none() {
-        summary.bytes += storage.write_and_verify(&mut nvme, 2, WHILE_DEAD, &mut || alive(disk))?;
+        summary.bytes += storage.write_and_verify(&mut nvme, 2, WHILE_DEAD)?;
     } else if let Some(path) = &options.image {
-        summary.bytes += storage.exercise_image(&mut nvme, path, voice, &mut || alive(disk))?;
+        summary.bytes += storage.exercise_image(&mut nvme, path, voice)?;
     }
     voice.say("the NVMe function did not notice: its data moved meanwhile, every byte right");
     nvme.stop()?;

@@ -40,7 +40,6 @@ impl Storage<'_> {
         write: bool,
         offset: u64,
         bytes: u64,
-        alive: &mut dyn FnMut() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let mut transfers = Vec::new();
         let mut at = 0;
@@ -54,7 +53,7 @@ impl Storage<'_> {
             });
             at += piece;
         }
-        nvme.transfer(&transfers, alive)
+        nvme.transfer(&transfers)
     }
 
     /// Writes `total` bytes of pattern from the start of the disk, reads them back and compares;
@@ -64,7 +63,6 @@ impl Storage<'_> {
         nvme: &mut Nvme<'_>,
         seed: u64,
         total: u64,
-        alive: &mut dyn FnMut() -> Result<(), Failure>,
     ) -> Result<u64, Failure> {
         let mut expected = vec![0; usize::try_from(BUFFER)?];
         for offset in (0..total).step_by(usize::try_from(BUFFER)?) {
@@ -72,7 +70,7 @@ impl Storage<'_> {
             let part = &mut expected[..usize::try_from(bytes)?];
             pattern(seed, offset, part);
             self.memory.copy_in(self.buffer, part)?;
-            self.pass(nvme, true, offset, bytes, alive)?;
+            self.pass(nvme, true, offset, bytes)?;
         }
         let mut found = vec![0; usize::try_from(BUFFER)?];
         for offset in (0..total).step_by(usize::try_from(BUFFER)?) {
@@ -80,7 +78,7 @@ impl Storage<'_> {
             let length = usize::try_from(bytes)?;
             pattern(seed, offset, &mut expected[..length]);
             self.memory.copy_in(self.buffer, &vec![0; length])?;
-            self.pass(nvme, false, offset, bytes, alive)?;
+            self.pass(nvme, false, offset, bytes)?;
             self.memory.copy_out(self.buffer, &mut found[..length])?;
             compare(&expected[..length], &found[..length], offset)?;
         }
@@ -88,13 +86,8 @@ impl Storage<'_> {
     }
 
     /// 64 MiB out and back.
-    pub(super) fn exercise(
-        &self,
-        nvme: &mut Nvme<'_>,
-        voice: &Voice,
-        alive: &mut dyn FnMut() -> Result<(), Failure>,
-    ) -> Result<u64, Failure> {
-        let verified = self.write_and_verify(nvme, 1, ENOUGH, alive)?;
+    pub(super) fn exercise(&self, nvme: &mut Nvme<'_>, voice: &Voice) -> Result<u64, Failure> {
+        let verified = self.write_and_verify(nvme, 1, ENOUGH)?;
         voice.say(&format!(
             "{} written, read back and compared",
             output::size(verified)
@@ -109,7 +102,6 @@ impl Storage<'_> {
         nvme: &mut Nvme<'_>,
         path: &Path,
         voice: &Voice,
-        alive: &mut dyn FnMut() -> Result<(), Failure>,
     ) -> Result<u64, Failure> {
         let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let whole = file.metadata()?.len();
@@ -131,10 +123,10 @@ impl Storage<'_> {
                 let length = usize::try_from(bytes)?;
                 file.read_exact_at(&mut expected[..length], offset)?;
                 self.memory.copy_in(self.buffer, &vec![0; length])?;
-                self.pass(nvme, false, offset, bytes, alive)?;
+                self.pass(nvme, false, offset, bytes)?;
                 self.memory.copy_out(self.buffer, &mut found[..length])?;
                 compare(&expected[..length], &found[..length], offset)?;
-                self.pass(nvme, true, offset, bytes, alive)?;
+                self.pass(nvme, true, offset, bytes)?;
                 file.read_exact_at(&mut found[..length], offset)?;
                 compare(&expected[..length], &found[..length], offset)?;
                 verified += 2 * bytes;

@@ -1,0 +1,127 @@
+//! The death of each process: noticed, told, read as all ones; nobody hangs, nothing is left.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::time::{Duration, Instant};
+
+use cordon_tests::{Simulator, Vmm, config, eventually, is_running, signal};
+use rustix::process::Signal;
+use vmm_side::supervisor::{Cause, ExitStatus};
+use vmm_side::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy};
+
+fn quick(simulator: &Simulator) -> HostConfig {
+    let mut config = config(simulator);
+    config.deadlines.call = Duration::from_millis(400);
+    config.deadlines.stop = Duration::from_millis(400);
+    config
+}
+
+fn reads_all_ones(proxy: &Proxy) {
+    let mut bytes = [0; 8];
+    proxy.config_read_or_ones(0, &mut bytes[..4]);
+    proxy.bar_read_or_ones(0, 0, &mut bytes[4..]);
+    assert_eq!(bytes, [0xff; 8]);
+}
+
+#[test]
+fn a_killed_function_process_is_data_and_its_sibling_does_not_notice() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let (disk, probe) = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
+    signal(probe.pid(), Signal::KILL);
+    assert!(eventually(|| probe.death().is_some()));
+    let death = probe.death().unwrap();
+    assert_eq!(
+        (&death.cause, death.exit),
+        (&Cause::Ended, ExitStatus::Signal(9))
+    );
+    assert!(matches!(
+        probe.config_read(0, &mut [0; 4]),
+        Err(DeviceError::Gone(_))
+    ));
+    assert_eq!(probe.config_write(4, &[6]).unwrap_err().errno(), 19);
+    reads_all_ones(&probe);
+    disk.config_read(0, &mut [0; 4]).unwrap();
+    // Claim, DMA and windows are the connection process's and stay.
+    assert!(eventually(|| simulator.held("01:00.1") == (1, 1, 1, false)));
+    let window = probe.windows().unwrap()[0].map().unwrap();
+    assert_eq!(window.read::<u32>(0).unwrap(), 0x4542_5250);
+    vmm.host.detach(&probe);
+    simulator.assert_released("01:00.1");
+    disk.config_read(0, &mut [0; 4]).unwrap();
+    vmm.host.detach(&disk);
+    simulator.assert_released("01:00.0");
+}
+
+#[test]
+fn a_stopped_function_process_is_killed_at_the_deadline() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(quick(&simulator), DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    signal(probe.pid(), Signal::STOP);
+    let before = Instant::now();
+    let error = probe.config_read(0, &mut [0; 4]).unwrap_err();
+    assert!(before.elapsed() < Duration::from_secs(3));
+    assert!(
+        error.to_string().contains("did not answer in time"),
+        "{error}"
+    );
+    assert!(!is_running(probe.pid()));
+    reads_all_ones(&probe);
+}
+
+#[test]
+fn a_killed_connection_process_is_data_and_everything_is_released() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let (disk, probe) = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
+    signal(disk.connection().pid(), Signal::KILL);
+    assert!(eventually(
+        || disk.death().is_some() && probe.death().is_some()
+    ));
+    // The opener is gone, and with it claim and DMA of both functions.
+    assert!(eventually(
+        || simulator.held("01:00.0").1 == 0 && simulator.held("01:00.0").2 == 0
+    ));
+    vmm.host.detach(&disk);
+    vmm.host.detach(&probe);
+    simulator.assert_released("01:00.0");
+    simulator.assert_released("01:00.1");
+    let again = vmm.attach("01:00.0");
+    again.config_read(0, &mut [0; 4]).unwrap();
+    vmm.host.detach(&again);
+}
+
+#[test]
+fn a_stopped_connection_process_does_not_hang_a_detach() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(quick(&simulator), DmaMode::Direct);
+    let disk = vmm.attach("01:00.0");
+    signal(disk.connection().pid(), Signal::STOP);
+    vmm.host.detach(&disk);
+    assert!(!is_running(disk.connection().pid()));
+    simulator.assert_released("01:00.0");
+}
+
+#[test]
+fn a_dead_dext_ends_both_processes() {
+    let mut simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let disk = vmm.attach("01:00.0");
+    let pids = [disk.pid(), disk.connection().pid()];
+    simulator.kill();
+    assert!(eventually(|| pids.iter().all(|pid| !is_running(*pid))));
+    assert!(eventually(|| disk.death().is_some()));
+    reads_all_ones(&disk);
+    vmm.host.detach(&disk);
+}
+
+#[test]
+fn a_dropped_vmm_leaves_nothing() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let (disk, probe) = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
+    let pids = [disk.pid(), probe.pid(), disk.connection().pid()];
+    drop((disk, probe, vmm));
+    assert!(pids.iter().all(|pid| !is_running(*pid)));
+    simulator.assert_released("01:00.0");
+}

@@ -1,0 +1,151 @@
+//! `cordon demo`, as a person runs it, and with each of its processes killed at any time.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cordon_tests::{bin_dir, eventually, is_running, program, signal};
+use rustix::process::Signal;
+use serde_json::Value;
+
+fn demo(arguments: &[&str]) -> (bool, Value, String) {
+    let output = Command::new(program("cordon"))
+        .args(["demo", "--json"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last = text
+        .lines()
+        .last()
+        .and_then(|line| serde_json::from_str(line).ok());
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.success(), last.unwrap_or_default(), errors)
+}
+
+fn assert_summary(summary: &Value) {
+    assert_eq!(summary["ok"], true);
+    assert_eq!(summary["functions"], 2);
+    assert_eq!(summary["connection_processes"], 1);
+    assert_eq!(summary["leftovers"], 0);
+    assert!(summary["bytes_verified"].as_u64().unwrap() >= 64 << 20);
+    for (function, vectors) in [("01:00.0", 5), ("01:00.1", 32)] {
+        let interrupts = summary["interrupts"][function].as_array().unwrap();
+        assert_eq!(interrupts.len(), vectors);
+        assert!(interrupts.iter().all(|count| count.as_u64().unwrap() > 0));
+    }
+    let sandbox = &summary["sandbox"];
+    assert_eq!(sandbox["tried"], sandbox["refused"]);
+    assert!(sandbox["tried"].as_u64().unwrap() >= 50);
+    assert!(sandbox["syscalls_function"].as_u64().unwrap() <= 24);
+}
+
+#[test]
+fn every_step_holds() {
+    let _ = bin_dir();
+    let before = Instant::now();
+    let (ok, summary, errors) = demo(&[]);
+    assert!(ok, "{errors}");
+    assert_summary(&summary);
+    assert!(before.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn an_ext4_image_reads_as_the_file_and_does_not_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk.img");
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(24 << 20)
+        .unwrap();
+    // mkfs.ext4 is part of Debian's base system (e2fsprogs), in /sbin.
+    let made = Command::new("mkfs.ext4")
+        .args(["-q", "-F"])
+        .arg(&image)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .status()
+        .expect("mkfs.ext4 of the package e2fsprogs");
+    assert!(made.success());
+    let before = std::fs::read(&image).unwrap();
+    let (ok, summary, errors) = demo(&["--image", image.to_str().unwrap()]);
+    assert!(ok, "{errors}");
+    assert_summary(&summary);
+    assert!(
+        std::fs::read(&image).unwrap() == before,
+        "the image changed"
+    );
+}
+
+#[test]
+fn an_image_that_cannot_be_used_is_named() {
+    for image in ["/nonexistent.img", "/dev/null"] {
+        let (ok, _, errors) = demo(&["--image", image]);
+        assert!(!ok);
+        assert!(errors.contains(image), "{errors}");
+    }
+}
+
+/// Runs the demo and kills the process called `victim` once `step` has begun; how it ended and
+/// which processes it had.
+fn killed_at(victim: &str, step: usize) -> (bool, Vec<u32>) {
+    let mut child = Command::new(program("cordon"))
+        .args(["demo", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut pids = vec![("cordon".to_owned(), child.id())];
+    let mut steps = 0;
+    let mut killed = false;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let Ok(line) = line else { break };
+        let value: Value = serde_json::from_str(&line).unwrap();
+        if let (Some(name), Some(pid)) = (value["process"].as_str(), value["pid"].as_u64()) {
+            pids.push((name.to_owned(), u32::try_from(pid).unwrap()));
+        }
+        steps += usize::from(!value["step"].is_null());
+        let target = pids.iter().find(|(name, _)| name == victim);
+        if steps >= step
+            && !killed
+            && let Some((_, pid)) = target
+        {
+            if is_running(*pid) {
+                signal(*pid, Signal::KILL);
+            }
+            killed = true;
+        }
+    }
+    let ended = eventually(|| child.try_wait().unwrap().is_some());
+    if !ended {
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    assert!(ended, "killing {victim} at step {step} hung the demo");
+    (
+        status.success(),
+        pids.into_iter().map(|(_, pid)| pid).collect(),
+    )
+}
+
+#[test]
+fn killing_any_process_at_any_step_never_hangs_the_demo_and_leaves_nothing() {
+    let _ = bin_dir();
+    let mut failed = 0;
+    for victim in [
+        "cordon",
+        "dext-sim",
+        "connection",
+        "function 01:00.0",
+        "function 01:00.1",
+    ] {
+        for step in 1..=12 {
+            let (ok, pids) = killed_at(victim, step);
+            failed += usize::from(!ok);
+            let gone = eventually(|| pids.iter().all(|pid| !is_running(*pid)));
+            assert!(gone, "{victim} at {step} left processes");
+        }
+    }
+    // The kills were real: most of them end the demo early.
+    assert!(failed > 25, "{failed}");
+}

@@ -66,7 +66,6 @@ fn the_attempts_work_where_nothing_confines_them() {
         "socket-inet",
         "socketpair",
         "fork",
-        "thread",
         "signal-parent",
         "map-executable",
         "map-read-execute",

@@ -1,2 +1,116 @@
-//! .
-fn main() {}
+//! `cargo xtask`: set-up, demo and every check, in one place.
+//!
+//! `demo` and `test` work on a fresh Debian 12 machine with a Rust toolchain, as root and as an
+//! ordinary user. Nothing is installed by hand.
+
+mod policy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Set-up, demo and every check of the project")]
+struct Options {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the programs and run `cordon demo` on the simulated dext.
+    Demo {
+        /// Passed on: --image FILE, --json, --sandbox relaxed.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Everything CI runs: format, lints, dependency policy, documentation, tests, demo.
+    Test,
+}
+
+type Result<T = ()> = std::result::Result<T, String>;
+
+fn main() -> ExitCode {
+    let done = match Options::parse().task {
+        Task::Demo { arguments } => demo(&arguments),
+        Task::Test => test(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+        .to_owned()
+}
+
+/// Where Cargo puts what it builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+fn run(what: &str, mut command: Command) -> Result {
+    println!("\n== {what}");
+    let status = command
+        .status()
+        .map_err(|error| format!("{what}: {error}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{what} failed: {status}"))
+    }
+}
+
+fn demo(arguments: &[String]) -> Result {
+    run(
+        "building the programs",
+        cargo(&["build", "--release", "--quiet", "--workspace", "--bins"]),
+    )?;
+    let mut command = Command::new(target().join("release/cordon"));
+    command.arg("demo").args(arguments);
+    run("cordon demo", command)
+}
+
+fn test() -> Result {
+    run("format", cargo(&["fmt", "--all", "--check"]))?;
+    let mut lint = cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]);
+    // missing_docs warns while one writes and is an error here.
+    lint.args(["-D", "missing_docs"]);
+    run("lints", lint)?;
+    println!("\n== dependency policy");
+    policy::check(&root())?;
+    let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+    docs.env("RUSTDOCFLAGS", "-D warnings");
+    run("documentation", docs)?;
+    run(
+        "building the programs",
+        cargo(&["build", "--workspace", "--bins", "--quiet"]),
+    )?;
+    demo(&["--json".to_owned()])?;
+    let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    tests.env("CORDON_BIN_DIR", target().join("debug"));
+    run("tests", tests)
+}

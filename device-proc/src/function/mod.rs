@@ -2,7 +2,7 @@
 //!
 //! It holds one dext connection, never claimed, its tube, the signallers it was given and its
 //! mappings of the BARs and of the interrupt page. It distrusts the guest, whose values arrive in
-//! requests, and every byte of them. One thread, one wait loop over [`Token`]. It exits at once
+//! requests, and every byte of them. One thread, one wait loop over tokens. It exits at once
 //! when the VMM side or the dext is gone; nothing is lost with it but what was in flight: claim,
 //! DMA and BAR windows are the connection process's.
 

@@ -20,8 +20,9 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) control: Option<PathBuf>,
 
-    /// A function and what sits there: BB:DD.F=nvme[,size=256M][,queues=8][,image=FILE] or
-    /// BB:DD.F=probe[,vectors=32]. Repeatable; several functions of one BB:DD are one device.
+    /// A function and what sits there: BB:DD.F=nvme with the options size=256M, queues=8 and
+    /// image=FILE, or BB:DD.F=probe with vectors=32, as in 01:00.0=nvme,size=1G,queues=4.
+    /// Repeatable; several functions of one BB:DD are one device.
     #[arg(long = "device", required = true, value_name = "BB:DD.F=KIND")]
     pub(crate) devices: Vec<DeviceSpec>,
 

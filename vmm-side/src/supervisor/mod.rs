@@ -11,7 +11,7 @@
 //! ```
 //!
 //! What happens in which state is decided by [`state`], which does no I/O; this module carries it
-//! out. The thread waits in one place, over [`Token`]; callers hand it requests and wait for the
+//! out. The thread waits in one place, over tokens; callers hand it requests and wait for the
 //! answer, which always comes: from the child, or as [`CallError::Dead`] when the child is dead.
 //! A child that does not answer the request in flight within the deadline is killed and counts as
 //! dead. It distrusts the child: whatever breaks the protocol ends the child.

@@ -280,6 +280,11 @@ impl Vmm {
     }
 }
 
+/// Says something that the test runner shows also when the test passes.
+pub fn announce(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Sends a signal.
 ///
 /// # Panics

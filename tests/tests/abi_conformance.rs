@@ -3,7 +3,7 @@
 //! prints their count.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use cordon_tests::{Simulator, address, eventually};
+use cordon_tests::{Simulator, address, announce, eventually};
 use device_proc::dext::sim::SimulatedRegistry;
 use device_proc::dext::{
     Behind, CallError, DextError, Mapped, Registry as _, UserClient, open_function,
@@ -142,7 +142,7 @@ macro_rules! rows {
         #[test]
         fn rows_are_counted() {
             let count = [$(stringify!($name)),*].len();
-            println!("ABI rows: {count}");
+            announce(&format!("ABI rows: {count}, each with a test"));
             assert!(count >= 70, "{count}");
         }
     };

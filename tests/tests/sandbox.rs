@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use cordon_tests::{Simulator, Vmm, address, bin_dir, config, is_root, program};
+use cordon_tests::{Simulator, Vmm, address, announce, bin_dir, config, is_root, program};
 use ipc::Event;
 use ipc::wire::function::InterruptIndex;
 use vmm_side::device::InterruptSetup;
@@ -116,7 +116,7 @@ fn a_running_process_holds_what_it_should_and_nothing_else() {
         // root to see the inventory itself.
         assert!(std::fs::read_dir(format!("/proc/{function}/fd")).is_err());
         assert!(std::fs::read_to_string(format!("/proc/{function}/maps")).is_err());
-        println!("sandbox: the inventory is closed to ordinary users; root sees it");
+        announce("sandbox: the inventory is closed to ordinary users; run as root to see it");
         return;
     }
     let events: Vec<Event> = (0..4).map(|_| Event::new().unwrap()).collect();

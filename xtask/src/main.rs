@@ -5,8 +5,9 @@
 
 mod policy;
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Parser, Subcommand};
 
@@ -112,5 +113,51 @@ fn test() -> Result {
     demo(&["--json".to_owned()])?;
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     tests.env("CORDON_BIN_DIR", target().join("debug"));
-    run("tests", tests)
+    run_tests(tests)
+}
+
+/// Runs the tests, passes their output on, and closes with the sum of all suites.
+fn run_tests(mut tests: Command) -> Result {
+    println!("\n== tests");
+    let mut child = tests
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("tests: {error}"))?;
+    let output = child.stdout.take().ok_or("the tests have no output")?;
+    let (mut passed, mut failed) = (0, 0);
+    for line in BufReader::new(output).lines() {
+        let line = line.map_err(|error| format!("tests: {error}"))?;
+        println!("{line}");
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            passed += count(counts, "passed");
+            failed += count(counts, "failed");
+        }
+    }
+    let status = child.wait().map_err(|error| format!("tests: {error}"))?;
+    println!("\nsuites: {passed} passed, {failed} failed");
+    match (status.success(), passed) {
+        (true, 0) => Err("no test ran".to_owned()),
+        (true, _) => Ok(()),
+        (false, _) => Err(format!("tests failed: {status}")),
+    }
+}
+
+/// The number before `word` in "ok. 7 passed; 0 failed; …".
+fn count(counts: &str, word: &str) -> u64 {
+    let parts = counts.split([';', '.']).map(str::trim);
+    let number = parts.filter_map(|part| part.strip_suffix(word)).next();
+    number
+        .and_then(|number| number.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counts_of_a_suite_are_read() {
+        let line = "FAILED. 73 passed; 2 failed; 0 ignored; 0 measured; finished in 1.20s";
+        assert_eq!((count(line, "passed"), count(line, "failed")), (73, 2));
+    }
 }

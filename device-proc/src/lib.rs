@@ -32,9 +32,5 @@ pub(crate) fn failure(error: &dext::DextError) -> ipc::wire::common::Failure {
         Some(IoReturn::STILL_OPEN) => FailureKind::Busy,
         Some(_) => FailureKind::Io,
     };
-    Failure {
-        kind,
-        code: error.code().map(|code| code.0),
-        message: error.to_string(),
-    }
+    Failure { kind, code: error.code().map(|code| code.0), message: error.to_string() }
 }

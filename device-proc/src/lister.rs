@@ -46,10 +46,7 @@ fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleErro
             continue;
         }
         match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
-            Ok(client) => entries.push(Entry {
-                client,
-                peers: service.clients,
-            }),
+            Ok(client) => entries.push(Entry { client, peers: service.clients }),
             Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
             Err(error) => return Err(error.into()),
         }
@@ -89,9 +86,7 @@ fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
 }
 
 fn entry(entries: &mut [Entry], number: u32) -> Result<&mut Entry, Failure> {
-    let entry = usize::try_from(number)
-        .ok()
-        .and_then(|number| entries.get_mut(number));
+    let entry = usize::try_from(number).ok().and_then(|number| entries.get_mut(number));
     entry.ok_or_else(|| start::invalid(format!("There is no function number {number}")))
 }
 

@@ -69,10 +69,7 @@ pub fn confine(
         sandbox_profiles::State::Partial(said) => LayerState::Partial(said),
         sandbox_profiles::State::Missing(said) => LayerState::Missing(said),
     };
-    let layer = |(name, said): (&str, _)| Layer {
-        name: name.to_owned(),
-        state: state(said),
-    };
+    let layer = |(name, said): (&str, _)| Layer { name: name.to_owned(), state: state(said) };
     Ok(SandboxReport {
         layers: report.layers.into_iter().map(layer).collect(),
         syscalls: u32::try_from(report.syscalls).unwrap_or(u32::MAX),
@@ -88,11 +85,7 @@ pub fn report_failure<R: Serialize, A: Serialize>(tube: &Tube, error: &RoleError
         }
         _ => (FailureKind::NoDevice, None),
     };
-    let failure = Failure {
-        kind,
-        code,
-        message: ipc::chain(error),
-    };
+    let failure = Failure { kind, code, message: ipc::chain(error) };
     let message: Up<R, A> = Up::StartFailed(failure);
     let _ = tube.send(0, &message, &[], Deadline::after(PATIENCE));
 }
@@ -114,9 +107,5 @@ pub fn reply<R: Serialize, A: Serialize>(
 /// A failure that is the caller's fault.
 #[must_use]
 pub fn invalid(message: String) -> Failure {
-    Failure {
-        kind: FailureKind::InvalidArgument,
-        code: None,
-        message,
-    }
+    Failure { kind: FailureKind::InvalidArgument, code: None, message }
 }

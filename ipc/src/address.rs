@@ -43,11 +43,7 @@ impl PciAddress {
         if function > 7 {
             return Err(AddressError::Function(function));
         }
-        Ok(Self {
-            bus,
-            device,
-            function,
-        })
+        Ok(Self { bus, device, function })
     }
 
     /// Bus number.
@@ -85,11 +81,7 @@ impl PciAddress {
 
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02x}:{:02x}.{:x}",
-            self.bus, self.device, self.function
-        )
+        write!(f, "{:02x}:{:02x}.{:x}", self.bus, self.device, self.function)
     }
 }
 
@@ -101,11 +93,7 @@ impl FromStr for PciAddress {
         let hex = |part: &str| {
             let digits = !part.is_empty() && part.len() <= 2;
             let plain = part.bytes().all(|b| b.is_ascii_hexdigit());
-            if digits && plain {
-                u8::from_str_radix(part, 16).ok()
-            } else {
-                None
-            }
+            if digits && plain { u8::from_str_radix(part, 16).ok() } else { None }
         };
         let (bus, rest) = text.split_once(':').ok_or_else(malformed)?;
         let (device, function) = rest.split_once('.').ok_or_else(malformed)?;
@@ -143,27 +131,12 @@ mod tests {
 
     #[test]
     fn malformed_addresses_are_named() {
-        for text in [
-            "",
-            "1",
-            "01:00",
-            "01.00:0",
-            "0g:00.0",
-            "01:00.0.0",
-            "001:00.0",
-            "+1:00.0",
-        ] {
+        for text in ["", "1", "01:00", "01.00:0", "0g:00.0", "01:00.0.0", "001:00.0", "+1:00.0"] {
             let error = text.parse::<PciAddress>().unwrap_err();
             assert_eq!(error, AddressError::Malformed(text.to_owned()), "{text}");
         }
-        assert_eq!(
-            "01:20.0".parse::<PciAddress>(),
-            Err(AddressError::Device(0x20))
-        );
-        assert_eq!(
-            "01:00.8".parse::<PciAddress>(),
-            Err(AddressError::Function(8))
-        );
+        assert_eq!("01:20.0".parse::<PciAddress>(), Err(AddressError::Device(0x20)));
+        assert_eq!("01:00.8".parse::<PciAddress>(), Err(AddressError::Function(8)));
     }
 
     #[test]

@@ -43,15 +43,11 @@ fn options(limit: u64) -> impl bincode::Options {
 /// # Errors
 /// [`CodecError::TooLarge`] above `limit`; nothing is allocated in that case.
 pub fn encode<M: Serialize>(message: &M, limit: usize) -> Result<Vec<u8>, CodecError> {
-    let size = options(u64::MAX)
-        .serialized_size(message)
-        .map_err(CodecError::Encode)?;
+    let size = options(u64::MAX).serialized_size(message).map_err(CodecError::Encode)?;
     if size > limit as u64 {
         return Err(CodecError::TooLarge { size, limit });
     }
-    options(limit as u64)
-        .serialize(message)
-        .map_err(CodecError::Encode)
+    options(limit as u64).serialize(message).map_err(CodecError::Encode)
 }
 
 /// Decodes exactly one `M` from `bytes`.
@@ -60,9 +56,7 @@ pub fn encode<M: Serialize>(message: &M, limit: usize) -> Result<Vec<u8>, CodecE
 /// [`CodecError::Malformed`] for an unknown tag, a length past the end, invalid content or
 /// trailing bytes.
 pub fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, CodecError> {
-    options(bytes.len() as u64)
-        .deserialize(bytes)
-        .map_err(CodecError::Malformed)
+    options(bytes.len() as u64).deserialize(bytes).map_err(CodecError::Malformed)
 }
 
 #[cfg(test)]
@@ -74,10 +68,7 @@ mod tests {
         let mut bytes = encode(&vec![1u8, 2, 3], 64).unwrap();
         bytes[0] = 0xff;
         bytes[6] = 0xff;
-        assert!(matches!(
-            decode::<Vec<u8>>(&bytes),
-            Err(CodecError::Malformed(_))
-        ));
+        assert!(matches!(decode::<Vec<u8>>(&bytes), Err(CodecError::Malformed(_))));
     }
 
     #[test]
@@ -90,15 +81,6 @@ mod tests {
     #[test]
     fn the_limit_is_checked_before_anything_is_encoded() {
         let error = encode(&vec![0u8; 100], 50).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                CodecError::TooLarge {
-                    size: 108,
-                    limit: 50
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, CodecError::TooLarge { size: 108, limit: 50 }), "{error}");
     }
 }

@@ -26,9 +26,7 @@ impl Deadline {
     /// Time left; `None` when it has passed.
     #[must_use]
     pub fn remaining(self) -> Option<Duration> {
-        self.0
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
+        self.0.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
     /// Whether it has passed.

@@ -38,10 +38,7 @@ impl Handles {
         if self.len() == expected {
             Ok(())
         } else {
-            Err(HandleCountError {
-                expected,
-                found: self.len(),
-            })
+            Err(HandleCountError { expected, found: self.len() })
         }
     }
 
@@ -51,10 +48,7 @@ impl Handles {
     /// [`HandleCountError`] when there is none or more than one.
     pub fn one(mut self) -> Result<OwnedFd, HandleCountError> {
         self.expect(1)?;
-        self.0.pop_front().ok_or(HandleCountError {
-            expected: 1,
-            found: 0,
-        })
+        self.0.pop_front().ok_or(HandleCountError { expected: 1, found: 0 })
     }
 }
 

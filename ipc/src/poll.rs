@@ -22,29 +22,17 @@ pub struct Source<'fd, T> {
 impl<'fd, T> Source<'fd, T> {
     /// Ready when there is something to read, or when the other end is gone.
     pub fn readable(fd: &'fd impl AsFd, token: T) -> Self {
-        Self {
-            fd: fd.as_fd(),
-            token,
-            flags: PollFlags::IN,
-        }
+        Self { fd: fd.as_fd(), token, flags: PollFlags::IN }
     }
 
     /// Ready when something can be written, or when the other end is gone.
     pub fn writable(fd: &'fd impl AsFd, token: T) -> Self {
-        Self {
-            fd: fd.as_fd(),
-            token,
-            flags: PollFlags::OUT,
-        }
+        Self { fd: fd.as_fd(), token, flags: PollFlags::OUT }
     }
 
     /// Ready only when the other end is gone.
     pub fn hangup(fd: &'fd impl AsFd, token: T) -> Self {
-        Self {
-            fd: fd.as_fd(),
-            token,
-            flags: PollFlags::empty(),
-        }
+        Self { fd: fd.as_fd(), token, flags: PollFlags::empty() }
     }
 }
 
@@ -56,10 +44,8 @@ impl<'fd, T> Source<'fd, T> {
 /// # Errors
 /// What `poll` reports, `EINTR` excepted, which is retried.
 pub fn wait<T: Copy>(sources: &[Source<'_, T>], deadline: Option<Deadline>) -> io::Result<Vec<T>> {
-    let mut fds: Vec<PollFd<'_>> = sources
-        .iter()
-        .map(|source| PollFd::from_borrowed_fd(source.fd, source.flags))
-        .collect();
+    let mut fds: Vec<PollFd<'_>> =
+        sources.iter().map(|source| PollFd::from_borrowed_fd(source.fd, source.flags)).collect();
     loop {
         let timeout = deadline.map(Deadline::timespec);
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
@@ -70,12 +56,7 @@ pub fn wait<T: Copy>(sources: &[Source<'_, T>], deadline: Option<Deadline>) -> i
         }
     }
     let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-    Ok(fds
-        .iter()
-        .zip(sources)
-        .filter(|(fd, _)| ready(fd))
-        .map(|(_, s)| s.token)
-        .collect())
+    Ok(fds.iter().zip(sources).filter(|(fd, _)| ready(fd)).map(|(_, s)| s.token).collect())
 }
 
 /// Waits for one descriptor. `Ok(false)` when the deadline passed first.

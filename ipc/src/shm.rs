@@ -100,10 +100,7 @@ impl SharedMemory {
     /// # Errors
     /// When the process is out of descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            fd: self.fd.try_clone()?,
-            size: self.size,
-        })
+        Ok(Self { fd: self.fd.try_clone()?, size: self.size })
     }
 
     /// Gives up the descriptor.
@@ -126,10 +123,7 @@ mod tests {
     #[test]
     fn memory_that_its_owner_could_shorten_is_refused() {
         let file = tempfile();
-        assert!(matches!(
-            SharedMemory::from_peer(file),
-            Err(SharedMemoryError::NotSealed)
-        ));
+        assert!(matches!(SharedMemory::from_peer(file), Err(SharedMemoryError::NotSealed)));
     }
 
     #[cfg(target_os = "linux")]
@@ -142,10 +136,7 @@ mod tests {
     fn created_memory_cannot_be_shortened() {
         let memory = SharedMemory::create("test", 8192).unwrap();
         assert!(rustix::fs::ftruncate(&memory, 0).is_err());
-        assert_eq!(
-            SharedMemory::from_peer(memory.into_fd()).unwrap().size(),
-            8192
-        );
+        assert_eq!(SharedMemory::from_peer(memory.into_fd()).unwrap().size(), 8192);
     }
 
     #[test]
@@ -153,10 +144,7 @@ mod tests {
         let memory = SharedMemory::create("test", 8192).unwrap();
         for (offset, length) in [(0, 8193), (4096, 8192), (u64::MAX, 4096), (0, 0)] {
             let mapped = memory.map(offset, length, Access::ReadWrite);
-            assert!(
-                matches!(mapped, Err(WindowError::OutOfRange { .. })),
-                "{offset} {length}"
-            );
+            assert!(matches!(mapped, Err(WindowError::OutOfRange { .. })), "{offset} {length}");
         }
     }
 }

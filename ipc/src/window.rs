@@ -3,10 +3,7 @@
 //! There is never a Rust reference into a window. Every access names an offset and a width, both
 //! are checked, and each scalar is one load or one store of its width (P5, P7.5). Mappings are
 //! readable and perhaps writable, never executable (P7.6).
-#![expect(
-    unsafe_code,
-    reason = "raw access to mapped memory is this file's purpose"
-)]
+#![expect(unsafe_code, reason = "raw access to mapped memory is this file's purpose")]
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -108,29 +105,14 @@ impl Window {
         // SAFETY: a fresh mapping at an address the kernel chooses overlaps nothing of ours, and
         // the arguments are plain values that the kernel checks.
         let base = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                length,
-                protection,
-                MapFlags::SHARED,
-                fd,
-                offset,
-            )
+            rustix::mm::mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, fd, offset)
         };
         base.map_err(std::io::Error::from)
             .and_then(|base| {
                 NonNull::new(base.cast()).ok_or_else(|| std::io::Error::other("mapped at 0"))
             })
-            .map(|base| Self {
-                base,
-                length,
-                access,
-            })
-            .map_err(|source| WindowError::Map {
-                offset,
-                length: length as u64,
-                source,
-            })
+            .map(|base| Self { base, length, access })
+            .map_err(|source| WindowError::Map { offset, length: length as u64, source })
     }
 
     /// Length in bytes.
@@ -148,11 +130,8 @@ impl Window {
 
     /// Checks a range and gives the pointer to its first byte, valid for `width` bytes.
     fn at(&self, offset: u64, width: usize) -> Result<*mut u8, WindowError> {
-        let out_of_range = WindowError::OutOfRange {
-            offset,
-            width: width as u64,
-            length: self.length as u64,
-        };
+        let out_of_range =
+            WindowError::OutOfRange { offset, width: width as u64, length: self.length as u64 };
         let Ok(start) = usize::try_from(offset) else {
             return Err(out_of_range);
         };
@@ -168,20 +147,13 @@ impl Window {
         let pointer = self.at(offset, width)?;
         // The base is page aligned, so alignment is a property of the offset.
         if !offset.is_multiple_of(width as u64) {
-            return Err(WindowError::Misaligned {
-                offset,
-                width: width as u64,
-            });
+            return Err(WindowError::Misaligned { offset, width: width as u64 });
         }
         Ok(pointer.cast())
     }
 
     fn writable(&self) -> Result<(), WindowError> {
-        if self.access == Access::ReadWrite {
-            Ok(())
-        } else {
-            Err(WindowError::ReadOnly)
-        }
+        if self.access == Access::ReadWrite { Ok(()) } else { Err(WindowError::ReadOnly) }
     }
 
     /// One load.
@@ -224,10 +196,7 @@ impl Window {
     ///
     /// # Errors
     /// As [`Window::write`], and [`WindowError::Width`].
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the low bytes are what is stored"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "the low bytes are what is stored")]
     pub fn write_width(&self, offset: u64, width: u8, value: u64) -> Result<(), WindowError> {
         match width {
             1 => self.write(offset, value as u8),
@@ -305,8 +274,7 @@ impl Window {
 
     fn atomic_u64(&self, offset: u64) -> Result<*const AtomicU64, WindowError> {
         self.writable()?;
-        self.scalar_at::<u64>(offset)
-            .map(|pointer| pointer.cast_const().cast())
+        self.scalar_at::<u64>(offset).map(|pointer| pointer.cast_const().cast())
     }
 
     /// Atomically replaces a word and returns the old one.
@@ -394,10 +362,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn window() -> Window {
-        SharedMemory::create("test", 4096)
-            .unwrap()
-            .map_all(Access::ReadWrite)
-            .unwrap()
+        SharedMemory::create("test", 4096).unwrap().map_all(Access::ReadWrite).unwrap()
     }
 
     #[test]
@@ -405,19 +370,10 @@ mod tests {
         let window = window();
         for offset in [4089, 4096, u64::MAX - 3, u64::MAX] {
             let error = window.read::<u64>(offset).unwrap_err();
-            assert!(
-                matches!(error, WindowError::OutOfRange { .. }),
-                "{offset:#x}: {error}"
-            );
+            assert!(matches!(error, WindowError::OutOfRange { .. }), "{offset:#x}: {error}");
         }
-        assert!(matches!(
-            window.read::<u32>(2),
-            Err(WindowError::Misaligned { .. })
-        ));
-        assert!(matches!(
-            window.read_width(0, 3),
-            Err(WindowError::Width(3))
-        ));
+        assert!(matches!(window.read::<u32>(2), Err(WindowError::Misaligned { .. })));
+        assert!(matches!(window.read_width(0, 3), Err(WindowError::Width(3))));
     }
 
     #[test]
@@ -425,10 +381,7 @@ mod tests {
         let memory = SharedMemory::create("test", 4096).unwrap();
         let window = memory.map_all(Access::ReadOnly).unwrap();
         assert!(matches!(window.write(0, 1u8), Err(WindowError::ReadOnly)));
-        assert!(matches!(
-            window.copy_in(0, &[1]),
-            Err(WindowError::ReadOnly)
-        ));
+        assert!(matches!(window.copy_in(0, &[1]), Err(WindowError::ReadOnly)));
         assert!(matches!(window.swap_u64(0, 1), Err(WindowError::ReadOnly)));
     }
 

@@ -16,10 +16,7 @@ fn golden<M: Serialize + DeserializeOwned + PartialEq + Debug>(message: M, hex: 
     assert_eq!(found, hex.replace([' ', '\n'], ""), "{message:?}");
     assert_eq!(codec::decode::<M>(&bytes).unwrap(), message);
     for length in 0..bytes.len() {
-        assert!(
-            codec::decode::<M>(&bytes[..length]).is_err(),
-            "{length} bytes of {message:?}"
-        );
+        assert!(codec::decode::<M>(&bytes[..length]).is_err(), "{length} bytes of {message:?}");
     }
 }
 
@@ -33,12 +30,7 @@ fn unknown_tag<M: DeserializeOwned + Debug>(tags: u32) {
 
 fn identity() -> Identity {
     let address = "01:02.3".parse().unwrap();
-    Identity {
-        address,
-        vendor: 0xc0d0,
-        device: 1,
-        class: 0x01_0802,
-    }
+    Identity { address, vendor: 0xc0d0, device: 1, class: 0x01_0802 }
 }
 
 const IDENTITY: &str = "010203 d0c0 0100 02080100";
@@ -64,54 +56,24 @@ fn hello() {
 #[test]
 fn function_requests() {
     use function::{InterruptAction as Action, InterruptIndex as Index, Request};
+    golden(Request::ConfigRead { offset: 4, length: 2 }, "00000000 04000000 02000000");
     golden(
-        Request::ConfigRead {
-            offset: 4,
-            length: 2,
-        },
-        "00000000 04000000 02000000",
-    );
-    golden(
-        Request::ConfigWrite {
-            offset: 4,
-            data: vec![6, 0],
-        },
+        Request::ConfigWrite { offset: 4, data: vec![6, 0] },
         "01000000 04000000 0200000000000000 0600",
     );
+    golden(Request::BarRead { bar: 2, offset: 0x10, width: 4 }, "02000000 02 1000000000000000 04");
     golden(
-        Request::BarRead {
-            bar: 2,
-            offset: 0x10,
-            width: 4,
-        },
-        "02000000 02 1000000000000000 04",
-    );
-    golden(
-        Request::BarWrite {
-            bar: 0,
-            offset: 8,
-            width: 8,
-            value: 0x1122,
-        },
+        Request::BarWrite { bar: 0, offset: 8, width: 8, value: 0x1122 },
         "03000000 00 0800000000000000 08 2211000000000000",
     );
-    let assign = Action::Assign {
-        start: 3,
-        present: vec![true, false],
-    };
+    let assign = Action::Assign { start: 3, present: vec![true, false] };
     golden(
-        Request::Interrupts {
-            index: Index::Msix,
-            action: assign,
-        },
+        Request::Interrupts { index: Index::Msix, action: assign },
         "04000000 02000000 00000000 0300 0200000000000000 01 00",
     );
     let trigger = Action::Trigger { start: 1, count: 2 };
     golden(
-        Request::Interrupts {
-            index: Index::Intx,
-            action: trigger,
-        },
+        Request::Interrupts { index: Index::Intx, action: trigger },
         "04000000 00000000 04000000 0100 0200",
     );
     golden(Request::Reset, "05000000");
@@ -127,32 +89,16 @@ fn function_answers() {
     use function::{Ready, Reply, Statistics};
     let up = |reply| Up::<Ready, Reply>::Reply(reply);
     golden(up(Ok(Reply::Done)), "02000000 00000000 00000000");
-    golden(
-        up(Ok(Reply::Bytes(vec![1, 2]))),
-        "02000000 00000000 01000000 0200000000000000 0102",
-    );
-    golden(
-        up(Ok(Reply::Value(5))),
-        "02000000 00000000 02000000 0500000000000000",
-    );
-    let statistics = Statistics {
-        notifications: 1,
-        delivered: 2,
-        dropped: 3,
-    };
+    golden(up(Ok(Reply::Bytes(vec![1, 2]))), "02000000 00000000 01000000 0200000000000000 0102");
+    golden(up(Ok(Reply::Value(5))), "02000000 00000000 02000000 0500000000000000");
+    let statistics = Statistics { notifications: 1, delivered: 2, dropped: 3 };
     golden(
         Reply::Statistics(statistics),
         "03000000 0100000000000000 0200000000000000 0300000000000000",
     );
-    let failure = Failure {
-        kind: FailureKind::Io,
-        code: Some(0xe000_02cd),
-        message: "no".to_owned(),
-    };
-    golden(
-        up(Err(failure)),
-        "02000000 01000000 01000000 01 cd0200e0 0200000000000000 6e6f",
-    );
+    let failure =
+        Failure { kind: FailureKind::Io, code: Some(0xe000_02cd), message: "no".to_owned() };
+    golden(up(Err(failure)), "02000000 01000000 01000000 01 cd0200e0 0200000000000000 6e6f");
     unknown_tag::<Up<Ready, Reply>>(3);
     unknown_tag::<Reply>(4);
     unknown_tag::<FailureKind>(6);
@@ -168,11 +114,7 @@ fn ready_messages() {
         syscalls: 18,
     };
     let report = "0100000000000000 0100000000000000 61 01000000 0100000000000000 62 12000000";
-    let bar = BarInfo {
-        memory_index: 1,
-        size: 0x4000,
-        kind: 0x0c,
-    };
+    let bar = BarInfo { memory_index: 1, size: 0x4000, kind: 0x0c };
     let msix = MsixInfo {
         capability: 0xb0,
         vectors: 5,
@@ -195,19 +137,10 @@ fn ready_messages() {
         ),
     );
     golden(
-        connection::Ready {
-            functions: vec![identity()],
-            sandbox: sandbox.clone(),
-        },
+        connection::Ready { functions: vec![identity()], sandbox: sandbox.clone() },
         &format!("0100000000000000 {IDENTITY} {report}"),
     );
-    golden(
-        listing::Ready {
-            functions: 2,
-            sandbox,
-        },
-        &format!("02000000 {report}"),
-    );
+    golden(listing::Ready { functions: 2, sandbox }, &format!("02000000 {report}"));
 }
 
 #[test]
@@ -216,62 +149,29 @@ fn connection_messages() {
     golden(Request::Attach { function: 1 }, "00000000 01");
     golden(Request::Detach { function: 1 }, "01000000 01");
     golden(
-        Request::AddMemory {
-            base: 1,
-            size: 2,
-            offset: 3,
-            writable: true,
-        },
+        Request::AddMemory { base: 1, size: 2, offset: 3, writable: true },
         "02000000 0100000000000000 0200000000000000 0300000000000000 01",
     );
+    golden(Request::RemoveMemory { base: 1 }, "03000000 0100000000000000");
+    let entries = vec![DmaEntry { key: 1, address: 2, size: 3 }];
     golden(
-        Request::RemoveMemory { base: 1 },
-        "03000000 0100000000000000",
-    );
-    let entries = vec![DmaEntry {
-        key: 1,
-        address: 2,
-        size: 3,
-    }];
-    golden(
-        Request::MapDma {
-            function: 0,
-            entries,
-        },
+        Request::MapDma { function: 0, entries },
         "04000000 00 0100000000000000 0100000000000000 0200000000000000 0300000000000000",
     );
     golden(
-        Request::UnmapDma {
-            function: 0,
-            keys: vec![9],
-        },
+        Request::UnmapDma { function: 0, keys: vec![9] },
         "05000000 00 0100000000000000 0900000000000000",
     );
     golden(Request::Statistics { function: 7 }, "06000000 07");
     golden(Request::Shutdown, "07000000");
-    let outcomes = vec![
-        DmaOutcome::Mapped {
-            bus_address: 1,
-            bus_length: 2,
-        },
-        DmaOutcome::Unmapped,
-    ];
+    let outcomes = vec![DmaOutcome::Mapped { bus_address: 1, bus_length: 2 }, DmaOutcome::Unmapped];
     golden(
         Reply::Dma(outcomes),
         "02000000 0200000000000000 00000000 0100000000000000 0200000000000000 01000000",
     );
-    let window = BarWindow {
-        bar: 0,
-        offset: 0,
-        length: 0x8000,
-        memory_offset: 0,
-    };
-    let attached = Attached {
-        identity: identity(),
-        bars: [None; 6],
-        windows: vec![window],
-        warnings: vec![],
-    };
+    let window = BarWindow { bar: 0, offset: 0, length: 0x8000, memory_offset: 0 };
+    let attached =
+        Attached { identity: identity(), bars: [None; 6], windows: vec![window], warnings: vec![] };
     golden(
         Reply::Attached(Box::new(attached)),
         &format!(
@@ -279,12 +179,7 @@ fn connection_messages() {
              00 0000000000000000 0080000000000000 0000000000000000 0000000000000000"
         ),
     );
-    let statistics = DmaStatistics {
-        regions: 1,
-        bytes: 2,
-        peak_regions: 3,
-        peak_bytes: 4,
-    };
+    let statistics = DmaStatistics { regions: 1, bytes: 2, peak_regions: 3, peak_bytes: 4 };
     golden(
         Reply::Statistics(statistics),
         "03000000 0100000000000000 0200000000000000 0300000000000000 0400000000000000",
@@ -306,10 +201,7 @@ fn listing_messages() {
         msi_vectors: 32,
         msix: None,
         claimed: true,
-        clients: vec![dext::Client {
-            pid: 7,
-            name: "x".to_owned(),
-        }],
+        clients: vec![dext::Client { pid: 7, name: "x".to_owned() }],
     };
     golden(
         Reply::Function(Box::new(function)),
@@ -325,48 +217,29 @@ fn listing_messages() {
 fn dext_messages() {
     use dext::{Backing, IoReturn, Reply, Request, Service};
     golden(Request::Services, "00000000");
-    golden(
-        Request::Open {
-            service: 5,
-            kind: 0,
-        },
-        "01000000 0500000000000000 00000000",
-    );
+    golden(Request::Open { service: 5, kind: 0 }, "01000000 0500000000000000 00000000");
     golden(
         Request::Call {
             selector: 8,
             inputs: vec![4],
             outputs: 1,
-            backing: Some(Backing {
-                offset: 2,
-                writable: true,
-            }),
+            backing: Some(Backing { offset: 2, writable: true }),
         },
         "02000000 08000000 0100000000000000 0400000000000000 01000000 \
          01 0200000000000000 01",
     );
     golden(
-        Request::CallAsync {
-            selector: 15,
-            inputs: vec![],
-        },
+        Request::CallAsync { selector: 15, inputs: vec![] },
         "03000000 0f000000 0000000000000000",
     );
     golden(Request::Map { kind: 7 }, "04000000 07000000");
-    let service = Service {
-        id: 1,
-        class: "c".to_owned(),
-        clients: vec![],
-    };
+    let service = Service { id: 1, class: "c".to_owned(), clients: vec![] };
     golden(
         Reply::Services(vec![service]),
         "00000000 0100000000000000 0100000000000000 0100000000000000 63 0000000000000000",
     );
     golden(
-        Reply::Return {
-            code: IoReturn::NOT_OPEN,
-            outputs: vec![1],
-        },
+        Reply::Return { code: IoReturn::NOT_OPEN, outputs: vec![1] },
         "01000000 cd0200e0 0100000000000000 0100000000000000",
     );
 }

@@ -34,10 +34,7 @@ fn descriptors_that_nobody_takes_are_closed() {
 
     // Beside a message that makes no sense.
     a.send(0, &0u32, &[null.as_fd(); 8], soon).unwrap();
-    assert!(matches!(
-        b.receive::<String>(soon),
-        Err(TubeError::Codec(_))
-    ));
+    assert!(matches!(b.receive::<String>(soon), Err(TubeError::Codec(_))));
     assert_eq!(open_descriptors(), before);
 
     // Beside a message whose control data was cut: 40 where 32 have room.
@@ -46,13 +43,7 @@ fn descriptors_that_nobody_takes_are_closed() {
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     let mut tube = Tube::from_fd(end);
     let before = open_descriptors();
-    let mut bytes = Header {
-        length: 20,
-        id: 1,
-        handles: 32,
-    }
-    .to_bytes()
-    .to_vec();
+    let mut bytes = Header { length: 20, id: 1, handles: 32 }.to_bytes().to_vec();
     bytes.extend_from_slice(&7u32.to_le_bytes());
     let many = [null.as_fd(); 40];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(40))];
@@ -61,9 +52,6 @@ fn descriptors_that_nobody_takes_are_closed() {
     let parts = [IoSlice::new(&bytes)];
     rustix::net::sendmsg(&raw, &parts, &mut control, SendFlags::empty()).unwrap();
     let error = tube.receive::<u32>(soon).unwrap_err();
-    assert!(
-        matches!(error, TubeError::Frame(FrameError::Truncated)),
-        "{error}"
-    );
+    assert!(matches!(error, TubeError::Frame(FrameError::Truncated)), "{error}");
     assert_eq!(open_descriptors(), before);
 }

@@ -35,23 +35,11 @@ fn send_raw(socket: &OwnedFd, bytes: &[u8], handles: &[BorrowedFd<'_>]) {
     if !handles.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(handles));
     }
-    rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(bytes)],
-        &mut control,
-        SendFlags::empty(),
-    )
-    .unwrap();
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
 }
 
 fn frame(length: u32, id: u32, handles: u16, reserved: u8, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Header {
-        length,
-        id,
-        handles,
-    }
-    .to_bytes()
-    .to_vec();
+    let mut bytes = Header { length, id, handles }.to_bytes().to_vec();
     bytes[12] = reserved;
     bytes.extend_from_slice(body);
     bytes
@@ -62,27 +50,18 @@ fn messages_and_descriptors_arrive_in_order() {
     let (a, mut b) = Tube::pair().unwrap();
     let null = std::fs::File::open("/dev/null").unwrap();
     a.send(1, &"one".to_owned(), &[], soon()).unwrap();
-    a.send(2, &"two".to_owned(), &[null.as_fd(), null.as_fd()], soon())
-        .unwrap();
+    a.send(2, &"two".to_owned(), &[null.as_fd(), null.as_fd()], soon()).unwrap();
     let one = b.receive::<String>(soon()).unwrap();
-    assert_eq!(
-        (one.id, one.message.as_str(), one.handles.len()),
-        (1, "one", 0)
-    );
+    assert_eq!((one.id, one.message.as_str(), one.handles.len()), (1, "one", 0));
     let two = b.receive::<String>(soon()).unwrap();
-    assert_eq!(
-        (two.id, two.message.as_str(), two.handles.len()),
-        (2, "two", 2)
-    );
+    assert_eq!((two.id, two.message.as_str(), two.handles.len()), (2, "two", 2));
 }
 
 #[test]
 fn a_silent_peer_costs_the_deadline_and_no_more() {
     let (_a, mut b) = Tube::pair().unwrap();
     let before = Instant::now();
-    let error = b
-        .receive::<u32>(Deadline::after(Duration::from_millis(50)))
-        .unwrap_err();
+    let error = b.receive::<u32>(Deadline::after(Duration::from_millis(50))).unwrap_err();
     assert!(matches!(error, TubeError::TimedOut), "{error}");
     assert!(before.elapsed() >= Duration::from_millis(50));
     // Nothing is broken by it.
@@ -108,14 +87,8 @@ fn a_dead_peer_is_a_value_on_both_paths() {
     a.send(1, &7u32, &[], soon()).unwrap();
     drop(a);
     assert_eq!(b.receive::<u32>(soon()).unwrap().message, 7);
-    assert!(matches!(
-        b.receive::<u32>(soon()),
-        Err(TubeError::Disconnected)
-    ));
-    assert!(matches!(
-        b.send(0, &1u32, &[], soon()),
-        Err(TubeError::Disconnected)
-    ));
+    assert!(matches!(b.receive::<u32>(soon()), Err(TubeError::Disconnected)));
+    assert!(matches!(b.send(0, &1u32, &[], soon()), Err(TubeError::Disconnected)));
 }
 
 #[test]
@@ -125,18 +98,9 @@ fn bad_frames_poison_the_tube_and_name_the_field() {
         (vec![1, 2, 3], FrameError::Short(3)),
         (frame(15, 0, 0, 0, &[]), FrameError::Length(15)),
         (frame(big, 0, 0, 0, &[]), FrameError::Length(big)),
-        (
-            frame(20, 0, 0, 0, &[]),
-            FrameError::Mismatch {
-                said: 20,
-                came: HEADER,
-            },
-        ),
+        (frame(20, 0, 0, 0, &[]), FrameError::Mismatch { said: 20, came: HEADER }),
         (frame(16, 0, many, 0, &[]), FrameError::TooManyHandles(many)),
-        (
-            frame(16, 0, 2, 0, &[]),
-            FrameError::Handles { said: 2, came: 0 },
-        ),
+        (frame(16, 0, 2, 0, &[]), FrameError::Handles { said: 2, came: 0 }),
         (frame(16, 0, 0, 1, &[]), FrameError::Reserved),
     ] {
         let (mut tube, raw) = against_raw();
@@ -145,14 +109,8 @@ fn bad_frames_poison_the_tube_and_name_the_field() {
             Err(TubeError::Frame(found)) => assert_eq!(found, expected),
             other => panic!("{other:?}, expected {expected}"),
         }
-        assert!(matches!(
-            tube.receive::<u32>(soon()),
-            Err(TubeError::Poisoned)
-        ));
-        assert!(matches!(
-            tube.send(0, &0u32, &[], soon()),
-            Err(TubeError::Poisoned)
-        ));
+        assert!(matches!(tube.receive::<u32>(soon()), Err(TubeError::Poisoned)));
+        assert!(matches!(tube.send(0, &0u32, &[], soon()), Err(TubeError::Poisoned)));
     }
 }
 
@@ -164,10 +122,7 @@ fn a_message_above_the_limit_is_not_sent_and_one_that_comes_is_refused() {
     let (mut tube, raw) = against_raw();
     send_raw(&raw, &vec![0; MAX_MESSAGE + 100], &[]);
     let error = tube.receive::<u32>(soon()).unwrap_err();
-    assert!(
-        matches!(error, TubeError::Frame(FrameError::Truncated)),
-        "{error}"
-    );
+    assert!(matches!(error, TubeError::Frame(FrameError::Truncated)), "{error}");
 }
 
 #[test]
@@ -175,10 +130,7 @@ fn too_many_descriptors_are_not_sent() {
     let null = std::fs::File::open("/dev/null").unwrap();
     let (a, _b) = Tube::pair().unwrap();
     let many = vec![null.as_fd(); MAX_HANDLES + 1];
-    assert!(matches!(
-        a.send(0, &0u32, &many, soon()),
-        Err(TubeError::TooManyHandles(33))
-    ));
+    assert!(matches!(a.send(0, &0u32, &many, soon()), Err(TubeError::TooManyHandles(33))));
 }
 
 #[test]
@@ -187,11 +139,7 @@ fn received_descriptors_close_on_exec() {
     let (a, mut b) = Tube::pair().unwrap();
     a.send(0, &0u32, &[null.as_fd()], soon()).unwrap();
     let fd = b.receive::<u32>(soon()).unwrap().handles.one().unwrap();
-    assert!(
-        rustix::io::fcntl_getfd(&fd)
-            .unwrap()
-            .contains(rustix::io::FdFlags::CLOEXEC)
-    );
+    assert!(rustix::io::fcntl_getfd(&fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
 }
 
 #[test]
@@ -212,58 +160,24 @@ fn shake(hello: Hello) -> HandshakeError {
 
 #[test]
 fn a_handshake_takes_the_minimum() {
-    let theirs = Hello {
-        version: 9,
-        max_message: 9000,
-        ..Hello::ours(Role::Function)
-    };
-    let agreed = Hello::ours(Role::Vmm)
-        .agree(&theirs, Role::Function)
-        .unwrap();
+    let theirs = Hello { version: 9, max_message: 9000, ..Hello::ours(Role::Function) };
+    let agreed = Hello::ours(Role::Vmm).agree(&theirs, Role::Function).unwrap();
     assert_eq!((agreed.version, agreed.max_message), (1, 9000));
 }
 
 #[test]
 fn a_handshake_that_fails_says_why_with_both_sides() {
     let ours = || Hello::ours(Role::Function);
-    let version = shake(Hello {
-        version: 7,
-        oldest: 5,
-        ..ours()
-    })
-    .to_string();
-    assert!(
-        version.contains("5 to 7") && version.contains("1 to 1"),
-        "{version}"
-    );
+    let version = shake(Hello { version: 7, oldest: 5, ..ours() }).to_string();
+    assert!(version.contains("5 to 7") && version.contains("1 to 1"), "{version}");
     assert!(matches!(
-        shake(Hello {
-            version: 0,
-            oldest: 0,
-            ..ours()
-        }),
+        shake(Hello { version: 0, oldest: 0, ..ours() }),
         HandshakeError::Version { .. }
     ));
-    assert!(matches!(
-        shake(Hello { magic: 1, ..ours() }),
-        HandshakeError::Magic(1)
-    ));
-    assert!(matches!(
-        shake(Hello {
-            max_message: 10,
-            ..ours()
-        }),
-        HandshakeError::Limits { .. }
-    ));
-    let role = shake(Hello {
-        role: Role::Connection,
-        ..ours()
-    })
-    .to_string();
-    assert!(
-        role.contains("Connection") && role.contains("Function"),
-        "{role}"
-    );
+    assert!(matches!(shake(Hello { magic: 1, ..ours() }), HandshakeError::Magic(1)));
+    assert!(matches!(shake(Hello { max_message: 10, ..ours() }), HandshakeError::Limits { .. }));
+    let role = shake(Hello { role: Role::Connection, ..ours() }).to_string();
+    assert!(role.contains("Connection") && role.contains("Function"), "{role}");
 }
 
 #[test]
@@ -271,10 +185,7 @@ fn a_peer_that_closes_instead_of_a_handshake_is_a_disconnect() {
     let (a, mut b) = Tube::pair().unwrap();
     drop(a);
     let error = b.handshake(Role::Vmm, Role::Function, soon()).unwrap_err();
-    assert!(
-        matches!(error, HandshakeError::Tube(TubeError::Disconnected)),
-        "{error}"
-    );
+    assert!(matches!(error, HandshakeError::Tube(TubeError::Disconnected)), "{error}");
 }
 
 proptest! {

@@ -88,10 +88,7 @@ pub(crate) struct Collector {
 
 impl Collector {
     pub(crate) fn new(mode: Mode) -> Self {
-        Self {
-            mode,
-            layers: Vec::new(),
-        }
+        Self { mode, layers: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, layer: &'static str, state: State) -> Result<(), ConfineError> {
@@ -107,10 +104,7 @@ impl Collector {
     }
 
     pub(crate) fn report(self, syscalls: usize) -> Report {
-        Report {
-            layers: self.layers,
-            syscalls,
-        }
+        Report { layers: self.layers, syscalls }
     }
 }
 

@@ -33,10 +33,7 @@ pub fn bin_dir() -> &'static Path {
         if dir.ends_with("release") {
             build.arg("--release");
         }
-        assert!(
-            build.status().unwrap().success(),
-            "the programs cannot be built"
-        );
+        assert!(build.status().unwrap().success(), "the programs cannot be built");
         dir
     })
 }
@@ -82,9 +79,7 @@ impl Simulator {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("ready"), "dext-sim said {line:?}");
         Self { child, directory }
     }
@@ -92,10 +87,7 @@ impl Simulator {
     /// One with an NVMe function at 01:00.0 and a probe at 01:00.1.
     #[must_use]
     pub fn usual() -> Self {
-        Self::start(&[
-            "--device=01:00.0=nvme,size=64M,queues=4",
-            "--device=01:00.1=probe",
-        ])
+        Self::start(&["--device=01:00.0=nvme,size=64M,queues=4", "--device=01:00.1=probe"])
     }
 
     /// Where it listens.
@@ -122,9 +114,7 @@ impl Simulator {
     /// When it does not answer.
     pub fn control(&self, command: &Value) -> Value {
         let mut stream = UnixStream::connect(self.directory.path().join("control")).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(format!("{command}\n").as_bytes()).unwrap();
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
@@ -144,14 +134,8 @@ impl Simulator {
     #[must_use]
     pub fn fired(&self) -> Vec<u64> {
         let state = self.control(&"state".into());
-        let faults = state["state"]["faults"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
-        faults
-            .iter()
-            .map(|fault| fault["fired"].as_u64().unwrap_or(0))
-            .collect()
+        let faults = state["state"]["faults"].as_array().cloned().unwrap_or_default();
+        faults.iter().map(|fault| fault["fired"].as_u64().unwrap_or(0)).collect()
     }
 
     /// What is held of a function now: connections, claims, DMA regions, interrupts.
@@ -162,18 +146,10 @@ impl Simulator {
     pub fn held(&self, function: &str) -> (u64, u64, u64, bool) {
         let state = self.control(&"state".into());
         let functions = state["state"]["functions"].as_array().unwrap();
-        let one = functions
-            .iter()
-            .find(|one| one["address"] == function)
-            .unwrap();
+        let one = functions.iter().find(|one| one["address"] == function).unwrap();
         let number = |key: &str| one[key].as_u64().unwrap();
         let interrupts = one["interrupts_held"].as_bool().unwrap();
-        (
-            number("connections"),
-            number("claims"),
-            number("dma_regions"),
-            interrupts,
-        )
+        (number("connections"), number("claims"), number("dma_regions"), interrupts)
     }
 
     /// Waits until nothing of a function is held.
@@ -253,19 +229,9 @@ impl Vmm {
         let ram = memory.map_all(Access::ReadWrite).unwrap();
         let container = Arc::new(Container::new(mode));
         container
-            .map(GuestRegion {
-                iova: RAM_BASE,
-                size: RAM,
-                memory,
-                offset: 0,
-                writable: true,
-            })
+            .map(GuestRegion { iova: RAM_BASE, size: RAM, memory, offset: 0, writable: true })
             .unwrap();
-        Self {
-            host: Host::new(config),
-            container,
-            ram,
-        }
+        Self { host: Host::new(config), container, ram }
     }
 
     /// Attaches.
@@ -274,9 +240,7 @@ impl Vmm {
     /// When that fails.
     #[must_use]
     pub fn attach(&self, function: &str) -> Arc<vmm_side::Proxy> {
-        self.host
-            .attach(address(function), &self.container, None)
-            .unwrap()
+        self.host.attach(address(function), &self.container, None).unwrap()
     }
 }
 
@@ -298,13 +262,7 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
 #[must_use]
 pub fn is_running(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = status
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .trim_start()
-        .chars()
-        .next();
+    let state = status.rsplit(')').next().unwrap_or_default().trim_start().chars().next();
     !matches!(state, None | Some('Z' | 'X'))
 }
 

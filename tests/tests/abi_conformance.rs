@@ -24,20 +24,13 @@ type Connection = Box<dyn UserClient>;
 
 impl Dext {
     fn usual() -> Self {
-        Self {
-            simulator: Simulator::usual(),
-        }
+        Self { simulator: Simulator::usual() }
     }
 
     fn with(arguments: &[&str]) -> Self {
-        let mut all = vec![
-            "--device=01:00.0=nvme,size=16M,queues=4",
-            "--device=01:00.1=probe",
-        ];
+        let mut all = vec!["--device=01:00.0=nvme,size=16M,queues=4", "--device=01:00.1=probe"];
         all.extend(arguments);
-        Self {
-            simulator: Simulator::start(&all),
-        }
+        Self { simulator: Simulator::start(&all) }
     }
 
     fn registry(&self) -> SimulatedRegistry {
@@ -94,18 +87,9 @@ impl Ram {
     ) -> Result<[u64; 3], IoReturn> {
         let mut out = [0; 3];
         let inputs = [key, self.window.address() as u64, size];
-        let behind = Behind {
-            memory: &self.memory,
-            offset: 0,
-            writable: true,
-        };
-        code(connection.call(
-            selector::REGISTER_DMA_REGION,
-            &inputs,
-            &mut out,
-            Some(behind),
-        ))
-        .map(|()| out)
+        let behind = Behind { memory: &self.memory, offset: 0, writable: true };
+        code(connection.call(selector::REGISTER_DMA_REGION, &inputs, &mut out, Some(behind)))
+            .map(|()| out)
     }
 }
 
@@ -118,10 +102,7 @@ fn arm(connection: &mut Connection) -> Result<(), IoReturn> {
 }
 
 fn notified(connection: &Connection) -> bool {
-    connection
-        .completion()
-        .wait(Deadline::after(Duration::from_secs(2)))
-        .unwrap()
+    connection.completion().wait(Deadline::after(Duration::from_secs(2))).unwrap()
 }
 
 /// Fires a vector through the control socket.

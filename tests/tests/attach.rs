@@ -21,16 +21,9 @@ fn p1_1_a_failing_step_undoes_the_ones_before_and_names_device_and_code() {
     for (selector, nth, operation) in steps {
         let simulator = Simulator::usual();
         let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
-        simulator.fault(&format!(
-            "fail:selector={selector},nth={nth},code=0xe00002bd"
-        ));
-        let error = vmm
-            .host
-            .attach(address("01:00.0"), &vmm.container, None)
-            .err();
-        let line = error
-            .unwrap_or_else(|| panic!("{operation} failed and nobody saw"))
-            .to_string();
+        simulator.fault(&format!("fail:selector={selector},nth={nth},code=0xe00002bd"));
+        let error = vmm.host.attach(address("01:00.0"), &vmm.container, None).err();
+        let line = error.unwrap_or_else(|| panic!("{operation} failed and nobody saw")).to_string();
         for part in ["01:00.0", operation, "0xe00002bd"] {
             assert!(line.contains(part), "{part}: {line}");
         }
@@ -49,11 +42,7 @@ fn p1_2_a_second_owner_is_refused_by_name_and_the_first_goes_on() {
     let simulator = Simulator::usual();
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let proxy = vmm.attach("01:00.0");
-    let refused = vmm
-        .host
-        .attach(address("01:00.0"), &vmm.container, None)
-        .err()
-        .unwrap();
+    let refused = vmm.host.attach(address("01:00.0"), &vmm.container, None).err().unwrap();
     assert_eq!(refused.to_string(), "duplicate owner for host PCI 01:00.0");
     proxy.config_read(0, &mut [0; 4]).unwrap();
 }
@@ -64,22 +53,11 @@ fn p1_1_a_function_that_another_vmm_has_is_refused_and_left_alone() {
     let one = Vmm::new(config(&simulator), DmaMode::Direct);
     let two = Vmm::new(config(&simulator), DmaMode::Direct);
     let proxy = one.attach("01:00.0");
-    let refused = two
-        .host
-        .attach(address("01:00.0"), &two.container, None)
-        .err()
-        .unwrap();
-    let AttachError::Step {
-        error: DeviceError::Busy(why),
-        ..
-    } = refused
-    else {
+    let refused = two.host.attach(address("01:00.0"), &two.container, None).err().unwrap();
+    let AttachError::Step { error: DeviceError::Busy(why), .. } = refused else {
         panic!("{refused}")
     };
-    assert!(
-        why.contains("01:00.0") && why.contains("claimed by another"),
-        "{why}"
-    );
+    assert!(why.contains("01:00.0") && why.contains("claimed by another"), "{why}");
     proxy.config_read(0, &mut [0; 4]).unwrap();
     one.host.detach(&proxy);
     simulator.assert_released("01:00.0");
@@ -123,10 +101,7 @@ fn p1_6_a_device_without_a_name_gets_one() {
     let proxy = vmm.attach("01:00.0");
     assert_eq!(proxy.info().name, "apple-0000:01:00.0");
     let name = Some("disk0".to_owned());
-    let named = vmm
-        .host
-        .attach(address("01:00.1"), &vmm.container, name)
-        .unwrap();
+    let named = vmm.host.attach(address("01:00.1"), &vmm.container, name).unwrap();
     assert_eq!(named.info().name, "disk0");
 }
 
@@ -162,20 +137,12 @@ fn functions_of_two_devices_do_not_share() {
 fn p2_4_direct_mode_is_refused_where_the_platform_chooses_addresses() {
     let simulator = Simulator::start(&["--device=01:00.0=probe", "--dart=strict"]);
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
-    let refused = vmm
-        .host
-        .attach(address("01:00.0"), &vmm.container, None)
-        .err()
-        .unwrap();
+    let refused = vmm.host.attach(address("01:00.0"), &vmm.container, None).err().unwrap();
     assert!(refused.to_string().contains("companion"), "{refused}");
     simulator.assert_released("01:00.0");
     let companion = Vmm::new(config(&simulator), DmaMode::Companion);
     let proxy = companion.attach("01:00.0");
-    assert_eq!(
-        simulator.held("01:00.0").2,
-        0,
-        "companion mode registers nothing by itself"
-    );
+    assert_eq!(simulator.held("01:00.0").2, 0, "companion mode registers nothing by itself");
     companion.host.detach(&proxy);
 }
 
@@ -187,31 +154,13 @@ fn p2_4_memory_that_comes_and_goes_is_registered_and_removed() {
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let (a, _b) = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
     let memory = SharedMemory::create("more", 1 << 20).unwrap();
-    let region = GuestRegion {
-        iova: 0,
-        size: 1 << 20,
-        memory,
-        offset: 0,
-        writable: false,
-    };
+    let region = GuestRegion { iova: 0, size: 1 << 20, memory, offset: 0, writable: false };
     vmm.container.map(region).unwrap();
-    assert_eq!(
-        (simulator.held("01:00.0").2, simulator.held("01:00.1").2),
-        (2, 2)
-    );
-    assert_eq!(
-        a.connection()
-            .statistics(address("01:00.0"))
-            .unwrap()
-            .regions,
-        2
-    );
+    assert_eq!((simulator.held("01:00.0").2, simulator.held("01:00.1").2), (2, 2));
+    assert_eq!(a.connection().statistics(address("01:00.0")).unwrap().regions, 2);
     vmm.container.unmap(0, 1 << 20).unwrap();
     // The answer came only once the registration was gone.
-    assert_eq!(
-        (simulator.held("01:00.0").2, simulator.held("01:00.1").2),
-        (1, 1)
-    );
+    assert_eq!((simulator.held("01:00.0").2, simulator.held("01:00.1").2), (1, 1));
 }
 
 #[test]
@@ -223,17 +172,8 @@ fn memory_that_one_function_cannot_have_is_given_to_none() {
     let _both = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
     simulator.fault("fail:selector=5,nth=2,code=0xe00002db");
     let memory = SharedMemory::create("more", 1 << 20).unwrap();
-    let region = GuestRegion {
-        iova: 0,
-        size: 1 << 20,
-        memory,
-        offset: 0,
-        writable: true,
-    };
+    let region = GuestRegion { iova: 0, size: 1 << 20, memory, offset: 0, writable: true };
     let refused = vmm.container.map(region).unwrap_err();
     assert!(matches!(refused, DeviceError::NoSpace(_)), "{refused}");
-    assert_eq!(
-        (simulator.held("01:00.0").2, simulator.held("01:00.1").2),
-        (1, 1)
-    );
+    assert_eq!((simulator.held("01:00.0").2, simulator.held("01:00.1").2), (1, 1));
 }

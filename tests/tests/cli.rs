@@ -14,16 +14,9 @@ fn cordon(arguments: &[&str]) -> (i32, String, String) {
 }
 
 fn run(name: &str, arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(program(name))
-        .args(arguments)
-        .output()
-        .unwrap();
+    let output = Command::new(program(name)).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (
-        output.status.code().unwrap_or(-1),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
 fn refused(name: &str, arguments: &[&str], status: i32, says: &[&str]) {
@@ -31,16 +24,11 @@ fn refused(name: &str, arguments: &[&str], status: i32, says: &[&str]) {
     assert_eq!(code, status, "{arguments:?}: {errors}");
     assert!(!errors.contains("panicked"), "{errors}");
     for part in says {
-        assert!(
-            errors.contains(part),
-            "{arguments:?} does not say {part:?}: {errors}"
-        );
+        assert!(errors.contains(part), "{arguments:?} does not say {part:?}: {errors}");
     }
     if status == 1 {
-        let lines: Vec<&str> = errors
-            .lines()
-            .filter(|l| !l.trim_start().starts_with("WARN"))
-            .collect();
+        let lines: Vec<&str> =
+            errors.lines().filter(|l| !l.trim_start().starts_with("WARN")).collect();
         assert_eq!(lines.len(), 1, "{errors}");
     }
 }
@@ -50,66 +38,21 @@ fn what_cannot_be_is_named() {
     let simulator = Simulator::usual();
     let dext = format!("--dext={}", simulator.endpoint());
     let none = "--dext=sim:/nonexistent/dext";
-    refused(
-        "cordon",
-        &["inspect", "07:00.0", &dext],
-        1,
-        &["no such device", "07:00.0"],
-    );
-    refused(
-        "cordon",
-        &["inspect", "banana", &dext],
-        2,
-        &["banana", "BB:DD.F"],
-    );
-    refused(
-        "cordon",
-        &["inspect", "01:20.0", &dext],
-        2,
-        &["device number 0x20"],
-    );
-    refused(
-        "cordon",
-        &["devices", none],
-        1,
-        &["No dext at sim:/nonexistent/dext"],
-    );
-    refused(
-        "cordon",
-        &["devices", "--dext=usb:7"],
-        1,
-        &["usb:7", "sim:PATH or iokit"],
-    );
+    refused("cordon", &["inspect", "07:00.0", &dext], 1, &["no such device", "07:00.0"]);
+    refused("cordon", &["inspect", "banana", &dext], 2, &["banana", "BB:DD.F"]);
+    refused("cordon", &["inspect", "01:20.0", &dext], 2, &["device number 0x20"]);
+    refused("cordon", &["devices", none], 1, &["No dext at sim:/nonexistent/dext"]);
+    refused("cordon", &["devices", "--dext=usb:7"], 1, &["usb:7", "sim:PATH or iokit"]);
     refused("cordon", &["devices", "--dext=iokit"], 1, &["iokit"]);
     refused("cordon", &["devices"], 2, &["--dext"]);
     refused("cordon", &[], 2, &["Usage"]);
     refused("cordon", &["demo", "--frobnicate"], 2, &["--frobnicate"]);
     let missing = "--device-proc=/nonexistent/device-proc";
-    refused(
-        "cordon",
-        &["devices", &dext, missing],
-        1,
-        &["device-proc", "/nonexistent"],
-    );
-    refused(
-        "cordon",
-        &["demo", missing],
-        1,
-        &["/nonexistent/device-proc"],
-    );
-    refused(
-        "cordon",
-        &["demo", "--dext-sim=/nonexistent/sim"],
-        1,
-        &["/nonexistent/sim"],
-    );
+    refused("cordon", &["devices", &dext, missing], 1, &["device-proc", "/nonexistent"]);
+    refused("cordon", &["demo", missing], 1, &["/nonexistent/device-proc"]);
+    refused("cordon", &["demo", "--dext-sim=/nonexistent/sim"], 1, &["/nonexistent/sim"]);
     // A program that is there and is another one.
-    refused(
-        "cordon",
-        &["devices", &dext, "--device-proc=/bin/true"],
-        1,
-        &["did not start"],
-    );
+    refused("cordon", &["devices", &dext, "--device-proc=/bin/true"], 1, &["did not start"]);
     simulator.assert_released("01:00.0");
 }
 
@@ -117,42 +60,22 @@ fn what_cannot_be_is_named() {
 fn what_dext_sim_cannot_be_is_named() {
     let socket = "--socket=/tmp/cordon-never";
     refused("dext-sim", &[socket, "--device=01:00.0=gpu"], 2, &["gpu"]);
-    refused(
-        "dext-sim",
-        &[socket, "--device=01:00.0=nvme,size=1"],
-        2,
-        &["size"],
-    );
+    refused("dext-sim", &[socket, "--device=01:00.0=nvme,size=1"], 2, &["size"]);
     refused("dext-sim", &[socket], 2, &["--device"]);
     let twice = [socket, "--device=01:00.0=probe", "--device=01:00.0=probe"];
     refused("dext-sim", &twice, 1, &["01:00.0 is given twice"]);
     let image = "--device=01:00.0=nvme,image=/nonexistent.img";
     refused("dext-sim", &[socket, image], 1, &["/nonexistent.img"]);
     let fault = "--fault=explode:nth=1";
-    refused(
-        "dext-sim",
-        &[socket, "--device=01:00.0=probe", fault],
-        2,
-        &["explode"],
-    );
+    refused("dext-sim", &[socket, "--device=01:00.0=probe", fault], 2, &["explode"]);
     let simulator = Simulator::usual();
     let taken = format!("--socket={}", simulator.socket().display());
-    refused(
-        "dext-sim",
-        &[&taken, "--device=01:00.0=probe"],
-        1,
-        &["cannot listen"],
-    );
+    refused("dext-sim", &[&taken, "--device=01:00.0=probe"], 1, &["cannot listen"]);
 }
 
 #[test]
 fn device_proc_alone_says_what_is_missing() {
-    let arguments = [
-        "function",
-        "--address=01:00.0",
-        "--dext=sim:/x",
-        "--tube-fd=77",
-    ];
+    let arguments = ["function", "--address=01:00.0", "--dext=sim:/x", "--tube-fd=77"];
     refused("device-proc", &arguments, 1, &["No tube at descriptor 77"]);
     refused("device-proc", &["function"], 2, &["--address"]);
 }
@@ -177,12 +100,8 @@ fn devices_lists_what_there_is_and_who_has_it() {
     let listing: Value = serde_json::from_str(&text).unwrap();
     let disk = &listing["devices"][0];
     assert_eq!(disk["claimed"], true);
-    let pids: Vec<u64> = disk["clients"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|c| c["pid"].as_u64().unwrap())
-        .collect();
+    let pids: Vec<u64> =
+        disk["clients"].as_array().unwrap().iter().map(|c| c["pid"].as_u64().unwrap()).collect();
     assert!(pids.contains(&proxy.connection().pid().into()), "{pids:?}");
     assert!(pids.contains(&proxy.pid().into()), "{pids:?}");
     let (_, text, _) = cordon(&["devices", &dext]);
@@ -202,26 +121,14 @@ fn inspect_shows_a_free_function_whole_and_leaves_nothing() {
         .iter()
         .map(|capability| capability["name"].as_str().unwrap())
         .collect();
-    assert_eq!(
-        names,
-        [
-            "Power Management",
-            "MSI",
-            "Express",
-            "MSI-X",
-            "Device Serial Number"
-        ]
-    );
+    assert_eq!(names, ["Power Management", "MSI", "Express", "MSI-X", "Device Serial Number"]);
     let attached = &one["attached"];
     assert_eq!(attached["regions"].as_array().unwrap().len(), 9);
     assert_eq!(attached["interrupts"][2]["count"], 32);
     assert_eq!(attached["dma"]["live_regions"], 0);
     for process in attached["processes"].as_array().unwrap() {
         let layers = process["sandbox"]["layers"].as_array().unwrap();
-        assert!(
-            layers.iter().all(|layer| layer["state"] != "MISSING"),
-            "{layers:?}"
-        );
+        assert!(layers.iter().all(|layer| layer["state"] != "MISSING"), "{layers:?}");
     }
     simulator.assert_released("01:00.1");
 }
@@ -236,10 +143,7 @@ fn inspect_of_a_claimed_function_shows_its_owner_and_does_not_disturb_it() {
     let (code, text, _) = cordon(&["inspect", "01:00.0", &dext]);
     assert_eq!(code, 0);
     assert!(text.contains("Claimed; open in"), "{text}");
-    assert!(
-        text.contains(&proxy.connection().pid().to_string()),
-        "{text}"
-    );
+    assert!(text.contains(&proxy.connection().pid().to_string()), "{text}");
     proxy.config_read(0, &mut [0; 4]).unwrap();
     assert_eq!(simulator.held("01:00.0").1, 1);
 }

@@ -30,14 +30,8 @@ fn a_killed_function_process_is_data_and_its_sibling_does_not_notice() {
     signal(probe.pid(), Signal::KILL);
     assert!(eventually(|| probe.death().is_some()));
     let death = probe.death().unwrap();
-    assert_eq!(
-        (&death.cause, death.exit),
-        (&Cause::Ended, ExitStatus::Signal(9))
-    );
-    assert!(matches!(
-        probe.config_read(0, &mut [0; 4]),
-        Err(DeviceError::Gone(_))
-    ));
+    assert_eq!((&death.cause, death.exit), (&Cause::Ended, ExitStatus::Signal(9)));
+    assert!(matches!(probe.config_read(0, &mut [0; 4]), Err(DeviceError::Gone(_))));
     assert_eq!(probe.config_write(4, &[6]).unwrap_err().errno(), 19);
     reads_all_ones(&probe);
     disk.config_read(0, &mut [0; 4]).unwrap();
@@ -61,10 +55,7 @@ fn a_stopped_function_process_is_killed_at_the_deadline() {
     let before = Instant::now();
     let error = probe.config_read(0, &mut [0; 4]).unwrap_err();
     assert!(before.elapsed() < Duration::from_secs(3));
-    assert!(
-        error.to_string().contains("did not answer in time"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("did not answer in time"), "{error}");
     assert!(!is_running(probe.pid()));
     reads_all_ones(&probe);
 }
@@ -75,13 +66,9 @@ fn a_killed_connection_process_is_data_and_everything_is_released() {
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let (disk, probe) = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
     signal(disk.connection().pid(), Signal::KILL);
-    assert!(eventually(
-        || disk.death().is_some() && probe.death().is_some()
-    ));
+    assert!(eventually(|| disk.death().is_some() && probe.death().is_some()));
     // The opener is gone, and with it claim and DMA of both functions.
-    assert!(eventually(
-        || simulator.held("01:00.0").1 == 0 && simulator.held("01:00.0").2 == 0
-    ));
+    assert!(eventually(|| simulator.held("01:00.0").1 == 0 && simulator.held("01:00.0").2 == 0));
     vmm.host.detach(&disk);
     vmm.host.detach(&probe);
     simulator.assert_released("01:00.0");

@@ -10,16 +10,10 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 fn demo(arguments: &[&str]) -> (bool, Value, String) {
-    let output = Command::new(program("cordon"))
-        .args(["demo", "--json"])
-        .args(arguments)
-        .output()
-        .unwrap();
+    let output =
+        Command::new(program("cordon")).args(["demo", "--json"]).args(arguments).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let last = text
-        .lines()
-        .last()
-        .and_then(|line| serde_json::from_str(line).ok());
+    let last = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.success(), last.unwrap_or_default(), errors)
 }
@@ -55,10 +49,7 @@ fn every_step_holds() {
 fn an_ext4_image_reads_as_the_file_and_does_not_change() {
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("disk.img");
-    std::fs::File::create(&image)
-        .unwrap()
-        .set_len(24 << 20)
-        .unwrap();
+    std::fs::File::create(&image).unwrap().set_len(24 << 20).unwrap();
     // mkfs.ext4 is part of Debian's base system (e2fsprogs), in /sbin.
     let made = Command::new("mkfs.ext4")
         .args(["-q", "-F"])
@@ -71,10 +62,7 @@ fn an_ext4_image_reads_as_the_file_and_does_not_change() {
     let (ok, summary, errors) = demo(&["--image", image.to_str().unwrap()]);
     assert!(ok, "{errors}");
     assert_summary(&summary);
-    assert!(
-        std::fs::read(&image).unwrap() == before,
-        "the image changed"
-    );
+    assert!(std::fs::read(&image).unwrap() == before, "the image changed");
 }
 
 #[test]
@@ -122,23 +110,14 @@ fn killed_at(victim: &str, step: usize) -> (bool, Vec<u32>) {
     }
     let status = child.wait().unwrap();
     assert!(ended, "killing {victim} at step {step} hung the demo");
-    (
-        status.success(),
-        pids.into_iter().map(|(_, pid)| pid).collect(),
-    )
+    (status.success(), pids.into_iter().map(|(_, pid)| pid).collect())
 }
 
 #[test]
 fn killing_any_process_at_any_step_never_hangs_the_demo_and_leaves_nothing() {
     let _ = bin_dir();
     let mut failed = 0;
-    for victim in [
-        "cordon",
-        "dext-sim",
-        "connection",
-        "function 01:00.0",
-        "function 01:00.1",
-    ] {
+    for victim in ["cordon", "dext-sim", "connection", "function 01:00.0", "function 01:00.1"] {
         for step in 1..=12 {
             let (ok, pids) = killed_at(victim, step);
             failed += usize::from(!ok);

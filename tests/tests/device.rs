@@ -20,39 +20,17 @@ fn setup() -> Setup {
     let simulator = Simulator::usual();
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
-    Setup {
-        simulator,
-        vmm,
-        probe,
-    }
+    Setup { simulator, vmm, probe }
 }
 
 fn registers(proxy: &Proxy) -> Window {
-    proxy
-        .windows()
-        .unwrap()
-        .iter()
-        .find(|w| w.bar == 0 && w.offset == 0)
-        .unwrap()
-        .map()
-        .unwrap()
+    proxy.windows().unwrap().iter().find(|w| w.bar == 0 && w.offset == 0).unwrap().map().unwrap()
 }
 
 fn assign(proxy: &Proxy, index: InterruptIndex, count: usize) -> Vec<Event> {
     let events: Vec<Event> = (0..count).map(|_| Event::new().unwrap()).collect();
-    let signallers = events
-        .iter()
-        .map(|event| Some(event.signaller().unwrap()))
-        .collect();
-    proxy
-        .set_interrupts(
-            index,
-            InterruptSetup::Assign {
-                start: 0,
-                signallers,
-            },
-        )
-        .unwrap();
+    let signallers = events.iter().map(|event| Some(event.signaller().unwrap())).collect();
+    proxy.set_interrupts(index, InterruptSetup::Assign { start: 0, signallers }).unwrap();
     events
 }
 
@@ -75,22 +53,12 @@ fn p5_config_space_is_read_at_any_offset_and_length() {
     for (offset, length) in [(0, 1), (1, 2), (3, 7), (0x40, 64), (4090, 6)] {
         let mut part = vec![0; length];
         s.probe.config_read(offset, &mut part).unwrap();
-        assert_eq!(
-            part,
-            whole[offset as usize..offset as usize + length],
-            "{offset} {length}"
-        );
+        assert_eq!(part, whole[offset as usize..offset as usize + length], "{offset} {length}");
     }
     let mut past = [0xaa; 8];
     s.probe.config_read(4092, &mut past).unwrap();
     assert_eq!(past[4..], [0; 4]);
-    assert_eq!(
-        s.probe
-            .config_read(0, &mut vec![0; 5000])
-            .unwrap_err()
-            .errno(),
-        22
-    );
+    assert_eq!(s.probe.config_read(0, &mut vec![0; 5000]).unwrap_err().errno(), 22);
 }
 
 #[test]
@@ -105,9 +73,7 @@ fn p6_what_the_host_owns_cannot_be_written() {
     s.probe.config_write(0x10, &[0xff; 4]).unwrap();
     s.probe.config_write(0x06, &[0xff; 2]).unwrap();
     assert_eq!((read(0x10), read(0x04) >> 16), (bar, status));
-    s.probe
-        .config_write(0x04, &[0x02, 0x00, 0xff, 0xff])
-        .unwrap();
+    s.probe.config_write(0x04, &[0x02, 0x00, 0xff, 0xff]).unwrap();
     assert_eq!(read(0x04) & 0xffff, 2);
     s.probe.config_write(0x3c, &[0x2a]).unwrap();
     assert_eq!(read(0x3c) & 0xff, 0x2a);
@@ -118,20 +84,12 @@ fn p6_what_the_host_owns_cannot_be_written() {
 fn p7_traps_and_windows_reach_the_same_memory() {
     let s = setup();
     let windows = s.probe.windows().unwrap();
-    let shape: Vec<_> = windows
-        .iter()
-        .map(|w| (w.bar, w.offset, w.length))
-        .collect();
-    assert_eq!(
-        shape,
-        [(0, 0, 0x8000), (0, 0x10000, 0x10000), (2, 0, 0x10_0000)]
-    );
+    let shape: Vec<_> = windows.iter().map(|w| (w.bar, w.offset, w.length)).collect();
+    assert_eq!(shape, [(0, 0, 0x8000), (0, 0x10000, 0x10000), (2, 0, 0x10_0000)]);
     for (window, offset) in windows.iter().zip([0x10, 0x10010, 0x8]) {
         let mapped = window.map().unwrap();
         let in_window = offset - window.offset;
-        s.probe
-            .bar_write(window.bar, offset, &0xfeed_f00du32.to_le_bytes())
-            .unwrap();
+        s.probe.bar_write(window.bar, offset, &0xfeed_f00du32.to_le_bytes()).unwrap();
         assert_eq!(mapped.read::<u32>(in_window).unwrap(), 0xfeed_f00d);
         mapped.write(in_window, 0x1234_5678u32).unwrap();
         let mut bytes = [0; 4];
@@ -157,10 +115,7 @@ fn p7_5_bad_accesses_are_named_and_hurt_nobody() {
         (4, 0, 4),
         (9, 0, 1),
     ] {
-        let error = s
-            .probe
-            .bar_read(bar, offset, &mut vec![0; length])
-            .unwrap_err();
+        let error = s.probe.bar_read(bar, offset, &mut vec![0; length]).unwrap_err();
         assert_eq!(error.errno(), 22);
         assert!(error.to_string().contains(&format!("BAR {bar}")), "{error}");
         assert!(error.to_string().contains("01:00.1"), "{error}");
@@ -174,13 +129,10 @@ fn p7_5_bad_accesses_are_named_and_hurt_nobody() {
 #[test]
 fn p3_and_p4_regions_and_interrupts() {
     let s = setup();
-    let sizes: Vec<u64> = (0..9)
-        .map(|index| s.probe.region_info(index).unwrap().size)
-        .collect();
+    let sizes: Vec<u64> = (0..9).map(|index| s.probe.region_info(index).unwrap().size).collect();
     assert_eq!(sizes, [0x20000, 0x1000, 0x10_0000, 0, 64, 0, 0, 4096, 0]);
-    let counts: Vec<u32> = (0..5)
-        .map(|index| s.probe.interrupt_info(index).unwrap().count)
-        .collect();
+    let counts: Vec<u32> =
+        (0..5).map(|index| s.probe.interrupt_info(index).unwrap().count).collect();
     assert_eq!(counts, [1, 32, 32, 0, 0]);
     assert_eq!(s.probe.feature(1).unwrap_err().errno(), 25);
 }
@@ -212,9 +164,7 @@ fn p9_2_intx_takes_any_vector_and_is_held_back_until_unmasked() {
     let held_back = || s.probe.statistics().unwrap().notifications == 2;
     assert!(cordon_tests::eventually(held_back));
     assert!(!line.clear().unwrap());
-    s.probe
-        .set_interrupts(InterruptIndex::Intx, InterruptSetup::Unmask)
-        .unwrap();
+    s.probe.set_interrupts(InterruptIndex::Intx, InterruptSetup::Unmask).unwrap();
     assert!(comes(&line));
 }
 
@@ -249,11 +199,7 @@ fn the_devices_dma_engine_reaches_guest_memory_and_nothing_else() {
     let mut bytes = [0; 16];
     s.vmm.ram.copy_out(0x2000, &mut bytes).unwrap();
     assert_eq!(&bytes, b"through the wire");
-    assert_eq!(
-        copy(RAM_BASE - 16, RAM_BASE, 2),
-        1,
-        "outside guest memory is a fault"
-    );
+    assert_eq!(copy(RAM_BASE - 16, RAM_BASE, 2), 1, "outside guest memory is a fault");
     assert_eq!(copy(RAM_BASE, 0, 3), 1);
 }
 
@@ -270,10 +216,7 @@ fn p8_reset_resets_and_a_failing_reset_is_an_io_error() {
     assert!(comes(&events[1]));
     s.simulator.fault("fail:selector=17,nth=1,code=0xe00002bd");
     let error = s.probe.reset().unwrap_err();
-    assert!(
-        matches!(error, DeviceError::NoSpace(_) | DeviceError::Io(_)),
-        "{error}"
-    );
+    assert!(matches!(error, DeviceError::NoSpace(_) | DeviceError::Io(_)), "{error}");
     assert_eq!(error.errno(), 5);
     assert!(error.to_string().contains("0xe00002bd"), "{error}");
 }

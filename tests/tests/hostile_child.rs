@@ -28,20 +28,13 @@ fn start(behaviour: &str) -> Result<Child, Arc<Death>> {
 }
 
 fn call(child: &Child) -> Result<Reply, CallError> {
-    child
-        .call(Request::Reset, Vec::new())
-        .map(|(reply, _)| reply)
+    child.call(Request::Reset, Vec::new()).map(|(reply, _)| reply)
 }
 
 /// The death of a child that must not even start.
 fn fails(behaviour: &str) -> Arc<Death> {
-    let death = start(behaviour)
-        .err()
-        .unwrap_or_else(|| panic!("{behaviour} started"));
-    assert!(
-        death.pid == 0 || !is_running(death.pid),
-        "{behaviour} still runs"
-    );
+    let death = start(behaviour).err().unwrap_or_else(|| panic!("{behaviour} started"));
+    assert!(death.pid == 0 || !is_running(death.pid), "{behaviour} still runs");
     death
 }
 
@@ -78,23 +71,15 @@ fn a_program_that_is_not_there_is_named() {
     };
     let death = Child::start(&spec).err().unwrap();
     let line = death.to_string();
-    assert!(
-        line.contains("/nonexistent/device-proc") && line.contains("No such file"),
-        "{line}"
-    );
+    assert!(line.contains("/nonexistent/device-proc") && line.contains("No such file"), "{line}");
 }
 
 #[test]
 fn what_breaks_the_protocol_in_a_call_ends_the_child_and_answers_the_caller() {
     for behaviour in ["wrong-id", "ready-again", "garbage-in-call"] {
         let child = start(behaviour).unwrap();
-        let Err(CallError::Dead(death)) = call(&child) else {
-            panic!("{behaviour}")
-        };
-        assert!(
-            matches!(death.cause, Cause::Broken(_)),
-            "{behaviour}: {death}"
-        );
+        let Err(CallError::Dead(death)) = call(&child) else { panic!("{behaviour}") };
+        assert!(matches!(death.cause, Cause::Broken(_)), "{behaviour}: {death}");
         assert_eq!(death.exit, ExitStatus::Signal(9));
         assert_eq!(death.last_request.as_deref(), Some("Reset"));
         assert!(!is_running(death.pid));
@@ -122,9 +107,7 @@ fn descriptors_that_nobody_asked_for_are_closed_and_an_answer_of_another_kind_is
 fn a_child_that_hangs_in_a_call_is_killed_at_the_deadline() {
     let child = start("hang-in-call").unwrap();
     let before = Instant::now();
-    let Err(CallError::Dead(death)) = call(&child) else {
-        panic!()
-    };
+    let Err(CallError::Dead(death)) = call(&child) else { panic!() };
     assert_eq!(death.cause, Cause::Overdue("answer"));
     assert!(before.elapsed() >= Duration::from_millis(400));
     assert!(!is_running(death.pid));
@@ -133,13 +116,8 @@ fn a_child_that_hangs_in_a_call_is_killed_at_the_deadline() {
 #[test]
 fn a_child_that_exits_in_a_call_is_data() {
     let child = start("exit-in-call").unwrap();
-    let Err(CallError::Dead(death)) = call(&child) else {
-        panic!()
-    };
-    assert_eq!(
-        (&death.cause, death.exit),
-        (&Cause::Ended, ExitStatus::Code(9))
-    );
+    let Err(CallError::Dead(death)) = call(&child) else { panic!() };
+    assert_eq!((&death.cause, death.exit), (&Cause::Ended, ExitStatus::Code(9)));
     assert!(death.to_string().contains("exit status 9"), "{death}");
 }
 

@@ -19,29 +19,14 @@ fn at_least_25_forbidden_things_are_refused_in_each_role() {
     let probe = program("sandbox-probe");
     let attempts = selftest::run(&config, &probe, address("01:00.0"), |_| {}).unwrap();
     for role in ["function", "connection"] {
-        let of_role: Vec<_> = attempts
-            .iter()
-            .filter(|attempt| attempt.role == role)
-            .collect();
-        let holes: Vec<_> = of_role
-            .iter()
-            .filter(|attempt| !attempt.outcome.held())
-            .collect();
+        let of_role: Vec<_> = attempts.iter().filter(|attempt| attempt.role == role).collect();
+        let holes: Vec<_> = of_role.iter().filter(|attempt| !attempt.outcome.held()).collect();
         assert!(holes.is_empty(), "{holes:?}");
-        println!(
-            "sandbox: {} things tried as {role}, all refused",
-            of_role.len()
-        );
+        println!("sandbox: {} things tried as {role}, all refused", of_role.len());
         assert!(of_role.len() >= 25);
     }
-    let killed = attempts
-        .iter()
-        .filter(|one| one.outcome == Outcome::Killed)
-        .count();
-    assert!(
-        killed + 1 >= attempts.len(),
-        "the filter's answer is death, not an error"
-    );
+    let killed = attempts.iter().filter(|one| one.outcome == Outcome::Killed).count();
+    assert!(killed + 1 >= attempts.len(), "the filter's answer is death, not an error");
     simulator.assert_released("01:00.0");
 }
 
@@ -52,11 +37,7 @@ fn the_attempts_work_where_nothing_confines_them() {
         let victim = format!("--victim={}", std::process::id());
         let attempt = format!("--attempt={attempt}");
         let probe = program("sandbox-probe");
-        Command::new(probe)
-            .args(["unconfined", &attempt, &victim])
-            .status()
-            .unwrap()
-            .code()
+        Command::new(probe).args(["unconfined", &attempt, &victim]).status().unwrap().code()
     };
     for attempt in [
         "open-file",
@@ -90,19 +71,14 @@ fn inventory(pid: u32) -> (BTreeMap<u32, String>, Vec<String>) {
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let path = entry.unwrap().path();
         let number = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        open.insert(
-            number,
-            std::fs::read_link(&path).unwrap().display().to_string(),
-        );
+        open.insert(number, std::fs::read_link(&path).unwrap().display().to_string());
     }
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     (open, maps.lines().map(str::to_owned).collect())
 }
 
 fn count(open: &BTreeMap<u32, String>, prefix: &str) -> usize {
-    open.values()
-        .filter(|target| target.starts_with(prefix))
-        .count()
+    open.values().filter(|target| target.starts_with(prefix)).count()
 }
 
 #[test]
@@ -120,14 +96,8 @@ fn a_running_process_holds_what_it_should_and_nothing_else() {
         return;
     }
     let events: Vec<Event> = (0..4).map(|_| Event::new().unwrap()).collect();
-    let signallers = events
-        .iter()
-        .map(|event| Some(event.signaller().unwrap()))
-        .collect();
-    let setup = InterruptSetup::Assign {
-        start: 0,
-        signallers,
-    };
+    let signallers = events.iter().map(|event| Some(event.signaller().unwrap())).collect();
+    let setup = InterruptSetup::Assign { start: 0, signallers };
     probe.set_interrupts(InterruptIndex::Msix, setup).unwrap();
 
     let (open, maps) = inventory(function);
@@ -144,24 +114,15 @@ fn a_running_process_holds_what_it_should_and_nothing_else() {
     assert_eq!(shared("guest-ram"), 0);
     assert_no_executable_memory_of_its_own(&maps);
 
-    probe
-        .set_interrupts(InterruptIndex::Msix, InterruptSetup::Disable)
-        .unwrap();
-    assert_eq!(
-        inventory(function).0.len(),
-        6,
-        "signallers that were taken back are closed"
-    );
+    probe.set_interrupts(InterruptIndex::Msix, InterruptSetup::Disable).unwrap();
+    assert_eq!(inventory(function).0.len(), 6, "signallers that were taken back are closed");
 
     let (open, maps) = inventory(connection);
     // One dext connection for each function of the device; guest RAM.
     assert_eq!(count(&open, "socket:"), 3, "{open:?}");
     assert_eq!(count(&open, "anon_inode:[eventfd]"), 2, "{open:?}");
     assert_eq!(count(&open, "/memfd:guest-ram"), 1, "{open:?}");
-    assert_eq!(
-        maps.iter().filter(|map| map.contains("guest-ram")).count(),
-        1
-    );
+    assert_eq!(maps.iter().filter(|map| map.contains("guest-ram")).count(), 1);
     assert_no_executable_memory_of_its_own(&maps);
 
     for pid in [function, connection] {
@@ -173,14 +134,9 @@ fn a_running_process_holds_what_it_should_and_nothing_else() {
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             assert_eq!(field(set), "0000000000000000", "{set}");
         }
-        assert_eq!(
-            (field("NoNewPrivs"), field("Seccomp")),
-            ("1".to_owned(), "2".to_owned())
-        );
+        assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()));
         assert_eq!(field("Threads"), "1");
-        let root = std::fs::read_dir(format!("/proc/{pid}/root/"))
-            .unwrap()
-            .count();
+        let root = std::fs::read_dir(format!("/proc/{pid}/root/")).unwrap().count();
         assert_eq!(root, 0, "the root directory is empty");
         for namespace in ["user", "pid", "mnt", "net", "ipc", "uts"] {
             let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
@@ -212,15 +168,11 @@ fn without_namespaces(arguments: &str) -> (bool, String) {
         program("cordon").display()
     );
     // unshare is part of Debian's base system (util-linux).
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "sh", "-c", &script])
-        .output();
+    let output =
+        Command::new("unshare").args(["--user", "--map-root-user", "sh", "-c", &script]).output();
     let output = output.expect("unshare of the package util-linux");
     let all = [output.stdout, output.stderr].concat();
-    (
-        output.status.success(),
-        String::from_utf8_lossy(&all).into_owned(),
-    )
+    (output.status.success(), String::from_utf8_lossy(&all).into_owned())
 }
 
 #[test]
@@ -229,10 +181,7 @@ fn a_missing_layer_stops_a_strict_start_and_is_reported_by_a_relaxed_one() {
     let dext = simulator.endpoint();
     let (ok, text) = without_namespaces(&format!("devices --dext {dext}"));
     assert!(!ok, "{text}");
-    assert!(
-        text.contains("namespace") && text.contains("--sandbox=relaxed"),
-        "{text}"
-    );
+    assert!(text.contains("namespace") && text.contains("--sandbox=relaxed"), "{text}");
     let relaxed = format!("inspect 01:00.0 --dext {dext} --sandbox relaxed");
     let (ok, text) = without_namespaces(&relaxed);
     assert!(ok, "{text}");
@@ -247,18 +196,8 @@ fn what_is_enforced_travels_up() {
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
     for report in [probe.sandbox(), probe.connection().sandbox()] {
-        let names: Vec<&str> = report
-            .layers
-            .iter()
-            .map(|layer| layer.name.as_str())
-            .collect();
-        for layer in [
-            "user namespace",
-            "pid namespace",
-            "empty root",
-            "landlock",
-            "seccomp",
-        ] {
+        let names: Vec<&str> = report.layers.iter().map(|layer| layer.name.as_str()).collect();
+        for layer in ["user namespace", "pid namespace", "empty root", "landlock", "seccomp"] {
             assert!(names.contains(&layer), "{names:?}");
         }
     }

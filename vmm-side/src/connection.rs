@@ -67,19 +67,12 @@ impl Connection {
     /// The [`Death`] of a process that did not become ready.
     pub fn start(spec: &Spec) -> Result<Self, Arc<Death>> {
         let (supervisor, ready) = Supervisor::<ConnectionProtocol>::start(spec)?;
-        let free = ready
-            .functions
-            .iter()
-            .map(|identity| identity.address.function())
-            .collect();
+        let free = ready.functions.iter().map(|identity| identity.address.function()).collect();
         Ok(Self {
             supervisor,
             functions: ready.functions,
             sandbox: ready.sandbox,
-            state: Mutex::new(State {
-                free,
-                ..State::default()
-            }),
+            state: Mutex::new(State { free, ..State::default() }),
         })
     }
 
@@ -107,10 +100,7 @@ impl Connection {
 
     /// Whether `address` can be attached through this process; takes the place if so.
     pub(crate) fn reserve(&self, address: PciAddress) -> bool {
-        let ours = self
-            .functions
-            .iter()
-            .any(|identity| identity.address == address);
+        let ours = self.functions.iter().any(|identity| identity.address == address);
         ours && self.death().is_none() && self.state().free.remove(&address.function())
     }
 
@@ -127,9 +117,7 @@ impl Connection {
 
     /// Claims a function that was reserved and takes its windows.
     pub(crate) fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
-        let request = Request::Attach {
-            function: address.function(),
-        };
+        let request = Request::Attach { function: address.function() };
         let attached = self.supervisor.call(request, Vec::new()).inspect_err(|_| {
             // Refused before it was claimed: it can be tried again.
             self.state().free.insert(address.function());
@@ -140,9 +128,7 @@ impl Connection {
         };
         if attached.identity.address != address {
             let found = attached.identity.address;
-            return Err(DeviceError::Io(format!(
-                "Asked for {address}, {found} was claimed"
-            )));
+            return Err(DeviceError::Io(format!("Asked for {address}, {found} was claimed")));
         }
         for warning in &attached.warnings {
             tracing::warn!("{}", crate::device::printable(warning));
@@ -153,18 +139,11 @@ impl Connection {
         for (window, handle) in attached.windows.iter().zip(handles) {
             let checked = check_window(window, &attached.bars, handle);
             windows.push(checked.map_err(|why| {
-                DeviceError::Io(format!(
-                    "Function {address}: window of BAR {}: {why}",
-                    window.bar
-                ))
+                DeviceError::Io(format!("Function {address}: window of BAR {}: {why}", window.bar))
             })?);
         }
         self.state().attached.insert(address.function());
-        Ok(Claimed {
-            identity: attached.identity,
-            bars: attached.bars,
-            windows,
-        })
+        Ok(Claimed { identity: attached.identity, bars: attached.bars, windows })
     }
 
     /// Closes a function's opener: the dext releases what is left of it. `true` when no function
@@ -175,12 +154,7 @@ impl Connection {
             state.attached.remove(&address.function());
             state.attached.is_empty()
         };
-        self.done(
-            Request::Detach {
-                function: address.function(),
-            },
-            Vec::new(),
-        )?;
+        self.done(Request::Detach { function: address.function() }, Vec::new())?;
         Ok(none_left)
     }
 
@@ -197,9 +171,7 @@ impl Connection {
             return Ok(());
         }
         let handle = region.memory.try_clone();
-        let handle = handle
-            .map_err(|error| DeviceError::NoSpace(error.to_string()))?
-            .into_fd();
+        let handle = handle.map_err(|error| DeviceError::NoSpace(error.to_string()))?.into_fd();
         let request = Request::AddMemory {
             base: region.iova,
             size: region.size,
@@ -237,13 +209,7 @@ impl Connection {
         entries: Vec<DmaEntry>,
     ) -> Result<Vec<DmaOutcome>, DeviceError> {
         let count = entries.len();
-        self.dma(
-            Request::MapDma {
-                function: address.function(),
-                entries,
-            },
-            count,
-        )
+        self.dma(Request::MapDma { function: address.function(), entries }, count)
     }
 
     /// Removes registrations of a function.
@@ -256,13 +222,7 @@ impl Connection {
         keys: Vec<u64>,
     ) -> Result<Vec<DmaOutcome>, DeviceError> {
         let count = keys.len();
-        self.dma(
-            Request::UnmapDma {
-                function: address.function(),
-                keys,
-            },
-            count,
-        )
+        self.dma(Request::UnmapDma { function: address.function(), keys }, count)
     }
 
     fn dma(&self, request: Request, count: usize) -> Result<Vec<DmaOutcome>, DeviceError> {
@@ -277,12 +237,7 @@ impl Connection {
     /// # Errors
     /// [`DeviceError`].
     pub fn statistics(&self, address: PciAddress) -> Result<DmaStatistics, DeviceError> {
-        match self.call(
-            Request::Statistics {
-                function: address.function(),
-            },
-            Vec::new(),
-        )? {
+        match self.call(Request::Statistics { function: address.function() }, Vec::new())? {
             Reply::Statistics(statistics) => Ok(statistics),
             other => Err(unexpected(&other)),
         }
@@ -309,19 +264,11 @@ fn check_window(
     if !aligned || window.length == 0 {
         return Err("it is not made of whole pages of 16 KiB".to_owned());
     }
-    if window
-        .offset
-        .checked_add(window.length)
-        .is_none_or(|end| end > size)
-    {
+    if window.offset.checked_add(window.length).is_none_or(|end| end > size) {
         return Err(format!("it does not lie in the BAR of {size:#x} bytes"));
     }
     let memory = SharedMemory::from_peer(handle).map_err(|error| error.to_string())?;
-    if window
-        .memory_offset
-        .checked_add(window.length)
-        .is_none_or(|end| end > memory.size())
-    {
+    if window.memory_offset.checked_add(window.length).is_none_or(|end| end > memory.size()) {
         return Err("its memory does not hold it".to_owned());
     }
     Ok(BarMemory {

@@ -61,10 +61,7 @@ impl Container {
     /// An empty container.
     #[must_use]
     pub fn new(mode: DmaMode) -> Self {
-        Self {
-            mode,
-            state: Mutex::default(),
-        }
+        Self { mode, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,9 +92,7 @@ impl Container {
     /// # Errors
     /// Always [`DeviceError::NotSupported`].
     pub fn start_dirty_tracking(&self) -> Result<(), DeviceError> {
-        Err(DeviceError::NotSupported(
-            "Dirty page tracking is not supported".to_owned(),
-        ))
+        Err(DeviceError::NotSupported("Dirty page tracking is not supported".to_owned()))
     }
 
     /// The dirty bitmap (P2.2): none.
@@ -105,9 +100,7 @@ impl Container {
     /// # Errors
     /// Always [`DeviceError::NotSupported`].
     pub fn dirty_bitmap(&self, _iova: u64, _size: u64) -> Result<Vec<u64>, DeviceError> {
-        Err(DeviceError::NotSupported(
-            "Dirty page tracking is not supported".to_owned(),
-        ))
+        Err(DeviceError::NotSupported("Dirty page tracking is not supported".to_owned()))
     }
 
     /// A reset of the whole bus: succeeds without doing anything (P2.3).
@@ -119,10 +112,7 @@ impl Container {
     /// [`DeviceError`]; the region is then known to no function.
     pub fn map(&self, region: GuestRegion) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let end = region
-            .iova
-            .checked_add(region.size)
-            .filter(|_| region.size > 0);
+        let end = region.iova.checked_add(region.size).filter(|_| region.size > 0);
         let end = end.ok_or_else(|| {
             let (iova, size) = (region.iova, region.size);
             DeviceError::InvalidArgument(format!(
@@ -154,11 +144,7 @@ impl Container {
     /// [`DeviceError::InvalidArgument`] unless exactly this region is mapped.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<(), DeviceError> {
         let mut state = self.state();
-        if state
-            .regions
-            .get(&iova)
-            .is_none_or(|region| region.size != size)
-        {
+        if state.regions.get(&iova).is_none_or(|region| region.size != size) {
             let message = format!("No mapping {iova:#x}+{size:#x}");
             return Err(DeviceError::InvalidArgument(message));
         }
@@ -175,10 +161,7 @@ impl Container {
     #[must_use]
     pub fn usage(&self) -> (usize, u64) {
         let state = self.state();
-        (
-            state.regions.len(),
-            state.regions.values().map(|region| region.size).sum(),
-        )
+        (state.regions.len(), state.regions.values().map(|region| region.size).sum())
     }
 
     /// A function joins: it is given all memory there is.
@@ -188,10 +171,7 @@ impl Container {
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let member = Member {
-            address,
-            connection: Arc::clone(connection),
-        };
+        let member = Member { address, connection: Arc::clone(connection) };
         for (done, region) in state.regions.values().enumerate() {
             if let Err(error) = self.give(&member, region) {
                 for undo in state.regions.values().take(done) {
@@ -221,10 +201,7 @@ impl Container {
 
     /// Gives one function one region.
     fn give(&self, member: &Member, region: &GuestRegion) -> Result<(), DeviceError> {
-        let Member {
-            address,
-            connection,
-        } = member;
+        let Member { address, connection } = member;
         connection.add_memory(region)?;
         let registered = match self.mode {
             DmaMode::Direct => register(*address, connection, region),
@@ -239,10 +216,7 @@ impl Container {
     /// Takes one region from one function. What cannot be removed in order is removed with the
     /// process: nobody may reach memory that the guest has got back.
     fn take(&self, member: &Member, region: &GuestRegion) {
-        let Member {
-            address,
-            connection,
-        } = member;
+        let Member { address, connection } = member;
         if connection.death().is_some() {
             return;
         }
@@ -272,11 +246,7 @@ fn register(
     connection: &Connection,
     region: &GuestRegion,
 ) -> Result<(), DeviceError> {
-    let entry = DmaEntry {
-        key: region.iova,
-        address: region.iova,
-        size: region.size,
-    };
+    let entry = DmaEntry { key: region.iova, address: region.iova, size: region.size };
     let mut outcomes = connection.map_dma(address, vec![entry])?;
     let bus = match outcomes.pop() {
         Some(one) => connection::outcome(one)?,
@@ -300,13 +270,7 @@ mod tests {
 
     fn region(iova: u64, size: u64) -> GuestRegion {
         let memory = SharedMemory::create("ram", 0x10000).unwrap();
-        GuestRegion {
-            iova,
-            size,
-            memory,
-            offset: 0,
-            writable: true,
-        }
+        GuestRegion { iova, size, memory, offset: 0, writable: true }
     }
 
     #[test]
@@ -318,14 +282,8 @@ mod tests {
     #[test]
     fn p2_2_no_dirty_tracking() {
         let container = Container::new(DmaMode::Direct);
-        assert_eq!(
-            container.start_dirty_tracking().unwrap_err().errno(),
-            libc::ENOTTY
-        );
-        assert_eq!(
-            container.dirty_bitmap(0, 4096).unwrap_err().errno(),
-            libc::ENOTTY
-        );
+        assert_eq!(container.start_dirty_tracking().unwrap_err().errno(), libc::ENOTTY);
+        assert_eq!(container.dirty_bitmap(0, 4096).unwrap_err().errno(), libc::ENOTTY);
     }
 
     #[test]
@@ -345,14 +303,8 @@ mod tests {
         assert_eq!(refused(u64::MAX, 2), libc::EINVAL);
         assert_eq!(refused(0x1f000, 0x1000), libc::EBUSY);
         assert_eq!(refused(0, 0x11000), libc::EBUSY);
-        assert_eq!(
-            container.unmap(0x10000, 0x8000).unwrap_err().errno(),
-            libc::EINVAL
-        );
-        assert_eq!(
-            container.unmap(0, 0x10000).unwrap_err().errno(),
-            libc::EINVAL
-        );
+        assert_eq!(container.unmap(0x10000, 0x8000).unwrap_err().errno(), libc::EINVAL);
+        assert_eq!(container.unmap(0, 0x10000).unwrap_err().errno(), libc::EINVAL);
         container.unmap(0x10000, 0x10000).unwrap();
     }
 }

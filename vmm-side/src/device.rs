@@ -79,10 +79,7 @@ impl From<Failure> for DeviceError {
 /// at most 500 characters.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .take(500)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    text.chars().take(500).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// What a device is.
@@ -153,8 +150,7 @@ impl BarMemory {
             length: usize::MAX as u64,
         };
         let length = usize::try_from(self.length).map_err(too_long)?;
-        self.memory
-            .map(self.memory_offset, length, Access::ReadWrite)
+        self.memory.map(self.memory_offset, length, Access::ReadWrite)
     }
 }
 
@@ -254,9 +250,7 @@ pub trait PassthroughDevice: Send + Sync {
     /// Always [`DeviceError::NotSupported`].
     fn feature(&self, feature: u32) -> Result<(), DeviceError> {
         let name = &self.info().name;
-        Err(DeviceError::NotSupported(format!(
-            "{name}: device feature {feature} is not supported"
-        )))
+        Err(DeviceError::NotSupported(format!("{name}: device feature {feature} is not supported")))
     }
 
     /// [`PassthroughDevice::config_read`] for a caller that cannot fail: any error reads as all
@@ -283,10 +277,7 @@ pub(crate) fn region_info(
 ) -> Result<RegionInfo, DeviceError> {
     let bar = u8::try_from(index).ok().filter(|bar| *bar < 6);
     let (size, mappable) = match (bar, index) {
-        (Some(bar), _) => (
-            bars[usize::from(bar)].map_or(0, |bar| bar.size),
-            windowed(bar),
-        ),
+        (Some(bar), _) => (bars[usize::from(bar)].map_or(0, |bar| bar.size), windowed(bar)),
         (None, CONFIG_REGION) => (CONFIG_SPACE as u64, false),
         (None, ROM_REGION | VGA_REGION) => (0, false),
         (None, other) => {
@@ -294,12 +285,7 @@ pub(crate) fn region_info(
             return Err(DeviceError::InvalidArgument(message));
         }
     };
-    Ok(RegionInfo {
-        index,
-        size,
-        offset: u64::from(index) << 20,
-        mappable,
-    })
+    Ok(RegionInfo { index, size, offset: u64::from(index) << 20, mappable })
 }
 
 /// P4, from what the dext registered and the MSI-X capability says.
@@ -320,12 +306,7 @@ pub(crate) fn interrupt_info(
             return Err(DeviceError::InvalidArgument(message));
         }
     };
-    Ok(InterruptInfo {
-        index,
-        count,
-        eventfd,
-        no_resize,
-    })
+    Ok(InterruptInfo { index, count, eventfd, no_resize })
 }
 
 #[cfg(test)]
@@ -333,17 +314,9 @@ mod tests {
     use super::*;
 
     const BARS: [Option<BarInfo>; 6] = [
-        Some(BarInfo {
-            memory_index: 0,
-            size: 0x10000,
-            kind: BarInfo::WIDTH_64,
-        }),
+        Some(BarInfo { memory_index: 0, size: 0x10000, kind: BarInfo::WIDTH_64 }),
         None,
-        Some(BarInfo {
-            memory_index: 1,
-            size: 64,
-            kind: BarInfo::IO,
-        }),
+        Some(BarInfo { memory_index: 1, size: 64, kind: BarInfo::IO }),
         None,
         None,
         None,
@@ -353,11 +326,7 @@ mod tests {
     fn p3_regions_have_their_sizes_and_cookies() {
         for (index, size) in [(0, 0x10000), (1, 0), (2, 64), (6, 0), (7, 4096), (8, 0)] {
             let info = region_info(&BARS, |bar| bar == 0, index).unwrap();
-            assert_eq!(
-                (info.size, info.offset),
-                (size, u64::from(index) << 20),
-                "{index}"
-            );
+            assert_eq!((info.size, info.offset), (size, u64::from(index) << 20), "{index}");
             assert_eq!(info.mappable, index == 0);
         }
     }
@@ -381,16 +350,10 @@ mod tests {
             pba_offset: 0x1000,
         };
         let count = |index| interrupt_info(5, Some(&msix), index).unwrap().count;
-        assert_eq!(
-            [count(0), count(1), count(2), count(3), count(4)],
-            [1, 5, 9, 0, 0]
-        );
+        assert_eq!([count(0), count(1), count(2), count(3), count(4)], [1, 5, 9, 0, 0]);
         assert_eq!(interrupt_info(5, None, 2).unwrap().count, 0);
         assert!(interrupt_info(5, Some(&msix), 2).unwrap().no_resize);
-        assert_eq!(
-            interrupt_info(5, None, 5).unwrap_err().errno(),
-            libc::EINVAL
-        );
+        assert_eq!(interrupt_info(5, None, 5).unwrap_err().errno(), libc::EINVAL);
     }
 
     #[test]

@@ -78,11 +78,7 @@ impl Host {
     /// No function is attached yet.
     #[must_use]
     pub fn new(config: HostConfig) -> Self {
-        Self {
-            config,
-            connections: Mutex::default(),
-            published: Registry::default(),
-        }
+        Self { config, connections: Mutex::default(), published: Registry::default() }
     }
 
     /// Published connections by function (P1.2, P1.3), for a companion to share.
@@ -123,13 +119,7 @@ impl Host {
         container: &Arc<Container>,
         name: Option<String>,
     ) -> Result<Proxy, AttachError> {
-        let failed = |step| {
-            move |error| AttachError::Step {
-                address,
-                step,
-                error,
-            }
-        };
+        let failed = |step| move |error| AttachError::Step { address, step, error };
         let claimed = connection.attach(address).map_err(failed("claiming"))?;
         let published = self.published.publish(address, Arc::clone(connection));
         let attached = published.map_err(AttachError::from).and_then(|()| {
@@ -155,13 +145,11 @@ impl Host {
         claimed: Claimed,
         name: Option<String>,
     ) -> Result<Proxy, AttachError> {
-        container
-            .join(address, connection)
-            .map_err(|error| AttachError::Step {
-                address,
-                step: "mapping guest memory",
-                error,
-            })?;
+        container.join(address, connection).map_err(|error| AttachError::Step {
+            address,
+            step: "mapping guest memory",
+            error,
+        })?;
         let spec = self.config.spec(Some(address));
         let started = Supervisor::<FunctionProtocol>::start(&spec);
         let (supervisor, ready) = match started {
@@ -177,31 +165,17 @@ impl Host {
                 "the function process found {:?}, the connection process {:?}",
                 ready.identity, claimed.identity
             ));
-            return Err(AttachError::Step {
-                address,
-                step: "comparing identities",
-                error,
-            });
+            return Err(AttachError::Step { address, step: "comparing identities", error });
         }
         let name = name.unwrap_or_else(|| format!("apple-0000:{address}"));
         let (connection, container) = (Arc::clone(connection), Arc::clone(container));
-        Ok(Proxy::new(
-            supervisor,
-            ready,
-            connection,
-            container,
-            claimed.windows,
-            name,
-        ))
+        Ok(Proxy::new(supervisor, ready, connection, container, claimed.windows, name))
     }
 
     /// The connection process of the function's device with a place for the function: one that
     /// runs, or a new one.
     fn connection(&self, address: PciAddress) -> Result<Arc<Connection>, AttachError> {
-        let mut connections = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connection) = connections.iter().find(|one| one.reserve(address)) {
             return Ok(Arc::clone(connection));
         }
@@ -209,11 +183,7 @@ impl Host {
         let connection = started.map_err(|death| AttachError::Start { address, death })?;
         if !connection.reserve(address) {
             let error = DeviceError::NoDevice(format!("the dext has no function {address}"));
-            return Err(AttachError::Step {
-                address,
-                step: "opening",
-                error,
-            });
+            return Err(AttachError::Step { address, step: "opening", error });
         }
         let connection = Arc::new(connection);
         connections.push(Arc::clone(&connection));
@@ -222,10 +192,7 @@ impl Host {
 
     /// Stops a connection process that nobody uses any more.
     fn let_go(&self, connection: &Arc<Connection>) {
-        let mut connections = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         if connection.is_idle() {
             connections.retain(|one| !Arc::ptr_eq(one, connection));
             drop(connections);
@@ -241,11 +208,7 @@ impl Host {
         use ipc::wire::function::InterruptIndex;
         let address = proxy.address();
         if proxy.supervisor.death().is_none() {
-            for index in [
-                InterruptIndex::Intx,
-                InterruptIndex::Msi,
-                InterruptIndex::Msix,
-            ] {
+            for index in [InterruptIndex::Intx, InterruptIndex::Msi, InterruptIndex::Msix] {
                 if let Err(error) = proxy.set_interrupts(index, InterruptSetup::Disable) {
                     tracing::warn!("Function {address}: taking interrupts down: {error}");
                 }

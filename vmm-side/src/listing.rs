@@ -42,11 +42,7 @@ impl Lister {
     pub fn start(config: &HostConfig) -> Result<Self, Arc<Death>> {
         let (supervisor, ready) = Supervisor::<ListerProtocol>::start(&config.spec(None))?;
         let most = u32::try_from(MAX_FUNCTIONS).unwrap_or(u32::MAX);
-        Ok(Self {
-            supervisor,
-            functions: ready.functions.min(most),
-            sandbox: ready.sandbox,
-        })
+        Ok(Self { supervisor, functions: ready.functions.min(most), sandbox: ready.sandbox })
     }
 
     /// What confines it.
@@ -61,15 +57,9 @@ impl Lister {
     /// [`DeviceError`].
     pub fn functions(&self) -> Result<Vec<Function>, DeviceError> {
         (0..self.functions)
-            .map(|number| {
-                match self
-                    .supervisor
-                    .call(Request::Function(number), Vec::new())?
-                    .0
-                {
-                    Reply::Function(function) => Ok(*function),
-                    other => Err(unexpected(&other)),
-                }
+            .map(|number| match self.supervisor.call(Request::Function(number), Vec::new())?.0 {
+                Reply::Function(function) => Ok(*function),
+                other => Err(unexpected(&other)),
             })
             .collect()
     }

@@ -62,15 +62,7 @@ impl Proxy {
             resettable: true,
         };
         let (vectors, sandbox) = (ready.vectors, ready.sandbox);
-        Self {
-            supervisor,
-            connection,
-            container,
-            info,
-            vectors,
-            sandbox,
-            windows,
-        }
+        Self { supervisor, connection, container, info, vectors, sandbox, windows }
     }
 
     /// Where it is on the host.
@@ -162,16 +154,10 @@ impl Proxy {
         let mut first = start;
         for part in signallers.chunks(MAX_ASSIGN) {
             let present = part.iter().map(Option::is_some).collect();
-            let handles: Result<Vec<OwnedFd>, _> = part
-                .iter()
-                .flatten()
-                .map(|one| one.as_fd().try_clone_to_owned())
-                .collect();
+            let handles: Result<Vec<OwnedFd>, _> =
+                part.iter().flatten().map(|one| one.as_fd().try_clone_to_owned()).collect();
             let handles = handles.map_err(|error| DeviceError::NoSpace(error.to_string()))?;
-            let action = InterruptAction::Assign {
-                start: first,
-                present,
-            };
+            let action = InterruptAction::Assign { start: first, present };
             self.done(Request::Interrupts { index, action }, handles)?;
             let count = u16::try_from(part.len()).unwrap_or(u16::MAX);
             first = first.saturating_add(count);
@@ -210,13 +196,7 @@ impl PassthroughDevice for Proxy {
             let message = format!("Config write of {} bytes: at most 4096", data.len());
             return Err(DeviceError::InvalidArgument(message));
         }
-        self.done(
-            Request::ConfigWrite {
-                offset,
-                data: data.to_vec(),
-            },
-            Vec::new(),
-        )
+        self.done(Request::ConfigWrite { offset, data: data.to_vec() }, Vec::new())
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
@@ -235,15 +215,7 @@ impl PassthroughDevice for Proxy {
         let mut bytes = [0; 8];
         bytes[..data.len()].copy_from_slice(data);
         let value = u64::from_le_bytes(bytes);
-        self.done(
-            Request::BarWrite {
-                bar,
-                offset,
-                width,
-                value,
-            },
-            Vec::new(),
-        )
+        self.done(Request::BarWrite { bar, offset, width, value }, Vec::new())
     }
 
     fn windows(&self) -> Result<Vec<BarMemory>, DeviceError> {

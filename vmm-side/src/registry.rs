@@ -90,9 +90,7 @@ mod tests {
     fn p1_3_the_last_release_forgets() {
         let registry = Registry::default();
         let connection = Arc::new(1);
-        registry
-            .publish(address(), Arc::clone(&connection))
-            .unwrap();
+        registry.publish(address(), Arc::clone(&connection)).unwrap();
         let found = registry.look_up(address()).unwrap();
         assert!(!registry.release(address(), &connection));
         assert!(registry.release(address(), &found));
@@ -104,9 +102,7 @@ mod tests {
     fn p1_3_another_connection_releases_nothing() {
         let registry = Registry::default();
         let connection = Arc::new(1);
-        registry
-            .publish(address(), Arc::clone(&connection))
-            .unwrap();
+        registry.publish(address(), Arc::clone(&connection)).unwrap();
         assert!(!registry.release(address(), &Arc::new(1)));
         assert!(registry.release(address(), &connection));
     }

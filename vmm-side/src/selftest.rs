@@ -56,10 +56,7 @@ pub struct Attempt {
 /// When the program cannot be run.
 pub fn names(probe: &Path) -> std::io::Result<Vec<String>> {
     let output = std::process::Command::new(probe).arg("list").output()?;
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .map(str::to_owned)
-        .collect())
+    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
 /// Why the attempts could not be made.
@@ -98,12 +95,8 @@ pub fn run(
         spec.program = probe.to_owned();
         spec.expendable = true;
         spec.arguments.push(format!("--attempt={name}"));
-        spec.arguments
-            .push(format!("--victim={}", std::process::id()));
-        let both = [
-            one::<ConnectionProtocol>(&spec, &name),
-            one::<FunctionProtocol>(&spec, &name),
-        ];
+        spec.arguments.push(format!("--victim={}", std::process::id()));
+        let both = [one::<ConnectionProtocol>(&spec, &name), one::<FunctionProtocol>(&spec, &name)];
         for attempt in both {
             let attempt = attempt.map_err(SelfTestError::Start)?;
             progress(&attempt);
@@ -117,9 +110,7 @@ pub fn run(
 
 fn one<P: Protocol>(spec: &Spec, name: &str) -> Result<Attempt, Arc<Death>> {
     let (supervisor, _) = Supervisor::<P>::start(spec)?;
-    let ended = supervisor
-        .died()
-        .wait(Deadline::after(Duration::from_secs(5)));
+    let ended = supervisor.died().wait(Deadline::after(Duration::from_secs(5)));
     let death = supervisor.stop();
     let outcome = match (ended, &death.cause, death.exit) {
         (Ok(true), Cause::Ended, ExitStatus::Signal(libc::SIGSYS)) => Outcome::Killed,
@@ -127,9 +118,5 @@ fn one<P: Protocol>(spec: &Spec, name: &str) -> Result<Attempt, Arc<Death>> {
         (Ok(true), Cause::Broken(_), _) => Outcome::EndedByReceiver,
         _ => Outcome::Succeeded(death.to_string()),
     };
-    Ok(Attempt {
-        role: P::COMMAND,
-        name: name.to_owned(),
-        outcome,
-    })
+    Ok(Attempt { role: P::COMMAND, name: name.to_owned(), outcome })
 }

@@ -48,10 +48,7 @@ fn main() -> ExitCode {
 
 /// The workspace's root folder.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 /// Where Cargo puts what it builds.
@@ -67,14 +64,8 @@ fn cargo(arguments: &[&str]) -> Command {
 
 fn run(what: &str, mut command: Command) -> Result {
     println!("\n== {what}");
-    let status = command
-        .status()
-        .map_err(|error| format!("{what}: {error}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("{what} failed: {status}"))
-    }
+    let status = command.status().map_err(|error| format!("{what}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{what} failed: {status}")) }
 }
 
 fn demo(arguments: &[String]) -> Result {
@@ -89,15 +80,8 @@ fn demo(arguments: &[String]) -> Result {
 
 fn test() -> Result {
     run("format", cargo(&["fmt", "--all", "--check"]))?;
-    let mut lint = cargo(&[
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--quiet",
-        "--",
-        "-D",
-        "warnings",
-    ]);
+    let mut lint =
+        cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]);
     // missing_docs warns while one writes and is an error here.
     lint.args(["-D", "missing_docs"]);
     run("lints", lint)?;
@@ -106,10 +90,7 @@ fn test() -> Result {
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     run("documentation", docs)?;
-    run(
-        "building the programs",
-        cargo(&["build", "--workspace", "--bins", "--quiet"]),
-    )?;
+    run("building the programs", cargo(&["build", "--workspace", "--bins", "--quiet"]))?;
     demo(&["--json".to_owned()])?;
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     tests.env("CORDON_BIN_DIR", target().join("debug"));
@@ -119,10 +100,8 @@ fn test() -> Result {
 /// Runs the tests, passes their output on, and closes with the sum of all suites.
 fn run_tests(mut tests: Command) -> Result {
     println!("\n== tests");
-    let mut child = tests
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("tests: {error}"))?;
+    let mut child =
+        tests.stdout(Stdio::piped()).spawn().map_err(|error| format!("tests: {error}"))?;
     let output = child.stdout.take().ok_or("the tests have no output")?;
     let (mut passed, mut failed) = (0, 0);
     for line in BufReader::new(output).lines() {
@@ -146,9 +125,7 @@ fn run_tests(mut tests: Command) -> Result {
 fn count(counts: &str, word: &str) -> u64 {
     let parts = counts.split([';', '.']).map(str::trim);
     let number = parts.filter_map(|part| part.strip_suffix(word)).next();
-    number
-        .and_then(|number| number.trim().parse().ok())
-        .unwrap_or(0)
+    number.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -28,14 +28,10 @@ const RESERVED: &[(&str, &[&str])] = &[("bincode", &["ipc"])];
 /// Checks all of it.
 pub(crate) fn check(root: &Path) -> Result {
     let metadata = metadata(root)?;
-    let packages = metadata["packages"]
-        .as_array()
-        .ok_or("cargo metadata has no packages")?;
+    let packages = metadata["packages"].as_array().ok_or("cargo metadata has no packages")?;
     let deny = std::fs::read_to_string(root.join("deny.toml"))
         .map_err(|error| format!("deny.toml: {error}"))?;
-    let deny: toml::Table = deny
-        .parse()
-        .map_err(|error| format!("deny.toml: {error}"))?;
+    let deny: toml::Table = deny.parse().map_err(|error| format!("deny.toml: {error}"))?;
     let licences = licences(packages, &deny)?;
     let edges = edges(packages)?;
     one_file_knows_bincode(root)?;
@@ -51,10 +47,7 @@ fn metadata(root: &Path) -> Result<Value> {
         .output()
         .map_err(|error| format!("cargo metadata: {error}"))?;
     if !output.status.success() {
-        return Err(format!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        ));
+        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| format!("cargo metadata: {error}"))
 }
@@ -70,9 +63,7 @@ fn licences(packages: &[Value], deny: &toml::Table) -> Result<usize> {
         let name = package["name"].as_str().unwrap_or("?");
         let licence = package["license"].as_str().unwrap_or("none");
         if !satisfied(licence, &allowed) {
-            return Err(format!(
-                "{name} is under '{licence}', which deny.toml does not allow"
-            ));
+            return Err(format!("{name} is under '{licence}', which deny.toml does not allow"));
         }
         let source = package["source"].as_str();
         if source.is_some_and(|source| !source.starts_with("registry+")) {
@@ -91,14 +82,10 @@ fn satisfied(expression: &str, allowed: &[&str]) -> bool {
 
 fn edges(packages: &[Value]) -> Result<usize> {
     let ours: BTreeMap<&str, &[&str]> = EDGES.iter().copied().collect();
-    let local = packages
-        .iter()
-        .filter(|package| package["source"].is_null());
+    let local = packages.iter().filter(|package| package["source"].is_null());
     for package in local {
         let name = package["name"].as_str().unwrap_or("?");
-        let allowed = ours
-            .get(name)
-            .ok_or(format!("{name} has no allowed edges: add it"))?;
+        let allowed = ours.get(name).ok_or(format!("{name} has no allowed edges: add it"))?;
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let to = dependency["name"].as_str().unwrap_or("?");
             if ours.contains_key(to) && !allowed.contains(&to) {
@@ -122,10 +109,7 @@ fn one_file_knows_bincode(root: &Path) -> Result {
             code.contains("bincode::")
         });
         if uses && !entry.ends_with("codec.rs") {
-            return Err(format!(
-                "{} uses bincode: only codec.rs may",
-                entry.display()
-            ));
+            return Err(format!("{} uses bincode: only codec.rs may", entry.display()));
         }
     }
     Ok(())
@@ -152,12 +136,7 @@ mod tests {
     #[test]
     fn expressions_are_understood() {
         let allowed = ["MIT", "Apache-2.0", "Unicode-3.0"];
-        for good in [
-            "MIT",
-            "MIT OR GPL-3.0",
-            "(MIT OR Apache-2.0) AND Unicode-3.0",
-            "X/MIT",
-        ] {
+        for good in ["MIT", "MIT OR GPL-3.0", "(MIT OR Apache-2.0) AND Unicode-3.0", "X/MIT"] {
             assert!(satisfied(good, &allowed), "{good}");
         }
         for bad in ["GPL-3.0", "none", "MIT AND GPL-3.0"] {

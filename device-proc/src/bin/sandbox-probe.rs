@@ -80,13 +80,9 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        RoleOptions::Unconfined { attempt, victim } => attempt_and_exit(
-            &attempt,
-            &Target {
-                victim: victim.into(),
-                tube: -1,
-            },
-        ),
+        RoleOptions::Unconfined { attempt, victim } => {
+            attempt_and_exit(&attempt, &Target { victim: victim.into(), tube: -1 })
+        }
         RoleOptions::Function(attempt) => confined(&attempt, Role::Function),
         RoleOptions::Connection(attempt) => confined(&attempt, Role::Connection),
     }
@@ -94,18 +90,14 @@ fn main() -> ExitCode {
 
 /// Starts as the role does, says that it is ready, and tries.
 fn confined(attempt: &Attempt, role: Role) -> ExitCode {
-    let Attempt {
-        address, common, ..
-    } = attempt;
+    let Attempt { address, common, .. } = attempt;
     let Ok(tube) = start::tube(common, role) else {
         return ExitCode::FAILURE;
     };
     let deadline = Deadline::after(start::PATIENCE);
     // What the role holds is held while the attempt runs.
-    let mut held: (
-        Option<function::FunctionProcess>,
-        Option<connection::ConnectionProcess>,
-    ) = (None, None);
+    let mut held: (Option<function::FunctionProcess>, Option<connection::ConnectionProcess>) =
+        (None, None);
     let sent = if role == Role::Function {
         match function::prepare(*address, common, &tube) {
             Ok((process, ready)) => {
@@ -136,10 +128,7 @@ fn confined(attempt: &Attempt, role: Role) -> ExitCode {
     if sent.is_err() {
         return ExitCode::FAILURE;
     }
-    let target = Target {
-        victim: attempt.victim.into(),
-        tube: common.tube_fd.into(),
-    };
+    let target = Target { victim: attempt.victim.into(), tube: common.tube_fd.into() };
     attempt_and_exit(&attempt.attempt, &target)
 }
 
@@ -167,13 +156,7 @@ fn text(text: &str) -> CString {
 }
 
 fn open(path: &str, flags: c_int) -> c_long {
-    call!(
-        libc::SYS_openat,
-        libc::AT_FDCWD,
-        text(path).as_ptr(),
-        flags,
-        0o600
-    )
+    call!(libc::SYS_openat, libc::AT_FDCWD, text(path).as_ptr(), flags, 0o600)
 }
 
 fn map(protection: c_int, flags: c_int) -> c_long {
@@ -199,21 +182,13 @@ fn exec(path: &str) -> c_long {
     let path = text(path);
     let arguments = [path.as_ptr(), std::ptr::null()];
     let environment = [std::ptr::null::<libc::c_char>()];
-    call!(
-        libc::SYS_execve,
-        path.as_ptr(),
-        arguments.as_ptr(),
-        environment.as_ptr()
-    )
+    call!(libc::SYS_execve, path.as_ptr(), arguments.as_ptr(), environment.as_ptr())
 }
 
 /// A descriptor beside a message that nobody asked for.
 fn send_descriptor(target: &Target) -> c_long {
     let mut byte = [0u8; 16];
-    let mut part = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: byte.len(),
-    };
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
     let mut control = [0u64; 4];
     // SAFETY: a zeroed msghdr is valid; the pointers set below outlive the call; `control` is
     // aligned and large enough for one descriptor.
@@ -233,16 +208,8 @@ fn send_descriptor(target: &Target) -> c_long {
             return sent;
         }
         // It went out: whether it was refused is the receiver's to show, by ending this process.
-        let patience = libc::timespec {
-            tv_sec: 5,
-            tv_nsec: 0,
-        };
-        libc::ppoll(
-            std::ptr::null_mut(),
-            0,
-            &raw const patience,
-            std::ptr::null(),
-        );
+        let patience = libc::timespec { tv_sec: 5, tv_nsec: 0 };
+        libc::ppoll(std::ptr::null_mut(), 0, &raw const patience, std::ptr::null());
     }
     0
 }
@@ -271,74 +238,35 @@ const RWX: c_int = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
 /// Everything that is tried, in both roles.
 const ATTEMPTS: &[Entry] = &[
     ("open-file", |_| open("/etc/passwd", libc::O_RDONLY)),
-    ("open-root-directory", |_| {
-        open("/", libc::O_RDONLY | libc::O_DIRECTORY)
-    }),
-    ("read-proc-self", |_| {
-        open("/proc/self/maps", libc::O_RDONLY)
-    }),
-    ("read-proc-parent", |t| {
-        open(&format!("/proc/{}/mem", t.victim), libc::O_RDWR)
-    }),
-    ("create-file", |_| {
-        open("/tmp/cordon-probe", libc::O_CREAT | libc::O_WRONLY)
-    }),
+    ("open-root-directory", |_| open("/", libc::O_RDONLY | libc::O_DIRECTORY)),
+    ("read-proc-self", |_| open("/proc/self/maps", libc::O_RDONLY)),
+    ("read-proc-parent", |t| open(&format!("/proc/{}/mem", t.victim), libc::O_RDWR)),
+    ("create-file", |_| open("/tmp/cordon-probe", libc::O_CREAT | libc::O_WRONLY)),
     ("open-kvm", |_| open("/dev/kvm", libc::O_RDWR)),
     ("second-dext-connection", |_| connect_abstract()),
-    ("socket-inet", |_| {
-        call!(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0)
-    }),
-    ("socket-netlink", |_| {
-        call!(libc::SYS_socket, libc::AF_NETLINK, libc::SOCK_RAW, 0)
-    }),
+    ("socket-inet", |_| call!(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0)),
+    ("socket-netlink", |_| call!(libc::SYS_socket, libc::AF_NETLINK, libc::SOCK_RAW, 0)),
     ("socketpair", |_| {
         let mut pair = [0i32; 2];
-        call!(
-            libc::SYS_socketpair,
-            libc::AF_UNIX,
-            libc::SOCK_STREAM,
-            0,
-            pair.as_mut_ptr()
-        )
+        call!(libc::SYS_socketpair, libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr())
     }),
     ("exec", |_| exec("/bin/true")),
     ("fork", |_| fork(libc::SIGCHLD)),
-    ("new-namespace", |_| {
-        fork(libc::SIGCHLD | libc::CLONE_NEWUSER)
-    }),
-    ("thread", |_| {
-        fork(libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_VFORK)
-    }),
-    ("ptrace-parent", |t| {
-        call!(libc::SYS_ptrace, libc::PTRACE_ATTACH, t.victim, 0, 0)
-    }),
-    ("ptrace-me", |_| {
-        call!(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0)
-    }),
+    ("new-namespace", |_| fork(libc::SIGCHLD | libc::CLONE_NEWUSER)),
+    ("thread", |_| fork(libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_VFORK)),
+    ("ptrace-parent", |t| call!(libc::SYS_ptrace, libc::PTRACE_ATTACH, t.victim, 0, 0)),
+    ("ptrace-me", |_| call!(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0)),
     ("read-parent-memory", |t| {
         let mut byte = 0u8;
-        let mut part = libc::iovec {
-            iov_base: (&raw mut byte).cast(),
-            iov_len: 1,
-        };
+        let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
         let parts = &raw mut part;
-        call!(
-            libc::SYS_process_vm_readv,
-            t.victim,
-            parts,
-            1usize,
-            parts,
-            1usize,
-            0usize
-        )
+        call!(libc::SYS_process_vm_readv, t.victim, parts, 1usize, parts, 1usize, 0usize)
     }),
     ("signal-parent", |t| call!(libc::SYS_kill, t.victim, 0)),
     ("signal-everybody", |_| call!(libc::SYS_kill, -1, 0)),
     ("signal-self", |_| call!(libc::SYS_tgkill, 1, 1, 0)),
     ("map-executable", |_| map(RWX, SHARED)),
-    ("map-read-execute", |_| {
-        map(libc::PROT_READ | libc::PROT_EXEC, SHARED)
-    }),
+    ("map-read-execute", |_| map(libc::PROT_READ | libc::PROT_EXEC, SHARED)),
     ("protect-executable", |_| {
         let page = map(libc::PROT_READ | libc::PROT_WRITE, SHARED);
         call!(libc::SYS_mprotect, page, 4096usize, RWX)
@@ -351,23 +279,11 @@ const ATTEMPTS: &[Entry] = &[
     }),
     ("bpf", |_| {
         let mut attributes = [0u64; 32];
-        call!(
-            libc::SYS_bpf,
-            0,
-            attributes.as_mut_ptr(),
-            size_of_val(&attributes)
-        )
+        call!(libc::SYS_bpf, 0, attributes.as_mut_ptr(), size_of_val(&attributes))
     }),
     ("perf-event", |_| {
         let mut attributes = [0u64; 16];
-        call!(
-            libc::SYS_perf_event_open,
-            attributes.as_mut_ptr(),
-            0,
-            -1,
-            -1,
-            0
-        )
+        call!(libc::SYS_perf_event_open, attributes.as_mut_ptr(), 0, -1, -1, 0)
     }),
     ("unshare", |_| call!(libc::SYS_unshare, libc::CLONE_NEWUTS)),
     ("set-namespace", |_| call!(libc::SYS_setns, 0, 0)),
@@ -376,55 +292,27 @@ const ATTEMPTS: &[Entry] = &[
         call!(libc::SYS_mount, none, at, kind, 0usize, 0usize)
     }),
     ("chroot", |_| call!(libc::SYS_chroot, c"/".as_ptr())),
-    ("become-dumpable", |_| {
-        call!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0)
-    }),
+    ("become-dumpable", |_| call!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0)),
     ("change-filter", |_| call!(libc::SYS_seccomp, 0, 0, 0usize)),
     ("set-uid", |_| call!(libc::SYS_setuid, 0)),
     ("raise-limits", |t| {
         let limit = [u64::MAX; 2];
         let none: *mut c_void = std::ptr::null_mut();
-        call!(
-            libc::SYS_prlimit64,
-            t.victim,
-            libc::RLIMIT_NOFILE,
-            limit.as_ptr(),
-            none
-        )
+        call!(libc::SYS_prlimit64, t.victim, libc::RLIMIT_NOFILE, limit.as_ptr(), none)
     }),
-    ("type-into-terminal", |_| {
-        call!(libc::SYS_ioctl, 2, libc::TIOCSTI, c"x".as_ptr())
-    }),
+    ("type-into-terminal", |_| call!(libc::SYS_ioctl, 2, libc::TIOCSTI, c"x".as_ptr())),
     ("pidfd", |t| call!(libc::SYS_pidfd_open, t.victim, 0)),
-    ("steal-descriptor", |_| {
-        call!(libc::SYS_pidfd_getfd, 3, 0, 0)
-    }),
+    ("steal-descriptor", |_| call!(libc::SYS_pidfd_getfd, 3, 0, 0)),
     ("keyring", |_| call!(libc::SYS_keyctl, 0, -3, 0)),
-    ("shared-memory-segment", |_| {
-        call!(libc::SYS_shmget, 0, 4096usize, 0o600)
-    }),
-    ("listen-for-file-changes", |_| {
-        call!(libc::SYS_inotify_init1, 0)
-    }),
-    ("host-name", |_| {
-        call!(libc::SYS_uname, [0u8; 512].as_mut_ptr())
-    }),
+    ("shared-memory-segment", |_| call!(libc::SYS_shmget, 0, 4096usize, 0o600)),
+    ("listen-for-file-changes", |_| call!(libc::SYS_inotify_init1, 0)),
+    ("host-name", |_| call!(libc::SYS_uname, [0u8; 512].as_mut_ptr())),
     ("shorten-memory", |t| call!(libc::SYS_ftruncate, t.tube, 0)),
-    ("duplicate-descriptor", |t| {
-        call!(libc::SYS_fcntl, t.tube, libc::F_DUPFD, 0)
-    }),
+    ("duplicate-descriptor", |t| call!(libc::SYS_fcntl, t.tube, libc::F_DUPFD, 0)),
     ("send-to-address", |t| {
         let address = [1u16, 0x2f, 0, 0];
         let bytes = [0u8; 16];
-        call!(
-            libc::SYS_sendto,
-            t.tube,
-            bytes.as_ptr(),
-            16usize,
-            0,
-            address.as_ptr(),
-            8
-        )
+        call!(libc::SYS_sendto, t.tube, bytes.as_ptr(), 16usize, 0, address.as_ptr(), 8)
     }),
     ("send-descriptor", send_descriptor),
     ("other-architecture", other_architecture),

@@ -58,47 +58,23 @@ impl MemoryTable {
         let before = self.0.range(..end).next_back();
         if before.is_some_and(|(start, region)| start + region.size > base) {
             let message = format!("{said} overlaps another region");
-            return Err(Failure {
-                kind: FailureKind::Busy,
-                code: None,
-                message,
-            });
+            return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
         if self.0.len() >= MAX_REGIONS {
             let message = format!("{said}: {MAX_REGIONS} regions are the limit");
-            return Err(Failure {
-                kind: FailureKind::NoSpace,
-                code: None,
-                message,
-            });
+            return Err(Failure { kind: FailureKind::NoSpace, code: None, message });
         }
-        let access = if writable {
-            Access::ReadWrite
-        } else {
-            Access::ReadOnly
-        };
+        let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
         // The VMM may shorten its own guest's memory; it can end this process anyway.
         let mapped = SharedMemory::from_trusted(fd).map_err(|error| error.to_string());
         let mapped = mapped.and_then(|memory| {
             let length = usize::try_from(size).map_err(|error| error.to_string())?;
-            let window = memory
-                .map(offset, length, access)
-                .map_err(|e| ipc::chain(&e))?;
+            let window = memory.map(offset, length, access).map_err(|e| ipc::chain(&e))?;
             Ok((memory, window))
         });
         let (memory, window) =
             mapped.map_err(|why| start::invalid(format!("{said} cannot be mapped: {why}")))?;
-        self.0.insert(
-            base,
-            Region {
-                size,
-                memory,
-                offset,
-                window,
-                writable,
-                users: 0,
-            },
-        );
+        self.0.insert(base, Region { size, memory, offset, window, writable, users: 0 });
         Ok(())
     }
 
@@ -111,15 +87,8 @@ impl MemoryTable {
         let region =
             region.ok_or_else(|| start::invalid(format!("No guest memory at {base:#x}")))?;
         if region.users > 0 {
-            let message = format!(
-                "Guest memory at {base:#x} has {} registrations",
-                region.users
-            );
-            return Err(Failure {
-                kind: FailureKind::Busy,
-                code: None,
-                message,
-            });
+            let message = format!("Guest memory at {base:#x} has {} registrations", region.users);
+            return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
         self.0.remove(&base);
         Ok(())
@@ -135,10 +104,7 @@ impl MemoryTable {
                 "{address:#x}+{size:#x} does not lie in one region of guest memory"
             ))
         };
-        let end = address
-            .checked_add(size)
-            .filter(|_| size > 0)
-            .ok_or_else(outside)?;
+        let end = address.checked_add(size).filter(|_| size > 0).ok_or_else(outside)?;
         let (base, region) = self.0.range(..=address).next_back().ok_or_else(outside)?;
         if end > base + region.size {
             return Err(outside());
@@ -146,16 +112,8 @@ impl MemoryTable {
         let into = address - base;
         let in_process = usize::try_from(into).map_err(|_| outside())?;
         let (memory, writable) = (&region.memory, region.writable);
-        let behind = Behind {
-            memory,
-            offset: region.offset + into,
-            writable,
-        };
-        Ok(Found {
-            base: *base,
-            address: region.window.address() + in_process,
-            behind,
-        })
+        let behind = Behind { memory, offset: region.offset + into, writable };
+        Ok(Found { base: *base, address: region.window.address() + in_process, behind })
     }
 
     /// One registration more.
@@ -196,14 +154,8 @@ mod tests {
             (0x40000, 0x10000, 0x1000, FailureKind::InvalidArgument),
             (0x40000, 0x10000, u64::MAX, FailureKind::InvalidArgument),
         ] {
-            let refused = table
-                .add(base, size, ram(0x10000), offset, true)
-                .unwrap_err();
-            assert_eq!(
-                refused.kind, kind,
-                "{base:#x}+{size:#x}: {}",
-                refused.message
-            );
+            let refused = table.add(base, size, ram(0x10000), offset, true).unwrap_err();
+            assert_eq!(refused.kind, kind, "{base:#x}+{size:#x}: {}", refused.message);
         }
     }
 

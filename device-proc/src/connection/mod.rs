@@ -76,14 +76,7 @@ pub fn prepare(
     open.extend(slots.iter().flat_map(Slot::descriptors));
     let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
     let memory = MemoryTable::default();
-    Ok((
-        ConnectionProcess {
-            address,
-            slots,
-            memory,
-        },
-        Ready { functions, sandbox },
-    ))
+    Ok((ConnectionProcess { address, slots, memory }, Ready { functions, sandbox }))
 }
 
 impl ConnectionProcess {
@@ -141,54 +134,36 @@ impl ConnectionProcess {
     }
 
     fn attach(&mut self, function: u8, handles: &Handles) -> Result<slot::Exported, Failure> {
-        handles
-            .expect(0)
-            .map_err(|error| start::invalid(error.to_string()))?;
+        handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
         self.slot(function)?.attach()
     }
 
     fn handle(&mut self, request: Request, handles: Handles) -> Result<Reply, Failure> {
-        if let Request::AddMemory {
-            base,
-            size,
-            offset,
-            writable,
-        } = request
-        {
-            let fd = handles
-                .one()
-                .map_err(|error| start::invalid(error.to_string()))?;
+        if let Request::AddMemory { base, size, offset, writable } = request {
+            let fd = handles.one().map_err(|error| start::invalid(error.to_string()))?;
             self.memory.add(base, size, fd, offset, writable)?;
             return Ok(Reply::Done);
         }
-        handles
-            .expect(0)
-            .map_err(|error| start::invalid(error.to_string()))?;
+        handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
         match request {
             Request::Detach { function } => {
                 self.slot(function)?;
                 let (slot, memory) = self.split(function)?;
                 slot.release(memory);
-                self.slots
-                    .retain(|slot| slot.address().function() != function);
+                self.slots.retain(|slot| slot.address().function() != function);
                 Ok(Reply::Done)
             }
             Request::RemoveMemory { base } => self.memory.remove(base).map(|()| Reply::Done),
             Request::MapDma { function, entries } => {
                 check_batch(entries.len())?;
                 let (slot, memory) = self.split(function)?;
-                let outcomes = entries
-                    .iter()
-                    .map(|entry| slot.map(memory, entry))
-                    .collect();
+                let outcomes = entries.iter().map(|entry| slot.map(memory, entry)).collect();
                 Ok(Reply::Dma(outcomes))
             }
             Request::UnmapDma { function, keys } => {
                 check_batch(keys.len())?;
                 let (slot, memory) = self.split(function)?;
-                Ok(Reply::Dma(
-                    keys.iter().map(|key| slot.unmap(memory, *key)).collect(),
-                ))
+                Ok(Reply::Dma(keys.iter().map(|key| slot.unmap(memory, *key)).collect()))
             }
             Request::Statistics { function } => {
                 Ok(Reply::Statistics(self.slot(function)?.statistics()))
@@ -206,10 +181,7 @@ impl ConnectionProcess {
 
     fn split(&mut self, function: u8) -> Result<(&mut Slot, &mut MemoryTable), Failure> {
         let address = self.address;
-        let slot = self
-            .slots
-            .iter_mut()
-            .find(|slot| slot.address().function() == function);
+        let slot = self.slots.iter_mut().find(|slot| slot.address().function() == function);
         let slot = slot.ok_or_else(|| Failure {
             kind: FailureKind::NoDevice,
             code: None,
@@ -227,8 +199,6 @@ fn check_batch(length: usize) -> Result<(), Failure> {
     if (1..=MAX_BATCH).contains(&length) {
         Ok(())
     } else {
-        Err(start::invalid(format!(
-            "A batch of {length} entries: 1 to {MAX_BATCH} allowed"
-        )))
+        Err(start::invalid(format!("A batch of {length} entries: 1 to {MAX_BATCH} allowed")))
     }
 }

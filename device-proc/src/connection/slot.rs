@@ -37,12 +37,7 @@ impl Slot {
     #[must_use]
     pub fn new(client: Client) -> Self {
         let (registrations, statistics) = (BTreeMap::new(), DmaStatistics::default());
-        Self {
-            client,
-            attached: false,
-            registrations,
-            statistics,
-        }
+        Self { client, attached: false, registrations, statistics }
     }
 
     /// Where it is.
@@ -75,20 +70,12 @@ impl Slot {
         let address = self.address();
         if self.attached {
             let message = format!("Function {address} is attached already");
-            return Err(Failure {
-                kind: FailureKind::Busy,
-                code: None,
-                message,
-            });
+            return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
         if self.client.is_claimed().map_err(|error| failure(&error))? {
             // The dext would only add a reference, and whoever opened it could take it away.
             let message = format!("Function {address} is claimed by another process");
-            return Err(Failure {
-                kind: FailureKind::Busy,
-                code: None,
-                message,
-            });
+            return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
         self.client.claim().map_err(|error| failure(&error))?;
         let exported = self.export().map_err(|error| failure(&error))?;
@@ -115,21 +102,11 @@ impl Slot {
             };
             let memory = Arc::new(mapped.memory);
             for (offset, length) in guest_windows(bar, &info, memory.size(), msix.as_ref()) {
-                windows.push(BarWindow {
-                    bar,
-                    offset,
-                    length,
-                    memory_offset: offset,
-                });
+                windows.push(BarWindow { bar, offset, length, memory_offset: offset });
                 handles.push(Arc::clone(&memory));
             }
         }
-        let attached = Attached {
-            identity: client.identity(),
-            bars,
-            windows,
-            warnings,
-        };
+        let attached = Attached { identity: client.identity(), bars, windows, warnings };
         Ok((attached, handles))
     }
 
@@ -147,34 +124,21 @@ impl Slot {
         entry: &DmaEntry,
     ) -> Result<DmaOutcome, Failure> {
         if !self.attached {
-            return Err(start::invalid(format!(
-                "Function {} is not attached",
-                self.address()
-            )));
+            return Err(start::invalid(format!("Function {} is not attached", self.address())));
         }
         let found = memory.find(entry.address, entry.size)?;
         let base = found.base;
         let registered =
-            self.client
-                .register_dma(entry.key, found.address, entry.size, found.behind);
+            self.client.register_dma(entry.key, found.address, entry.size, found.behind);
         let (bus_address, bus_length) = registered.map_err(|error| failure(&error))?;
         memory.retain(base);
-        self.registrations.insert(
-            entry.key,
-            Registration {
-                base,
-                size: entry.size,
-            },
-        );
+        self.registrations.insert(entry.key, Registration { base, size: entry.size });
         let now = &mut self.statistics;
         now.regions += 1;
         now.bytes += entry.size;
         now.peak_regions = now.peak_regions.max(now.regions);
         now.peak_bytes = now.peak_bytes.max(now.bytes);
-        Ok(DmaOutcome::Mapped {
-            bus_address,
-            bus_length,
-        })
+        Ok(DmaOutcome::Mapped { bus_address, bus_length })
     }
 
     /// Removes what this function registered, and nothing else.
@@ -198,10 +162,7 @@ impl Slot {
         let keys: Vec<u64> = self.registrations.keys().copied().collect();
         for key in keys {
             if let DmaOutcome::Failed(failure) = self.unmap(memory, key) {
-                tracing::warn!(
-                    "{}; closing the connection will release it",
-                    failure.message
-                );
+                tracing::warn!("{}; closing the connection will release it", failure.message);
             }
         }
     }
@@ -236,15 +197,9 @@ mod tests {
         let mut slot = Slot::new(client);
         let (attached, handles) = slot.attach().unwrap();
         assert_eq!(fake.calls_of(selector::CLAIM).len(), 1);
-        let windows: Vec<_> = attached
-            .windows
-            .iter()
-            .map(|w| (w.bar, w.offset, w.length))
-            .collect();
-        assert_eq!(
-            windows,
-            [(0, 0, 0x8000), (0, 0x10000, 0x10000), (2, 0, 0x10000)]
-        );
+        let windows: Vec<_> =
+            attached.windows.iter().map(|w| (w.bar, w.offset, w.length)).collect();
+        assert_eq!(windows, [(0, 0, 0x8000), (0, 0x10000, 0x10000), (2, 0, 0x10000)]);
         assert_eq!(handles.len(), 3);
         assert_eq!(slot.attach().unwrap_err().kind, FailureKind::Busy);
     }
@@ -265,9 +220,7 @@ mod tests {
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
         fake.fail_map(2, IoReturn::NO_MEMORY);
         let (attached, _) = Slot::new(client).attach().unwrap();
-        let [warning] = &attached.warnings[..] else {
-            panic!("{:?}", attached.warnings)
-        };
+        let [warning] = &attached.warnings[..] else { panic!("{:?}", attached.warnings) };
         for part in ["BAR 2", "01:00.0", "0xe00002bd"] {
             assert!(warning.contains(part), "{warning}");
         }
@@ -277,17 +230,9 @@ mod tests {
     fn p2_4_a_range_is_registered_once_under_its_key_and_removed_by_it() {
         let (fake, mut slot, mut memory) = attached();
         let mapped = slot.map(&mut memory, &entry(0x10000, 0x10000, 0x4000));
-        assert!(matches!(
-            mapped,
-            DmaOutcome::Mapped {
-                bus_address: 0x10000,
-                ..
-            }
-        ));
+        assert!(matches!(mapped, DmaOutcome::Mapped { bus_address: 0x10000, .. }));
         let again = slot.map(&mut memory, &entry(0x10000, 0x10000, 0x4000));
-        let DmaOutcome::Failed(refused) = again else {
-            panic!("{again:?}")
-        };
+        let DmaOutcome::Failed(refused) = again else { panic!("{again:?}") };
         assert_eq!(refused.code, Some(IoReturn::STILL_OPEN.0));
         assert_eq!(slot.statistics().regions, 1);
         assert_eq!(memory.remove(0x10000).unwrap_err().kind, FailureKind::Busy);
@@ -300,15 +245,8 @@ mod tests {
     #[test]
     fn only_guest_memory_can_be_registered_and_only_own_keys_removed() {
         let (fake, mut slot, mut memory) = attached();
-        for bad in [
-            entry(1, 0, 0x1000),
-            entry(1, 0x1f000, 0x2000),
-            entry(1, u64::MAX, 2),
-        ] {
-            assert!(
-                matches!(slot.map(&mut memory, &bad), DmaOutcome::Failed(_)),
-                "{bad:?}"
-            );
+        for bad in [entry(1, 0, 0x1000), entry(1, 0x1f000, 0x2000), entry(1, u64::MAX, 2)] {
+            assert!(matches!(slot.map(&mut memory, &bad), DmaOutcome::Failed(_)), "{bad:?}");
         }
         assert!(matches!(slot.unmap(&mut memory, 77), DmaOutcome::Failed(_)));
         assert_eq!(fake.calls_of(selector::UNREGISTER_DMA_REGION).len(), 0);

@@ -24,11 +24,7 @@ pub fn guest_windows(
     let size = info.size.min(mapped) / GRANULE * GRANULE;
     let mut holes = Vec::new();
     if let Some(msix) = msix {
-        let table = (
-            msix.table_bar,
-            msix.table_offset,
-            capabilities::table_bytes(msix),
-        );
+        let table = (msix.table_bar, msix.table_offset, capabilities::table_bytes(msix));
         let pending = (msix.pba_bar, msix.pba_offset, capabilities::pba_bytes(msix));
         for (in_bar, offset, length) in [table, pending] {
             if in_bar == bar {
@@ -57,30 +53,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn bar(size: u64) -> BarInfo {
-        BarInfo {
-            memory_index: 0,
-            size,
-            kind: 0,
-        }
+        BarInfo { memory_index: 0, size, kind: 0 }
     }
 
     fn msix(table_offset: u32, pba_offset: u32, vectors: u16) -> MsixInfo {
-        MsixInfo {
-            capability: 0,
-            vectors,
-            table_bar: 0,
-            table_offset,
-            pba_bar: 0,
-            pba_offset,
-        }
+        MsixInfo { capability: 0, vectors, table_bar: 0, table_offset, pba_bar: 0, pba_offset }
     }
 
     #[test]
     fn p7_1_nothing_of_an_io_or_empty_bar() {
-        let io = BarInfo {
-            kind: BarInfo::IO,
-            ..bar(64)
-        };
+        let io = BarInfo { kind: BarInfo::IO, ..bar(64) };
         assert_eq!(guest_windows(4, &io, 16384, None), []);
         assert_eq!(guest_windows(4, &bar(0), 16384, None), []);
     }
@@ -98,10 +80,7 @@ mod tests {
         assert_eq!(split, [(0, 0x8000), (0x10000, 0x10000)]);
         let apart = guest_windows(0, &info, 0x20000, Some(&msix(0x4010, 0x1fff8, 32)));
         assert_eq!(apart, [(0, 0x4000), (0x8000, 0x14000)]);
-        assert_eq!(
-            guest_windows(1, &info, 0x20000, Some(&msix(0, 0, 32))),
-            [(0, 0x20000)]
-        );
+        assert_eq!(guest_windows(1, &info, 0x20000, Some(&msix(0, 0, 32))), [(0, 0x20000)]);
         let first = guest_windows(0, &info, 0x20000, Some(&msix(0, 0x800, 32)));
         assert_eq!(first, [(0x4000, 0x1c000)]);
     }

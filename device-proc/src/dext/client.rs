@@ -21,22 +21,10 @@ pub struct Client {
 pub(super) fn named(subject: &str, operation: &'static str, error: CallError) -> DextError {
     let subject = subject.to_owned();
     match error {
-        CallError::Code(code) => DextError::Refused {
-            subject,
-            operation,
-            code,
-        },
+        CallError::Code(code) => DextError::Refused { subject, operation, code },
         CallError::Tube(TubeError::Disconnected) => DextError::Lost { subject, operation },
-        CallError::Tube(source) => DextError::Broken {
-            subject,
-            operation,
-            source,
-        },
-        CallError::Invalid(why) => DextError::Invalid {
-            subject,
-            operation,
-            why,
-        },
+        CallError::Tube(source) => DextError::Broken { subject, operation, source },
+        CallError::Invalid(why) => DextError::Invalid { subject, operation, why },
     }
 }
 
@@ -60,17 +48,8 @@ impl Client {
         let address = PciAddress::new(byte(0)?, byte(1)?, byte(2)?).map_err(|_| invalid())?;
         let class = u32::try_from(out[5]).ok().filter(|class| class >> 24 == 0);
         let class = class.ok_or_else(invalid)?;
-        let identity = Identity {
-            address,
-            vendor: half(3)?,
-            device: half(4)?,
-            class,
-        };
-        Ok(Self {
-            connection,
-            identity,
-            subject: format!("Function {address}"),
-        })
+        let identity = Identity { address, vendor: half(3)?, device: half(4)?, class };
+        Ok(Self { connection, identity, subject: format!("Function {address}") })
     }
 
     /// Who it is.
@@ -114,11 +93,7 @@ impl Client {
         let inputs = [offset.into(), width.into()];
         let [value] = self.call("ConfigRead", selector::CONFIG_READ, &inputs)?;
         // What is above the width is not the dext's to say.
-        let mask = if width >= 4 {
-            u64::from(u32::MAX)
-        } else {
-            (1 << (8 * u32::from(width))) - 1
-        };
+        let mask = if width >= 4 { u64::from(u32::MAX) } else { (1 << (8 * u32::from(width))) - 1 };
         Ok(u32::try_from(value & mask).unwrap_or_default())
     }
 
@@ -128,8 +103,7 @@ impl Client {
     /// [`DextError`].
     pub fn config_write(&mut self, offset: u32, width: u8, value: u32) -> Result<(), DextError> {
         let inputs = [offset.into(), width.into(), value.into()];
-        self.call::<0>("ConfigWrite", selector::CONFIG_WRITE, &inputs)
-            .map(drop)
+        self.call::<0>("ConfigWrite", selector::CONFIG_WRITE, &inputs).map(drop)
     }
 
     /// The six BARs: `None` where the dext has none.
@@ -149,11 +123,7 @@ impl Client {
                             why: format!("BAR {number} has index {index:#x}, type {kind:#x}"),
                         });
                     };
-                    Some(BarInfo {
-                        memory_index,
-                        size,
-                        kind,
-                    })
+                    Some(BarInfo { memory_index, size, kind })
                 }
                 Err(error) if error.is_fatal() => return Err(error),
                 Err(_) => None,
@@ -179,9 +149,7 @@ impl Client {
     }
 
     fn map(&mut self, operation: &'static str, kind: u32) -> Result<Mapped, DextError> {
-        self.connection
-            .map(kind)
-            .map_err(|error| named(&self.subject, operation, error))
+        self.connection.map(kind).map_err(|error| named(&self.subject, operation, error))
     }
 
     /// Registers for interrupts; how many vectors, at most [`MAX_VECTORS`].
@@ -217,8 +185,7 @@ impl Client {
     /// # Errors
     /// [`DextError`].
     pub fn set_irq_mask(&mut self, words: [u64; 4]) -> Result<(), DextError> {
-        self.call::<0>("SetIRQMask", selector::SET_IRQ_MASK, &words)
-            .map(drop)
+        self.call::<0>("SetIRQMask", selector::SET_IRQ_MASK, &words).map(drop)
     }
 
     /// Resets the function (P8).
@@ -226,8 +193,7 @@ impl Client {
     /// # Errors
     /// [`DextError`].
     pub fn reset(&mut self) -> Result<(), DextError> {
-        self.call::<0>("ResetDevice", selector::RESET_DEVICE, &[])
-            .map(drop)
+        self.call::<0>("ResetDevice", selector::RESET_DEVICE, &[]).map(drop)
     }
 
     /// Registers memory of this process for DMA: bus address and length.
@@ -244,12 +210,7 @@ impl Client {
         let mut out = [0; 3];
         let inputs = [key, address as u64, size];
         self.connection
-            .call(
-                selector::REGISTER_DMA_REGION,
-                &inputs,
-                &mut out,
-                Some(behind),
-            )
+            .call(selector::REGISTER_DMA_REGION, &inputs, &mut out, Some(behind))
             .map_err(|error| named(&self.subject, "RegisterDMARegion", error))?;
         let [segments, bus, length] = out;
         if segments == 1 {
@@ -270,8 +231,7 @@ impl Client {
     /// [`DextError`], NotFound for an unknown key.
     pub fn unregister_dma(&mut self, key: u64) -> Result<(), DextError> {
         let selector = selector::UNREGISTER_DMA_REGION;
-        self.call::<0>("UnregisterDMARegion", selector, &[key])
-            .map(drop)
+        self.call::<0>("UnregisterDMARegion", selector, &[key]).map(drop)
     }
 
     /// Whether some connection holds the claim. A registration of nothing is refused with
@@ -281,10 +241,7 @@ impl Client {
     /// [`DextError`] when the dext is gone.
     pub fn is_claimed(&mut self) -> Result<bool, DextError> {
         let mut out = [0; 3];
-        match self
-            .connection
-            .call(selector::REGISTER_DMA_REGION, &[0, 0, 0], &mut out, None)
-        {
+        match self.connection.call(selector::REGISTER_DMA_REGION, &[0, 0, 0], &mut out, None) {
             Err(CallError::Code(code)) => Ok(code != IoReturn::NOT_OPEN),
             Err(error) => Err(named(&self.subject, "RegisterDMARegion", error)),
             Ok(()) => Ok(true),

@@ -2,10 +2,7 @@
 //!
 //! Function 01:00.0 with the probe device's BARs, 32 MSI-X vectors with the table in BAR 0 at
 //! 0x8000, and config bytes that can be computed.
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "small numbers of a test's making"
-)]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of a test's making")]
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -60,11 +57,7 @@ impl Fake {
         let fake = Self(Arc::default());
         let event = Event::new().unwrap();
         fake.state().completion = Some(event.signaller().unwrap());
-        let client = Client::new(Box::new(Connection {
-            state: fake.clone(),
-            event,
-        }))
-        .unwrap();
+        let client = Client::new(Box::new(Connection { state: fake.clone(), event })).unwrap();
         (fake, client)
     }
 
@@ -78,10 +71,7 @@ impl Fake {
 
     pub(crate) fn calls_of(&self, selector: u32) -> Vec<Vec<u64>> {
         let calls = self.calls().into_iter();
-        calls
-            .filter(|call| call.selector == selector)
-            .map(|call| call.inputs)
-            .collect()
+        calls.filter(|call| call.selector == selector).map(|call| call.inputs).collect()
     }
 
     pub(crate) fn fail(&self, selector: u32, code: IoReturn) {
@@ -101,19 +91,11 @@ impl Fake {
     }
 
     pub(crate) fn mapped_bars(&self) -> Vec<u32> {
-        self.state()
-            .mapped
-            .iter()
-            .map(|kind| kind - memory::BAR0)
-            .collect()
+        self.state().mapped.iter().map(|kind| kind - memory::BAR0).collect()
     }
 
     pub(crate) fn registered(&self) -> Vec<(u64, u64)> {
-        self.state()
-            .registered
-            .iter()
-            .map(|(key, size)| (*key, *size))
-            .collect()
+        self.state().registered.iter().map(|(key, size)| (*key, *size)).collect()
     }
 
     /// The device fires vectors, masked or not.
@@ -121,8 +103,7 @@ impl Fake {
         let state = self.state();
         let page = state.page.as_ref().unwrap();
         for vector in vectors {
-            page.set_bits_u64(u64::from(vector / 64) * 8, 1 << (vector % 64))
-                .unwrap();
+            page.set_bits_u64(u64::from(vector / 64) * 8, 1 << (vector % 64)).unwrap();
         }
         state.completion.as_ref().unwrap().signal();
     }
@@ -157,15 +138,11 @@ impl State {
                 value[..width].copy_from_slice(&Fake::config_bytes(inputs[0], width));
                 vec![u64::from_le_bytes(value)]
             }
-            selector::GET_BAR_INFO => BARS[inputs[0] as usize]
-                .ok_or(IoReturn::NOT_FOUND)?
-                .to_vec(),
+            selector::GET_BAR_INFO => BARS[inputs[0] as usize].ok_or(IoReturn::NOT_FOUND)?.to_vec(),
             selector::SETUP_INTERRUPTS => vec![32],
             selector::CHECK_INTERRUPT => {
                 let page = self.page.as_ref().ok_or(IoReturn::NOT_READY)?;
-                [0, 8, 16, 24]
-                    .map(|word| page.swap_u64(word, 0).unwrap())
-                    .to_vec()
+                [0, 8, 16, 24].map(|word| page.swap_u64(word, 0).unwrap()).to_vec()
             }
             selector::SET_IRQ_MASK => {
                 if let Some(page) = &self.page {
@@ -182,9 +159,7 @@ impl State {
                 vec![1, inputs[0], inputs[2]]
             }
             selector::UNREGISTER_DMA_REGION => {
-                self.registered
-                    .remove(&inputs[0])
-                    .ok_or(IoReturn::NOT_FOUND)?;
+                self.registered.remove(&inputs[0]).ok_or(IoReturn::NOT_FOUND)?;
                 vec![]
             }
             _ => vec![],
@@ -204,10 +179,7 @@ impl UserClient for Connection {
         if state.dead {
             return Err(CallError::Tube(TubeError::Disconnected));
         }
-        state.calls.push(Call {
-            selector,
-            inputs: inputs.to_vec(),
-        });
+        state.calls.push(Call { selector, inputs: inputs.to_vec() });
         let answer = state.answer(selector, inputs).map_err(CallError::Code)?;
         outputs.copy_from_slice(&answer[..outputs.len()]);
         Ok(())
@@ -234,10 +206,7 @@ impl UserClient for Connection {
         if kind == memory::INTERRUPT_STATE {
             state.page = Some(map());
         }
-        Ok(Mapped {
-            window: map(),
-            memory: shared,
-        })
+        Ok(Mapped { window: map(), memory: shared })
     }
 
     fn completion(&self) -> &Event {

@@ -26,16 +26,12 @@ impl SimulatedRegistry {
     /// The dext that listens at `path`.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-        }
+        Self { path: path.to_owned() }
     }
 
     fn connect(&self) -> Result<Tube, DextError> {
-        let no_dext = |why: String| DextError::NoDext {
-            place: format!("sim:{}", self.path.display()),
-            why,
-        };
+        let no_dext =
+            |why: String| DextError::NoDext { place: format!("sim:{}", self.path.display()), why };
         let mut tube = Tube::connect(&self.path).map_err(|error| no_dext(error.to_string()))?;
         tube.handshake(Role::DextClient, Role::Dext, Deadline::after(PATIENCE))
             .map_err(|error| no_dext(ipc::chain(&error)))?;
@@ -45,16 +41,10 @@ impl SimulatedRegistry {
 
 impl Registry for SimulatedRegistry {
     fn services(&self) -> Result<Vec<Service>, DextError> {
-        let mut socket = Socket {
-            tube: self.connect()?,
-            next: 1,
-        };
+        let mut socket = Socket { tube: self.connect()?, next: 1 };
         match socket.exchange(&Request::Services, &[]) {
             Ok((Reply::Services(services), _)) => Ok(services),
-            Ok(_) => Err(naming(
-                "Services",
-                CallError::Invalid("another reply".to_owned()),
-            )),
+            Ok(_) => Err(naming("Services", CallError::Invalid("another reply".to_owned()))),
             Err(error) => Err(naming("Services", CallError::Tube(error))),
         }
     }
@@ -63,16 +53,9 @@ impl Registry for SimulatedRegistry {
         let no_event = |error: std::io::Error| naming("Open", CallError::Tube(error.into()));
         let completion = Event::new().map_err(no_event)?;
         let signaller = completion.signaller().map_err(no_event)?;
-        let mut socket = Socket {
-            tube: self.connect()?,
-            next: 1,
-        };
+        let mut socket = Socket { tube: self.connect()?, next: 1 };
         socket
-            .call(
-                &Request::Open { service, kind },
-                &[signaller.as_fd()],
-                &mut [],
-            )
+            .call(&Request::Open { service, kind }, &[signaller.as_fd()], &mut [])
             .map_err(|error| naming("Open", error))?;
         Ok(Box::new(SimulatedClient { socket, completion }))
     }
@@ -112,23 +95,15 @@ impl Socket {
         outputs: &mut [u64],
     ) -> Result<Handles, CallError> {
         let (reply, handles) = self.exchange(request, handles).map_err(CallError::Tube)?;
-        let Reply::Return {
-            code,
-            outputs: filled,
-        } = reply
-        else {
-            return Err(CallError::Invalid(
-                "another reply than asked for".to_owned(),
-            ));
+        let Reply::Return { code, outputs: filled } = reply else {
+            return Err(CallError::Invalid("another reply than asked for".to_owned()));
         };
         if code != IoReturn::SUCCESS {
             return Err(CallError::Code(code));
         }
         if filled.len() < outputs.len() {
             let (want, got) = (outputs.len(), filled.len());
-            return Err(CallError::Invalid(format!(
-                "{got} scalars came back, expected {want}"
-            )));
+            return Err(CallError::Invalid(format!("{got} scalars came back, expected {want}")));
         }
         for (output, value) in outputs.iter_mut().zip(filled) {
             *output = value;
@@ -154,22 +129,15 @@ impl UserClient for SimulatedClient {
             selector,
             inputs: inputs.to_vec(),
             outputs: u32::try_from(outputs.len()).unwrap_or(u32::MAX),
-            backing: behind.map(|behind| Backing {
-                offset: behind.offset,
-                writable: behind.writable,
-            }),
+            backing: behind
+                .map(|behind| Backing { offset: behind.offset, writable: behind.writable }),
         };
         let handle = behind.map(|behind| behind.memory.as_fd());
-        self.socket
-            .call(&request, handle.as_slice(), outputs)
-            .map(drop)
+        self.socket.call(&request, handle.as_slice(), outputs).map(drop)
     }
 
     fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError> {
-        let request = Request::CallAsync {
-            selector,
-            inputs: inputs.to_vec(),
-        };
+        let request = Request::CallAsync { selector, inputs: inputs.to_vec() };
         self.socket.call(&request, &[], &mut []).map(drop)
     }
 
@@ -180,15 +148,10 @@ impl UserClient for SimulatedClient {
         let fd = handles.one().map_err(|error| invalid(error.to_string()))?;
         let memory = SharedMemory::from_peer(fd).map_err(|error| invalid(error.to_string()))?;
         if memory.size() != size[0] {
-            return Err(invalid(format!(
-                "size is {}, the dext said {}",
-                memory.size(),
-                size[0]
-            )));
+            return Err(invalid(format!("size is {}, the dext said {}", memory.size(), size[0])));
         }
-        let window = memory
-            .map_all(Access::ReadWrite)
-            .map_err(|error| invalid(error.to_string()))?;
+        let window =
+            memory.map_all(Access::ReadWrite).map_err(|error| invalid(error.to_string()))?;
         Ok(Mapped { window, memory })
     }
 

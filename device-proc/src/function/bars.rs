@@ -37,22 +37,14 @@ impl Bars {
             match client.map_bar(number) {
                 Ok(map) => {
                     let size = info.size.min(map.window.length() as u64);
-                    mapped[usize::from(number)] = Some(Mapping {
-                        window: map.window,
-                        size,
-                    });
+                    mapped[usize::from(number)] = Some(Mapping { window: map.window, size });
                 }
                 Err(error) if error.is_fatal() => return Err(error),
                 Err(error) => tracing::warn!("BAR {number} cannot be reached: {error}"),
             }
         }
         let subject = format!("Function {}", client.address());
-        Ok(Self {
-            subject,
-            infos,
-            mapped,
-            msix,
-        })
+        Ok(Self { subject, infos, mapped, msix })
     }
 
     /// What the dext says of them.
@@ -89,14 +81,7 @@ impl Bars {
             return Ok(mapping);
         }
         let (width, length) = (width.into(), mapping.size);
-        Err(self.refuse(
-            bar,
-            &WindowError::OutOfRange {
-                offset,
-                width,
-                length,
-            },
-        ))
+        Err(self.refuse(bar, &WindowError::OutOfRange { offset, width, length }))
     }
 
     fn refuse(&self, bar: u8, error: &WindowError) -> Failure {
@@ -139,11 +124,7 @@ mod tests {
         for bar in [3, 4, 5, 6, 255] {
             let error = bars.read(bar, 0, 4).unwrap_err();
             assert_eq!(error.kind, FailureKind::InvalidArgument);
-            assert!(
-                error.message.contains(&format!("BAR {bar}")),
-                "{}",
-                error.message
-            );
+            assert!(error.message.contains(&format!("BAR {bar}")), "{}", error.message);
         }
     }
 
@@ -178,11 +159,7 @@ mod tests {
             (u64::MAX, 1),
         ] {
             let error = bars.read(2, offset, width).unwrap_err();
-            assert_eq!(
-                error.kind,
-                FailureKind::InvalidArgument,
-                "{offset:#x} {width}"
-            );
+            assert_eq!(error.kind, FailureKind::InvalidArgument, "{offset:#x} {width}");
             assert!(error.message.contains("BAR 2"), "{}", error.message);
             assert!(bars.write(2, offset, width, 0).is_err());
         }
@@ -195,8 +172,7 @@ mod tests {
     fn p7_3_a_guest_cannot_change_the_msix_table() {
         let (_, bars) = bars(|_| {});
         bars.write(0, 0x8000, 4, 0xdead_beef).unwrap();
-        bars.write(0, 0x8000 + 16 * 31 + 12, 4, 0xdead_beef)
-            .unwrap();
+        bars.write(0, 0x8000 + 16 * 31 + 12, 4, 0xdead_beef).unwrap();
         assert_eq!(bars.read(0, 0x8000, 4).unwrap(), 0);
         assert_eq!(bars.read(0, 0x8000 + 16 * 31 + 12, 4).unwrap(), 0);
         bars.write(0, 0x8000 + 16 * 32, 4, 7).unwrap();

@@ -15,9 +15,7 @@ pub(super) fn check_length(length: usize) -> Result<(), Failure> {
     if (1..=CONFIG_SPACE).contains(&length) {
         Ok(())
     } else {
-        Err(start::invalid(format!(
-            "Config access of {length} bytes: 1 to {CONFIG_SPACE} allowed"
-        )))
+        Err(start::invalid(format!("Config access of {length} bytes: 1 to {CONFIG_SPACE} allowed")))
     }
 }
 
@@ -94,9 +92,7 @@ pub(super) fn write(client: &mut Client, offset: u32, data: &[u8]) -> Result<(),
 }
 
 fn forward(client: &mut Client, offset: u32, width: u8, value: u32) -> Result<(), Failure> {
-    client
-        .config_write(offset, width, value)
-        .map_err(|error| failure(&error))
+    client.config_write(offset, width, value).map_err(|error| failure(&error))
 }
 
 #[cfg(test)]
@@ -108,18 +104,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn reads(calls: &[Call]) -> Vec<(u64, u64)> {
-        calls
-            .iter()
-            .filter(|c| c.selector == 8)
-            .map(|c| (c.inputs[0], c.inputs[1]))
-            .collect()
+        calls.iter().filter(|c| c.selector == 8).map(|c| (c.inputs[0], c.inputs[1])).collect()
     }
 
     fn writes(calls: &[Call]) -> Vec<(u64, u64, u64)> {
         let writes = calls.iter().filter(|call| call.selector == 9);
-        writes
-            .map(|call| (call.inputs[0], call.inputs[1], call.inputs[2]))
-            .collect()
+        writes.map(|call| (call.inputs[0], call.inputs[1], call.inputs[2])).collect()
     }
 
     #[test]
@@ -199,12 +189,8 @@ mod tests {
         write(&mut client, 0x100, &[1, 2, 3, 4]).unwrap();
         write(&mut client, 4094, &[1, 2, 3, 4]).unwrap();
         write(&mut client, 9999, &[1]).unwrap();
-        let expected = [
-            (0x50, 1, 5),
-            (0xb2, 2, 0x8000),
-            (0x100, 4, 0x0403_0201),
-            (4094, 2, 0x0201),
-        ];
+        let expected =
+            [(0x50, 1, 5), (0xb2, 2, 0x8000), (0x100, 4, 0x0403_0201), (4094, 2, 0x0201)];
         assert_eq!(writes(&fake.calls()), expected);
         let refused = write(&mut client, 0x50, &[0; 3]).unwrap_err();
         assert_eq!(refused.kind, FailureKind::InvalidArgument);

@@ -73,14 +73,7 @@ impl Interrupts {
         client.wait_interrupt()?;
         let subject = format!("Function {}", client.address());
         let (mode, statistics) = (Mode::Off, Statistics::default());
-        Ok(Self {
-            subject,
-            vectors,
-            entries,
-            page,
-            mode,
-            statistics,
-        })
+        Ok(Self { subject, vectors, entries, page, mode, statistics })
     }
 
     /// Vectors that the dext registered.
@@ -171,15 +164,11 @@ impl Interrupts {
                 self.assign(index, start, &present, handles)?;
             }
             other => {
-                handles
-                    .expect(0)
-                    .map_err(|error| start::invalid(error.to_string()))?;
+                handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
                 self.act(index, &other)?;
             }
         }
-        client
-            .set_irq_mask(self.mask())
-            .map_err(|error| failure(&error))
+        client.set_irq_mask(self.mask()).map_err(|error| failure(&error))
     }
 
     fn act(&mut self, index: InterruptIndex, action: &InterruptAction) -> Result<(), Failure> {
@@ -235,37 +224,22 @@ impl Interrupts {
         handles: Handles,
     ) -> Result<(), Failure> {
         if present.len() > MAX_ASSIGN {
-            let most = format!(
-                "{} vectors at once, the limit is {MAX_ASSIGN}",
-                present.len()
-            );
+            let most = format!("{} vectors at once, the limit is {MAX_ASSIGN}", present.len());
             return Err(start::invalid(most));
         }
         let range = self.range(index, start, present.len())?;
         let given = present.iter().filter(|present| **present).count();
-        handles
-            .expect(given)
-            .map_err(|error| start::invalid(error.to_string()))?;
+        handles.expect(given).map_err(|error| start::invalid(error.to_string()))?;
         let idle = matches!(self.mode, Mode::Off);
         if !idle && !is_mode(&self.mode, index) {
             let message = format!("{}: another interrupt index is in use", self.subject);
-            return Err(Failure {
-                kind: FailureKind::Busy,
-                code: None,
-                message,
-            });
+            return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
         let mut handles = handles.map(Signaller::from_fd);
-        let mut given = present
-            .iter()
-            .map(|present| if *present { handles.next() } else { None });
+        let mut given = present.iter().map(|present| if *present { handles.next() } else { None });
         if index == InterruptIndex::Intx {
             self.mode = match given.next().flatten() {
-                Some(signaller) => Mode::Intx(Intx {
-                    signaller,
-                    masked: false,
-                    held_back: false,
-                }),
+                Some(signaller) => Mode::Intx(Intx { signaller, masked: false, held_back: false }),
                 None => Mode::Off,
             };
             return Ok(());
@@ -293,10 +267,7 @@ impl Interrupts {
                 intx.fire();
             }
             Mode::Messages(used, signallers) if *used == index => {
-                signallers[range]
-                    .iter()
-                    .flatten()
-                    .for_each(Signaller::signal);
+                signallers[range].iter().flatten().for_each(Signaller::signal);
             }
             _ => {}
         }

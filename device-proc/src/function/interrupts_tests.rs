@@ -15,11 +15,7 @@ struct Setup {
 fn setup() -> Setup {
     let (fake, mut client) = Fake::client();
     let interrupts = Interrupts::new(&mut client, 32).unwrap();
-    Setup {
-        fake,
-        client,
-        interrupts,
-    }
+    Setup { fake, client, interrupts }
 }
 
 impl Setup {
@@ -32,23 +28,14 @@ impl Setup {
         use std::os::fd::AsFd as _;
         let handles: Vec<OwnedFd> = events
             .iter()
-            .map(|event| {
-                event
-                    .signaller()
-                    .unwrap()
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .unwrap()
-            })
+            .map(|event| event.signaller().unwrap().as_fd().try_clone_to_owned().unwrap())
             .collect();
-        self.interrupts
-            .change(&mut self.client, index, action, handles.into())
+        self.interrupts.change(&mut self.client, index, action, handles.into())
     }
 
     fn assign(&mut self, index: InterruptIndex, start: u16, events: &[&Event]) {
         let present = vec![true; events.len()];
-        self.change(index, InterruptAction::Assign { start, present }, events)
-            .unwrap();
+        self.change(index, InterruptAction::Assign { start, present }, events).unwrap();
     }
 
     fn fire(&mut self, vectors: &[u16]) {
@@ -57,11 +44,7 @@ impl Setup {
     }
 
     fn last_mask(&self) -> Vec<u64> {
-        self.fake
-            .calls_of(selector::SET_IRQ_MASK)
-            .last()
-            .unwrap()
-            .clone()
+        self.fake.calls_of(selector::SET_IRQ_MASK).last().unwrap().clone()
     }
 }
 
@@ -157,10 +140,7 @@ fn p9_4_the_mask_follows_the_setup() {
     s.assign(Msix, 0, &[&a]);
     s.assign(Msix, 30, &[&b, &c]);
     assert_eq!(s.last_mask(), [1 | 3 << 30, 0, 0, 0]);
-    let take_away = InterruptAction::Assign {
-        start: 30,
-        present: vec![false],
-    };
+    let take_away = InterruptAction::Assign { start: 30, present: vec![false] };
     s.change(Msix, take_away, &[]).unwrap();
     assert_eq!(s.last_mask(), [1 | 1 << 31, 0, 0, 0]);
     s.change(Msix, InterruptAction::Disable, &[]).unwrap();
@@ -173,24 +153,12 @@ fn p9_4_the_mask_follows_the_setup() {
 fn p4_counts_bound_what_can_be_assigned() {
     let mut s = setup();
     let [a] = events();
-    for (index, start) in [
-        (IntxIndex, 1),
-        (Msi, 32),
-        (Msix, 32),
-        (ErrIndex, 0),
-        (Req, 0),
-    ] {
-        let action = InterruptAction::Assign {
-            start,
-            present: vec![true],
-        };
+    for (index, start) in [(IntxIndex, 1), (Msi, 32), (Msix, 32), (ErrIndex, 0), (Req, 0)] {
+        let action = InterruptAction::Assign { start, present: vec![true] };
         let refused = s.change(index, action, &[&a]).unwrap_err();
         assert_eq!(refused.kind, FailureKind::InvalidArgument, "{index:?}");
     }
-    let wraps = InterruptAction::Trigger {
-        start: u16::MAX,
-        count: u16::MAX,
-    };
+    let wraps = InterruptAction::Trigger { start: u16::MAX, count: u16::MAX };
     assert!(s.change(Msix, wraps, &[]).is_err());
 }
 
@@ -198,17 +166,11 @@ fn p4_counts_bound_what_can_be_assigned() {
 fn descriptors_must_match_the_vectors_they_are_for() {
     let mut s = setup();
     let [a, b] = events();
-    let one = || InterruptAction::Assign {
-        start: 0,
-        present: vec![true],
-    };
+    let one = || InterruptAction::Assign { start: 0, present: vec![true] };
     assert!(s.change(Msix, one(), &[]).is_err());
     assert!(s.change(Msix, one(), &[&a, &b]).is_err());
     assert!(s.change(Msix, InterruptAction::Disable, &[&a]).is_err());
-    let holes = InterruptAction::Assign {
-        start: 0,
-        present: vec![false, true],
-    };
+    let holes = InterruptAction::Assign { start: 0, present: vec![false, true] };
     s.change(Msix, holes, &[&b]).unwrap();
     s.fire(&[0, 1]);
     assert!(b.clear().unwrap());
@@ -219,14 +181,8 @@ fn one_index_at_a_time() {
     let mut s = setup();
     let [a] = events();
     s.assign(Msix, 0, &[&a]);
-    let action = InterruptAction::Assign {
-        start: 0,
-        present: vec![true],
-    };
-    assert_eq!(
-        s.change(IntxIndex, action, &[&a]).unwrap_err().kind,
-        FailureKind::Busy
-    );
+    let action = InterruptAction::Assign { start: 0, present: vec![true] };
+    assert_eq!(s.change(IntxIndex, action, &[&a]).unwrap_err().kind, FailureKind::Busy);
     s.change(IntxIndex, InterruptAction::Disable, &[]).unwrap();
     s.fire(&[0]);
     assert!(a.clear().unwrap());
@@ -237,7 +193,6 @@ fn a_trigger_signals_as_the_device_would() {
     let mut s = setup();
     let [a, b] = events();
     s.assign(Msi, 0, &[&a, &b]);
-    s.change(Msi, InterruptAction::Trigger { start: 1, count: 1 }, &[])
-        .unwrap();
+    s.change(Msi, InterruptAction::Trigger { start: 1, count: 1 }, &[]).unwrap();
     assert!(!a.clear().unwrap() && b.clear().unwrap());
 }

@@ -80,21 +80,8 @@ pub fn prepare(
     let mut open = vec![tube.as_fd()];
     open.extend(client.descriptors());
     let sandbox = start::confine(common, sandbox_profiles::Role::Function, &open)?;
-    let ready = Ready {
-        identity,
-        bars: infos,
-        msix,
-        vectors,
-        sandbox,
-    };
-    Ok((
-        FunctionProcess {
-            client,
-            bars,
-            interrupts,
-        },
-        ready,
-    ))
+    let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
+    Ok((FunctionProcess { client, bars, interrupts }, ready))
 }
 
 impl FunctionProcess {
@@ -137,11 +124,7 @@ impl FunctionProcess {
         let (id, answer, more) = match tube.receive::<Request>(Deadline::now()) {
             Ok(received) => {
                 let more = received.message != Request::Shutdown;
-                (
-                    received.id,
-                    self.handle(received.message, received.handles),
-                    more,
-                )
+                (received.id, self.handle(received.message, received.handles), more)
             }
             Err(TubeError::TimedOut) => return Ok(true),
             Err(TubeError::Disconnected) => return Ok(false),
@@ -154,9 +137,7 @@ impl FunctionProcess {
     fn handle(&mut self, request: Request, handles: Handles) -> Result<Reply, Failure> {
         let wants_handles = matches!(request, Request::Interrupts { .. });
         if !wants_handles {
-            handles
-                .expect(0)
-                .map_err(|error| start::invalid(error.to_string()))?;
+            handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
         }
         match request {
             Request::ConfigRead { offset, length } => {
@@ -172,18 +153,11 @@ impl FunctionProcess {
             Request::BarRead { bar, offset, width } => {
                 self.bars.read(bar, offset, width).map(Reply::Value)
             }
-            Request::BarWrite {
-                bar,
-                offset,
-                width,
-                value,
-            } => self
-                .bars
-                .write(bar, offset, width, value)
-                .map(|()| Reply::Done),
+            Request::BarWrite { bar, offset, width, value } => {
+                self.bars.write(bar, offset, width, value).map(|()| Reply::Done)
+            }
             Request::Interrupts { index, action } => {
-                self.interrupts
-                    .change(&mut self.client, index, action, handles)?;
+                self.interrupts.change(&mut self.client, index, action, handles)?;
                 Ok(Reply::Done)
             }
             Request::Reset => self.reset(),
@@ -196,11 +170,7 @@ impl FunctionProcess {
     fn reset(&mut self) -> Result<Reply, Failure> {
         self.client.reset().map(|()| Reply::Done).map_err(|error| {
             let failure = failure(&error);
-            let kind = if error.is_fatal() {
-                FailureKind::NoDevice
-            } else {
-                FailureKind::Io
-            };
+            let kind = if error.is_fatal() { FailureKind::NoDevice } else { FailureKind::Io };
             Failure { kind, ..failure }
         })
     }

@@ -16,10 +16,7 @@ pub(crate) struct EventPair(OwnedFd);
 
 impl EventPair {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self(rustix::event::eventfd(
-            0,
-            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
-        )?))
+        Ok(Self(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     pub(crate) fn read_end(&self) -> BorrowedFd<'_> {

@@ -64,11 +64,7 @@ impl Header {
     #[expect(clippy::cast_possible_truncation, reason = "capped by the two limits")]
     pub(crate) fn new(body: usize, id: u32, handles: usize) -> Self {
         debug_assert!(HEADER + body <= MAX_MESSAGE && handles <= MAX_HANDLES);
-        Self {
-            length: (HEADER + body) as u32,
-            id,
-            handles: handles as u16,
-        }
+        Self { length: (HEADER + body) as u32, id, handles: handles as u16 }
     }
 
     /// As it travels.

@@ -94,17 +94,11 @@ impl Hello {
             });
         }
         if theirs.role != expected {
-            return Err(HandshakeError::Role {
-                expected,
-                found: theirs.role,
-            });
+            return Err(HandshakeError::Role { expected, found: theirs.role });
         }
         let (max_message, max_handles) = (theirs.max_message, theirs.max_handles);
         if max_message < MIN_MESSAGE || max_handles == 0 {
-            return Err(HandshakeError::Limits {
-                max_message,
-                max_handles,
-            });
+            return Err(HandshakeError::Limits { max_message, max_handles });
         }
         Ok(Agreed {
             version,

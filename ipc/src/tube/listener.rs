@@ -39,10 +39,7 @@ impl Listener {
             other => other?,
         }
         rustix::net::listen(&socket, 64)?;
-        Ok(Self {
-            socket,
-            path: path.to_owned(),
-        })
+        Ok(Self { socket, path: path.to_owned() })
     }
 
     /// Waits for the next peer.

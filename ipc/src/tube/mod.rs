@@ -120,11 +120,7 @@ impl Tube {
     }
 
     fn new(transport: sys::Transport) -> Self {
-        Self {
-            transport,
-            buffer: Vec::new(),
-            poisoned: false,
-        }
+        Self { transport, buffer: Vec::new(), poisoned: false }
     }
 
     /// Sends one message. Blocks at most until the deadline when the peer does not read.
@@ -164,18 +160,12 @@ impl Tube {
         if self.poisoned {
             return Err(TubeError::Poisoned);
         }
-        let (header, handles) = self
-            .transport
-            .receive(&mut self.buffer, deadline)
-            .inspect_err(|error| {
+        let (header, handles) =
+            self.transport.receive(&mut self.buffer, deadline).inspect_err(|error| {
                 self.poisoned = matches!(error, TubeError::Frame(_));
             })?;
         let message = codec::decode(&self.buffer[frame::HEADER..])?;
-        Ok(Received {
-            id: header.id,
-            message,
-            handles,
-        })
+        Ok(Received { id: header.id, message, handles })
     }
 }
 

@@ -97,10 +97,7 @@ impl PacketTransport {
             }
         };
         let handles = collect(&mut control);
-        if came
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-        {
+        if came.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
             return Err(FrameError::Truncated.into());
         }
         if came.bytes == 0 {
@@ -109,18 +106,10 @@ impl PacketTransport {
         buffer.truncate(came.bytes);
         let header = Header::parse(buffer)?;
         if header.length as usize != came.bytes {
-            return Err(FrameError::Mismatch {
-                said: header.length,
-                came: came.bytes,
-            }
-            .into());
+            return Err(FrameError::Mismatch { said: header.length, came: came.bytes }.into());
         }
         if usize::from(header.handles) != handles.len() {
-            return Err(FrameError::Handles {
-                said: header.handles,
-                came: handles.len(),
-            }
-            .into());
+            return Err(FrameError::Handles { said: header.handles, came: handles.len() }.into());
         }
         Ok((header, handles))
     }

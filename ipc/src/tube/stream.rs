@@ -41,11 +41,7 @@ impl StreamTransport {
     }
 
     pub(crate) fn from_fd(socket: OwnedFd) -> Self {
-        Self {
-            socket,
-            partial: Vec::new(),
-            handles: Vec::new(),
-        }
+        Self { socket, partial: Vec::new(), handles: Vec::new() }
     }
 
     pub(crate) fn send(
@@ -111,11 +107,7 @@ impl StreamTransport {
         std::mem::swap(buffer, &mut self.partial);
         self.partial.clear();
         if usize::from(header.handles) != came {
-            return Err(FrameError::Handles {
-                said: header.handles,
-                came,
-            }
-            .into());
+            return Err(FrameError::Handles { said: header.handles, came }.into());
         }
         Ok((header, handles))
     }
@@ -196,21 +188,12 @@ mod tests {
         let (a, mut b) = StreamTransport::pair().unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
         a.send(&message(1, b"one", 0), &[], soon()).unwrap();
-        a.send(&message(2, b"", 1), &[null.as_fd()], soon())
-            .unwrap();
-        a.send(
-            &message(3, b"three", 2),
-            &[null.as_fd(), null.as_fd()],
-            soon(),
-        )
-        .unwrap();
+        a.send(&message(2, b"", 1), &[null.as_fd()], soon()).unwrap();
+        a.send(&message(3, b"three", 2), &[null.as_fd(), null.as_fd()], soon()).unwrap();
         let mut buffer = Vec::new();
         for (id, body, handles) in [(1, &b"one"[..], 0), (2, b"", 1), (3, b"three", 2)] {
             let (header, came) = b.receive(&mut buffer, soon()).unwrap();
-            assert_eq!(
-                (header.id, &buffer[HEADER..], came.len()),
-                (id, body, handles)
-            );
+            assert_eq!((header.id, &buffer[HEADER..], came.len()), (id, body, handles));
         }
     }
 
@@ -245,10 +228,7 @@ mod tests {
         let (a, mut b) = StreamTransport::pair().unwrap();
         a.send(&[0xff; HEADER], &[], soon()).unwrap();
         let error = b.receive(&mut Vec::new(), soon()).unwrap_err();
-        assert!(
-            matches!(error, TubeError::Frame(FrameError::Length(u32::MAX))),
-            "{error}"
-        );
+        assert!(matches!(error, TubeError::Frame(FrameError::Length(u32::MAX))), "{error}");
     }
 
     #[test]
@@ -256,9 +236,6 @@ mod tests {
         let (a, mut b) = StreamTransport::pair().unwrap();
         a.send(&message(1, &[1; 50], 0)[..30], &[], soon()).unwrap();
         drop(a);
-        assert!(matches!(
-            b.receive(&mut Vec::new(), soon()),
-            Err(TubeError::Disconnected)
-        ));
+        assert!(matches!(b.receive(&mut Vec::new(), soon()), Err(TubeError::Disconnected)));
     }
 }

@@ -24,10 +24,7 @@ pub const ENABLED_WORDS: u64 = 0x20;
 pub const MAX_VECTORS: u16 = 256;
 
 /// External methods.
-#[expect(
-    missing_docs,
-    reason = "the ABI's own names; arguments are on the typed client"
-)]
+#[expect(missing_docs, reason = "the ABI's own names; arguments are on the typed client")]
 pub mod selector {
     pub const GET_IDENTITY: u32 = 0;
     pub const CLAIM: u32 = 1;

@@ -63,12 +63,7 @@ pub const FUNCTION: &[Syscall] = &[
         conditions: &[],
         needed_by: "the allocator, growing large blocks; cannot change protection",
     },
-    Syscall {
-        name: "brk",
-        number: libc::SYS_brk,
-        conditions: &[],
-        needed_by: "the allocator",
-    },
+    Syscall { name: "brk", number: libc::SYS_brk, conditions: &[], needed_by: "the allocator" },
     Syscall {
         name: "fcntl",
         number: libc::SYS_fcntl,

@@ -113,10 +113,7 @@ impl ConfigSpace {
             self.bar_types[bar.number] = bar.kind;
             let size = u32::try_from(bar.size).unwrap_or(1 << 31);
             address = address.next_multiple_of(size);
-            self.put(
-                FIRST_BAR + 4 * bar.number,
-                &(address | u32::from(bar.kind)).to_le_bytes(),
-            );
+            self.put(FIRST_BAR + 4 * bar.number, &(address | u32::from(bar.kind)).to_le_bytes());
             address += size;
         }
     }
@@ -128,15 +125,9 @@ impl ConfigSpace {
 
     fn msi(&mut self, log2: u8) {
         // 64-bit capable, no per-vector masking.
-        self.put(
-            MSI,
-            &[0x05, PCIE.to_le_bytes()[0], 0x80 | (log2 << 1), 0x00],
-        );
+        self.put(MSI, &[0x05, PCIE.to_le_bytes()[0], 0x80 | (log2 << 1), 0x00]);
         self.allow(MSI + 2, &[0x71, 0x00]);
-        self.allow(
-            MSI + 4,
-            &[0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
-        );
+        self.allow(MSI + 4, &[0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
     }
 
     fn pcie(&mut self) {
@@ -152,10 +143,7 @@ impl ConfigSpace {
         let control = shape.vectors - 1;
         self.put(MSIX, &[0x11, 0x00]);
         self.put(MSIX + 2, &control.to_le_bytes());
-        self.put(
-            MSIX + 4,
-            &(shape.table | u32::from(shape.bar)).to_le_bytes(),
-        );
+        self.put(MSIX + 4, &(shape.table | u32::from(shape.bar)).to_le_bytes());
         self.put(MSIX + 8, &(shape.pba | u32::from(shape.bar)).to_le_bytes());
         self.allow(MSIX + 3, &[0xc0]);
     }
@@ -189,11 +177,7 @@ impl ConfigSpace {
         let control_high = PCIE + 9;
         let reset =
             range.contains(&control_high) && value.to_le_bytes()[control_high - start] & 0x80 != 0;
-        Some(if reset {
-            Effect::FunctionLevelReset
-        } else {
-            Effect::None
-        })
+        Some(if reset { Effect::FunctionLevelReset } else { Effect::None })
     }
 
     pub(crate) fn command(&self) -> u16 {

@@ -38,10 +38,7 @@ struct FunctionState {
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    State {
-        functions: Vec<FunctionState>,
-        faults: Vec<FaultReport>,
-    },
+    State { functions: Vec<FunctionState>, faults: Vec<FaultReport> },
     Done,
     Error(String),
 }
@@ -53,15 +50,13 @@ pub(crate) fn start(
     faults: Arc<Faults>,
 ) -> std::io::Result<()> {
     let listener = UnixListener::bind(path)?;
-    std::thread::Builder::new()
-        .name("control".to_owned())
-        .spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if let Err(error) = converse(&stream, &registry, &faults) {
-                    tracing::debug!(%error, "control connection ended");
-                }
+    std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+        for stream in listener.incoming().flatten() {
+            if let Err(error) = converse(&stream, &registry, &faults) {
+                tracing::debug!(%error, "control connection ended");
             }
-        })?;
+        }
+    })?;
     Ok(())
 }
 
@@ -85,11 +80,7 @@ fn converse(stream: &UnixStream, registry: &Registry, faults: &Faults) -> std::i
 fn carry_out(command: Command, registry: &Registry, faults: &Faults) -> Answer {
     match command {
         Command::State => Answer::State {
-            functions: registry
-                .functions
-                .iter()
-                .map(|function| state(function))
-                .collect(),
+            functions: registry.functions.iter().map(|function| state(function)).collect(),
             faults: faults.report(),
         },
         Command::Fault(text) => match text.parse() {
@@ -102,10 +93,7 @@ fn carry_out(command: Command, registry: &Registry, faults: &Faults) -> Answer {
         Command::Raise { address, vector } => {
             let address = address.parse::<PciAddress>();
             let function = address.ok().and_then(|address| {
-                registry
-                    .functions
-                    .iter()
-                    .find(|function| function.address() == address)
+                registry.functions.iter().find(|function| function.address() == address)
             });
             match function {
                 Some(function) => {

@@ -39,11 +39,7 @@ impl MemoryCache {
             return Some(memory);
         }
         cache.retain(|_, memory| memory.strong_count() > 0);
-        let access = if writable {
-            Access::ReadWrite
-        } else {
-            Access::ReadOnly
-        };
+        let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
         // Guest RAM of any VMM is taken, sealed or not: a client that shortens it ends the
         // simulation, as it would end a real machine's DMA.
         let window = SharedMemory::from_trusted(fd).ok()?.map_all(access).ok()?;
@@ -56,9 +52,7 @@ impl MemoryCache {
 impl ClientMemory {
     /// Whether `length` bytes from `offset` lie in it.
     pub(crate) fn holds(&self, offset: u64, length: u64) -> bool {
-        offset
-            .checked_add(length)
-            .is_some_and(|end| end <= self.window.length() as u64)
+        offset.checked_add(length).is_some_and(|end| end <= self.window.length() as u64)
     }
 }
 
@@ -98,15 +92,8 @@ struct Table {
 
 impl Dart {
     pub(crate) fn new(mode: DartMode, seed: u64) -> Self {
-        let table = Table {
-            next: 0x4_0000_0000,
-            random: seed | 1,
-            ..Table::default()
-        };
-        Self {
-            mode,
-            table: RwLock::new(table),
-        }
+        let table = Table { next: 0x4_0000_0000, random: seed | 1, ..Table::default() };
+        Self { mode, table: RwLock::new(table) }
     }
 
     /// Maps and returns the bus address.
@@ -133,14 +120,7 @@ impl Dart {
             return Err(DartError::Full);
         }
         table.bytes += length;
-        table.regions.insert(
-            bus,
-            Region {
-                length,
-                memory,
-                offset,
-            },
-        );
+        table.regions.insert(bus, Region { length, memory, offset });
         Ok(bus)
     }
 
@@ -197,11 +177,7 @@ impl Dart {
                 return Ok(());
             }
             let bytes = &word.to_le_bytes()[..length];
-            region
-                .memory
-                .window
-                .copy_in(at, bytes)
-                .map_err(|_| DartError::Fault)
+            region.memory.window.copy_in(at, bytes).map_err(|_| DartError::Fault)
         })
     }
 }
@@ -236,11 +212,7 @@ impl Table {
     ) -> Result<(), DartError> {
         let (mut at, mut left) = (bus, length);
         while left > 0 {
-            let (start, region) = self
-                .regions
-                .range(..=at)
-                .next_back()
-                .ok_or(DartError::Fault)?;
+            let (start, region) = self.regions.range(..=at).next_back().ok_or(DartError::Fault)?;
             let into = at - start;
             if into >= region.length {
                 return Err(DartError::Fault);
@@ -275,10 +247,7 @@ mod tests {
         dart.read(0x1ffc, &mut back).unwrap();
         assert_eq!(&back, b"12345678");
         assert_eq!(dart.read(0x2ffc, &mut back), Err(DartError::Fault));
-        assert_eq!(
-            dart.map(0x1800, memory(4096), 0, 0x1000),
-            Err(DartError::Full)
-        );
+        assert_eq!(dart.map(0x1800, memory(4096), 0, 0x1000), Err(DartError::Full));
         dart.unmap(0x1000);
         assert_eq!(dart.read(0x1ffc, &mut back), Err(DartError::Fault));
     }

@@ -15,17 +15,9 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The `nth` call of a selector fails.
-    Fail {
-        selector: u32,
-        nth: u64,
-        code: IoReturn,
-    },
+    Fail { selector: u32, nth: u64, code: IoReturn },
     /// The `nth` call of a selector takes this long.
-    Delay {
-        selector: u32,
-        nth: u64,
-        time: Duration,
-    },
+    Delay { selector: u32, nth: u64, time: Duration },
     /// The program dies at the `nth` call of a selector.
     Die { selector: u32, nth: u64 },
     /// The `nth` completion of WaitInterrupt is lost.
@@ -76,17 +68,11 @@ impl Faults {
 
     /// Arms another fault; its calls count from now.
     pub(crate) fn add(&self, fault: Fault) {
-        self.lock().push(Armed {
-            fault,
-            seen: 0,
-            fired: 0,
-        });
+        self.lock().push(Armed { fault, seen: 0, fired: 0 });
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Armed>> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Counts one call against the faults that `matches` picks; the first whose turn it is.
@@ -164,10 +150,8 @@ impl Faults {
 
     /// Every fault and how often it happened.
     pub(crate) fn report(&self) -> Vec<FaultReport> {
-        let describe = |armed: &Armed| FaultReport {
-            fault: format!("{:?}", armed.fault),
-            fired: armed.fired,
-        };
+        let describe =
+            |armed: &Armed| FaultReport { fault: format!("{:?}", armed.fault), fired: armed.fired };
         self.lock().iter().map(describe).collect()
     }
 }
@@ -187,10 +171,7 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, FaultError> {
         let (kind, fields) = text.split_once(':').unwrap_or((text, ""));
         let number = |field: &'static str| -> Result<u64, FaultError> {
-            let bad = || FaultError::Field {
-                fault: kind.to_owned(),
-                field,
-            };
+            let bad = || FaultError::Field { fault: kind.to_owned(), field };
             let value = fields
                 .split(',')
                 .find_map(|part| part.strip_prefix(field)?.strip_prefix('='))
@@ -202,10 +183,7 @@ impl FromStr for Fault {
             .map_err(|_| bad())
         };
         let narrow = |field| -> Result<u32, FaultError> {
-            let bad = |_| FaultError::Field {
-                fault: kind.to_owned(),
-                field,
-            };
+            let bad = |_| FaultError::Field { fault: kind.to_owned(), field };
             u32::try_from(number(field)?).map_err(bad)
         };
         let time = || number("ms").map(Duration::from_millis);
@@ -215,21 +193,12 @@ impl FromStr for Fault {
                 nth: number("nth")?,
                 code: IoReturn(narrow("code")?),
             },
-            "delay" => Self::Delay {
-                selector: narrow("selector")?,
-                nth: number("nth")?,
-                time: time()?,
-            },
-            "die" => Self::Die {
-                selector: narrow("selector")?,
-                nth: number("nth")?,
-            },
-            "drop-notification" => Self::DropNotification {
-                nth: number("nth")?,
-            },
-            "fragment" => Self::Fragment {
-                nth: number("nth")?,
-            },
+            "delay" => {
+                Self::Delay { selector: narrow("selector")?, nth: number("nth")?, time: time()? }
+            }
+            "die" => Self::Die { selector: narrow("selector")?, nth: number("nth")? },
+            "drop-notification" => Self::DropNotification { nth: number("nth")? },
+            "fragment" => Self::Fragment { nth: number("nth")? },
             "cleanup-delay" => Self::CleanupDelay { time: time()? },
             "no-msix" => Self::NoMsix,
             other => return Err(FaultError::Kind(other.to_owned())),
@@ -254,17 +223,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_named() {
-        assert_eq!(
-            "burn".parse::<Fault>(),
-            Err(FaultError::Kind("burn".to_owned()))
-        );
+        assert_eq!("burn".parse::<Fault>(), Err(FaultError::Kind("burn".to_owned())));
         let error = "delay:selector=1,nth=1".parse::<Fault>().unwrap_err();
-        assert_eq!(
-            error,
-            FaultError::Field {
-                fault: "delay".to_owned(),
-                field: "ms"
-            }
-        );
+        assert_eq!(error, FaultError::Field { fault: "delay".to_owned(), field: "ms" });
     }
 }

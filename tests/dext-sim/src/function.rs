@@ -40,14 +40,7 @@ impl Function {
         faults: Arc<Faults>,
         model: Arc<Mutex<Box<dyn Model>>>,
     ) -> Self {
-        Self {
-            id,
-            identity,
-            hardware,
-            faults,
-            model,
-            claims: Mutex::default(),
-        }
+        Self { id, identity, hardware, faults, model, claims: Mutex::default() }
     }
 
     pub(crate) fn address(&self) -> PciAddress {
@@ -70,20 +63,12 @@ impl Function {
 
     /// The connection's service still exists.
     pub(crate) fn attached(&self) -> Result<(), IoReturn> {
-        if self.claims().terminated {
-            Err(IoReturn::NOT_ATTACHED)
-        } else {
-            Ok(())
-        }
+        if self.claims().terminated { Err(IoReturn::NOT_ATTACHED) } else { Ok(()) }
     }
 
     /// The PCI device is open: some connection's claim holds it.
     pub(crate) fn open(&self) -> Result<(), IoReturn> {
-        if self.claims().opener.is_some() {
-            Ok(())
-        } else {
-            Err(IoReturn::NOT_OPEN)
-        }
+        if self.claims().opener.is_some() { Ok(()) } else { Err(IoReturn::NOT_OPEN) }
     }
 
     /// Selector Claim.
@@ -92,9 +77,7 @@ impl Function {
         claims.claimed.insert(id);
         if claims.opener.is_none() {
             claims.opener = Some(id);
-            self.hardware
-                .config()
-                .set_command(MEMORY_SPACE | BUS_MASTER, 0);
+            self.hardware.config().set_command(MEMORY_SPACE | BUS_MASTER, 0);
         }
     }
 

@@ -42,19 +42,9 @@ impl Hardware {
             // Whole 16 KiB pages behind even the smallest BAR, as a mapping needs.
             let backing = bar.size.next_multiple_of(16 * 1024);
             let memory = SharedMemory::create(&format!("bar{}", bar.number), backing)?;
-            let window = memory
-                .map_all(Access::ReadWrite)
-                .map_err(std::io::Error::other)?;
-            let info = BarInfo {
-                memory_index: index,
-                size: bar.size,
-                kind: bar.kind,
-            };
-            bars[bar.number] = Some(Bar {
-                info,
-                window,
-                memory,
-            });
+            let window = memory.map_all(Access::ReadWrite).map_err(std::io::Error::other)?;
+            let info = BarInfo { memory_index: index, size: bar.size, kind: bar.kind };
+            bars[bar.number] = Some(Bar { info, window, memory });
         }
         Ok(Self {
             config: Mutex::new(ConfigSpace::new(shape)),

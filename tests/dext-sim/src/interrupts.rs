@@ -34,10 +34,7 @@ pub(crate) struct Interrupts {
 
 impl Interrupts {
     pub(crate) fn new(faults: Arc<Faults>) -> Self {
-        Self {
-            holder: Mutex::new(None),
-            faults,
-        }
+        Self { holder: Mutex::new(None), faults }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Holder>> {
@@ -59,20 +56,11 @@ impl Interrupts {
         }
         let memory = SharedMemory::create("dext-interrupts", INTERRUPT_PAGE as u64)
             .map_err(|_| IoReturn::NO_MEMORY)?;
-        let page = memory
-            .map_all(Access::ReadWrite)
-            .map_err(|_| IoReturn::NO_MEMORY)?;
+        let page = memory.map_all(Access::ReadWrite).map_err(|_| IoReturn::NO_MEMORY)?;
         for word in 0..4 {
             let _ = page.store_u64(ENABLED_WORDS + 8 * word, u64::MAX);
         }
-        *holder = Some(Holder {
-            client,
-            vectors,
-            page,
-            memory,
-            completion,
-            armed: false,
-        });
+        *holder = Some(Holder { client, vectors, page, memory, completion, armed: false });
         Ok(())
     }
 
@@ -103,9 +91,7 @@ impl Interrupts {
     /// Arms one notification; at once when a bit is pending.
     pub(crate) fn arm(&self, client: ClientId) -> Result<(), IoReturn> {
         self.with(client, |held| {
-            let pending = [0, 8, 16, 24]
-                .iter()
-                .any(|&w| held.page.load_u64(w).unwrap_or(0) != 0);
+            let pending = [0, 8, 16, 24].iter().any(|&w| held.page.load_u64(w).unwrap_or(0) != 0);
             held.armed = !pending;
             if pending && !self.faults.drops_notification() {
                 held.completion.signal();
@@ -124,9 +110,7 @@ impl Interrupts {
 
     /// The state page, to map.
     pub(crate) fn page(&self, client: ClientId) -> Result<SharedMemory, IoReturn> {
-        self.with(client, |held| {
-            held.memory.try_clone().map_err(|_| IoReturn::NO_MEMORY)
-        })?
+        self.with(client, |held| held.memory.try_clone().map_err(|_| IoReturn::NO_MEMORY))?
     }
 
     /// The device fires a vector. Not recorded at all when its enabled bit is 0.

@@ -35,10 +35,7 @@ use crate::server::Registry;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
     let options = Options::parse();
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,17 +50,11 @@ fn run(options: &Options) -> Result<(), Failure> {
     let faults = Arc::new(Faults::new(&options.faults));
     let mut functions = Vec::new();
     for (id, spec) in (0x1_0000_0001..).zip(&options.devices) {
-        let duplicate = functions
-            .iter()
-            .any(|f: &Arc<Function>| f.address() == spec.address);
+        let duplicate = functions.iter().any(|f: &Arc<Function>| f.address() == spec.address);
         if duplicate {
             return Err(format!("device {} is given twice", spec.address).into());
         }
-        let multi = options
-            .devices
-            .iter()
-            .filter(|o| o.address.same_device(spec.address))
-            .count();
+        let multi = options.devices.iter().filter(|o| o.address.same_device(spec.address)).count();
         functions.push(build(id, spec, multi > 1, options, &faults)?);
     }
     let registry = Arc::new(Registry::new(functions));
@@ -106,29 +97,18 @@ fn build(
     model.reset(&hardware);
     let model: Arc<Mutex<Box<dyn Model>>> = Arc::new(Mutex::new(model));
     device::start(spec.address, Arc::clone(&hardware), Arc::clone(&model))?;
-    Ok(Arc::new(Function::new(
-        id,
-        identity,
-        hardware,
-        Arc::clone(faults),
-        model,
-    )))
+    Ok(Arc::new(Function::new(id, identity, hardware, Arc::clone(faults), model)))
 }
 
 fn exit_with_stdin(options: &Options) -> std::io::Result<()> {
-    let files: Vec<_> = [Some(&options.socket), options.control.as_ref()]
-        .into_iter()
-        .flatten()
-        .cloned()
-        .collect();
-    std::thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(move || {
-            let _ = std::io::stdin().read_to_end(&mut Vec::new());
-            for file in files {
-                let _ = std::fs::remove_file(file);
-            }
-            std::process::exit(0);
-        })?;
+    let files: Vec<_> =
+        [Some(&options.socket), options.control.as_ref()].into_iter().flatten().cloned().collect();
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        for file in files {
+            let _ = std::fs::remove_file(file);
+        }
+        std::process::exit(0);
+    })?;
     Ok(())
 }

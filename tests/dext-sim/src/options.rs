@@ -89,29 +89,21 @@ pub(crate) enum SpecError {
     #[error("device kind {kind} has no option '{option}'")]
     Option { kind: &'static str, option: String },
     #[error("'{value}' is no value for {option}: {want}")]
-    Value {
-        option: &'static str,
-        value: String,
-        want: &'static str,
-    },
+    Value { option: &'static str, value: String, want: &'static str },
 }
 
 impl FromStr for DeviceSpec {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
-        let (address, rest) = text
-            .split_once('=')
-            .ok_or_else(|| SpecError::Form(text.to_owned()))?;
+        let (address, rest) =
+            text.split_once('=').ok_or_else(|| SpecError::Form(text.to_owned()))?;
         let address = address.parse()?;
         let mut parts = rest.split(',');
         let kind = parts.next().unwrap_or_default();
         let mut options = Vec::new();
         for part in parts {
-            options.push(
-                part.split_once('=')
-                    .ok_or_else(|| SpecError::Form(text.to_owned()))?,
-            );
+            options.push(part.split_once('=').ok_or_else(|| SpecError::Form(text.to_owned()))?);
         }
         let kind = match kind {
             "nvme" => nvme(&options)?,
@@ -130,18 +122,11 @@ fn nvme(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
             "queues" => queues = parse_count("queues", value, 64, "1 to 64")?,
             "image" => image = Some(PathBuf::from(value)),
             other => {
-                return Err(SpecError::Option {
-                    kind: "nvme",
-                    option: other.to_owned(),
-                });
+                return Err(SpecError::Option { kind: "nvme", option: other.to_owned() });
             }
         }
     }
-    Ok(DeviceKind::Nvme {
-        size,
-        queues,
-        image,
-    })
+    Ok(DeviceKind::Nvme { size, queues, image })
 }
 
 fn probe(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
@@ -150,10 +135,7 @@ fn probe(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
         match option {
             "vectors" => vectors = parse_count("vectors", value, 256, "1 to 256")?,
             other => {
-                return Err(SpecError::Option {
-                    kind: "probe",
-                    option: other.to_owned(),
-                });
+                return Err(SpecError::Option { kind: "probe", option: other.to_owned() });
             }
         }
     }
@@ -166,26 +148,14 @@ fn parse_count(
     most: u16,
     want: &'static str,
 ) -> Result<u16, SpecError> {
-    let bad = || SpecError::Value {
-        option,
-        value: value.to_owned(),
-        want,
-    };
-    value
-        .parse()
-        .ok()
-        .filter(|count| (1..=most).contains(count))
-        .ok_or_else(bad)
+    let bad = || SpecError::Value { option, value: value.to_owned(), want };
+    value.parse().ok().filter(|count| (1..=most).contains(count)).ok_or_else(bad)
 }
 
 /// Bytes with an optional K, M or G.
 fn parse_size(value: &str) -> Result<u64, SpecError> {
     let want = "bytes, a multiple of 512 of at least 1M, with K, M or G, at most 64G";
-    let bad = || SpecError::Value {
-        option: "size",
-        value: value.to_owned(),
-        want,
-    };
+    let bad = || SpecError::Value { option: "size", value: value.to_owned(), want };
     let (digits, shift) = match value.as_bytes().last() {
         Some(b'K') => (&value[..value.len() - 1], 10),
         Some(b'M') => (&value[..value.len() - 1], 20),
@@ -205,18 +175,8 @@ mod tests {
     #[test]
     fn descriptions_are_read() {
         let spec: DeviceSpec = "01:00.0=nvme,size=64M,queues=4,image=/x".parse().unwrap();
-        let kind = DeviceKind::Nvme {
-            size: 64 << 20,
-            queues: 4,
-            image: Some("/x".into()),
-        };
-        assert_eq!(
-            spec,
-            DeviceSpec {
-                address: "01:00.0".parse().unwrap(),
-                kind
-            }
-        );
+        let kind = DeviceKind::Nvme { size: 64 << 20, queues: 4, image: Some("/x".into()) };
+        assert_eq!(spec, DeviceSpec { address: "01:00.0".parse().unwrap(), kind });
         let spec: DeviceSpec = "02:00.1=probe".parse().unwrap();
         assert_eq!(spec.kind, DeviceKind::Probe { vectors: 32 });
     }

@@ -35,12 +35,7 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn new(functions: Vec<Arc<Function>>) -> Self {
         let (next, open) = (AtomicU64::new(1), AtomicUsize::new(0));
-        Self {
-            functions,
-            cache: Arc::default(),
-            next,
-            open,
-        }
+        Self { functions, cache: Arc::default(), next, open }
     }
 
     fn services(&self) -> Vec<Service> {
@@ -49,11 +44,7 @@ impl Registry {
             class: SERVICE_CLASS.to_owned(),
             clients: function.clients(),
         };
-        self.functions
-            .iter()
-            .filter(|function| function.registered())
-            .map(service)
-            .collect()
+        self.functions.iter().filter(|function| function.registered()).map(service).collect()
     }
 
     fn open(
@@ -63,22 +54,14 @@ impl Registry {
         completion: Signaller,
         client: Client,
     ) -> Result<UserClient, IoReturn> {
-        let function = self
-            .functions
-            .iter()
-            .find(|function| function.id == service);
+        let function = self.functions.iter().find(|function| function.id == service);
         let function = function.ok_or(IoReturn::NOT_FOUND)?;
         if kind != CLIENT_TYPE {
             return Err(IoReturn::UNSUPPORTED);
         }
         let id: ClientId = self.next.fetch_add(1, Ordering::Relaxed);
         function.connect(id, client)?;
-        Ok(UserClient::new(
-            id,
-            Arc::clone(function),
-            Arc::clone(&self.cache),
-            completion,
-        ))
+        Ok(UserClient::new(id, Arc::clone(function), Arc::clone(&self.cache), completion))
     }
 }
 
@@ -92,20 +75,14 @@ pub(crate) fn serve(listener: &Listener, registry: &Arc<Registry>) -> std::io::R
             continue;
         }
         let registry = Arc::clone(registry);
-        std::thread::Builder::new()
-            .name("client".to_owned())
-            .spawn(move || {
-                let mut connection = Connection {
-                    tube,
-                    registry: &registry,
-                    client: None,
-                };
-                if let Err(error) = connection.run() {
-                    tracing::debug!(%error, "connection ended");
-                }
-                drop(connection);
-                registry.open.fetch_sub(1, Ordering::Relaxed);
-            })?;
+        std::thread::Builder::new().name("client".to_owned()).spawn(move || {
+            let mut connection = Connection { tube, registry: &registry, client: None };
+            if let Err(error) = connection.run() {
+                tracing::debug!(%error, "connection ended");
+            }
+            drop(connection);
+            registry.open.fetch_sub(1, Ordering::Relaxed);
+        })?;
     }
 }
 
@@ -118,8 +95,7 @@ struct Connection<'r> {
 impl Connection<'_> {
     fn run(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         let peer = peer(&self.tube);
-        self.tube
-            .handshake(Role::Dext, Role::DextClient, Deadline::after(PATIENCE))?;
+        self.tube.handshake(Role::Dext, Role::DextClient, Deadline::after(PATIENCE))?;
         loop {
             // A client may be silent for as long as it lives.
             let forever = Deadline::after(Duration::MAX);
@@ -151,29 +127,19 @@ impl Connection<'_> {
                 self.tube.send(id, &services, &[], deadline)
             }
             Request::Open { service, kind } => {
-                let opened = handles
-                    .one()
-                    .map_err(|_| IoReturn::BAD_ARGUMENT)
-                    .and_then(|fd| {
-                        if self.client.is_some() {
-                            return Err(IoReturn::STILL_OPEN);
-                        }
-                        let completion = Signaller::from_fd(fd);
-                        self.registry.open(service, kind, completion, peer.clone())
-                    });
+                let opened = handles.one().map_err(|_| IoReturn::BAD_ARGUMENT).and_then(|fd| {
+                    if self.client.is_some() {
+                        return Err(IoReturn::STILL_OPEN);
+                    }
+                    let completion = Signaller::from_fd(fd);
+                    self.registry.open(service, kind, completion, peer.clone())
+                });
                 let opened = opened.map(|client| self.client = Some(client));
                 self.reply(id, opened.map(|()| Vec::new()))
             }
-            Request::Call {
-                selector,
-                inputs,
-                outputs,
-                backing,
-            } => {
+            Request::Call { selector, inputs, outputs, backing } => {
                 let behind = backing.zip(handles.one().ok());
-                let room = usize::try_from(outputs)
-                    .unwrap_or(usize::MAX)
-                    .min(MAX_SCALARS);
+                let room = usize::try_from(outputs).unwrap_or(usize::MAX).min(MAX_SCALARS);
                 let returned = scalars(&inputs)
                     .and_then(|()| self.connected()?.call(selector, &inputs, room, behind));
                 self.reply(id, returned)
@@ -188,10 +154,7 @@ impl Connection<'_> {
                 Ok(memory) => {
                     use std::os::fd::AsFd as _;
                     let outputs = vec![memory.size()];
-                    let reply = Reply::Return {
-                        code: IoReturn::SUCCESS,
-                        outputs,
-                    };
+                    let reply = Reply::Return { code: IoReturn::SUCCESS, outputs };
                     self.tube.send(id, &reply, &[memory.as_fd()], deadline)
                 }
             },
@@ -204,25 +167,15 @@ impl Connection<'_> {
 
     fn reply(&self, id: u32, returned: Result<Vec<u64>, IoReturn>) -> Result<(), TubeError> {
         let reply = match returned {
-            Ok(outputs) => Reply::Return {
-                code: IoReturn::SUCCESS,
-                outputs,
-            },
-            Err(code) => Reply::Return {
-                code,
-                outputs: Vec::new(),
-            },
+            Ok(outputs) => Reply::Return { code: IoReturn::SUCCESS, outputs },
+            Err(code) => Reply::Return { code, outputs: Vec::new() },
         };
         self.tube.send(id, &reply, &[], Deadline::after(PATIENCE))
     }
 }
 
 fn scalars(inputs: &[u64]) -> Result<(), IoReturn> {
-    if inputs.len() <= MAX_SCALARS {
-        Ok(())
-    } else {
-        Err(IoReturn::BAD_ARGUMENT)
-    }
+    if inputs.len() <= MAX_SCALARS { Ok(()) } else { Err(IoReturn::BAD_ARGUMENT) }
 }
 
 /// Who is at the other end, for the registry.
@@ -235,8 +188,5 @@ fn peer(tube: &Tube) -> Client {
         return Client { pid, name };
     }
     let _ = tube;
-    Client {
-        pid: 0,
-        name: String::new(),
-    }
+    Client { pid: 0, name: String::new() }
 }

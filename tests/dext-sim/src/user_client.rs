@@ -80,14 +80,7 @@ impl UserClient {
         cache: Arc<MemoryCache>,
         completion: Signaller,
     ) -> Self {
-        Self {
-            id,
-            function,
-            cache,
-            completion,
-            regions: BTreeMap::new(),
-            buffer: None,
-        }
+        Self { id, function, cache, completion, regions: BTreeMap::new(), buffer: None }
     }
 
     /// IOConnectCallMethod.
@@ -98,9 +91,7 @@ impl UserClient {
         room: usize,
         behind: Behind,
     ) -> Scalars {
-        let arity = usize::try_from(number)
-            .ok()
-            .and_then(|number| ARITY.get(number));
+        let arity = usize::try_from(number).ok().and_then(|number| ARITY.get(number));
         let &(takes, gives) = arity.ok_or(IoReturn::UNSUPPORTED)?;
         if inputs.len() < takes || room < gives {
             return Err(IoReturn::BAD_ARGUMENT);
@@ -158,18 +149,12 @@ impl UserClient {
                 self.mmio_write(index, offset, width, value)
             }
             (selector::SETUP_INTERRUPTS, _) => self.set_up_interrupts(),
-            (selector::CHECK_INTERRUPT, _) => self
-                .function
-                .hardware
-                .interrupts
-                .check(self.id)
-                .map(Vec::from),
-            (selector::WAIT_INTERRUPT, _) => self
-                .function
-                .hardware
-                .interrupts
-                .arm(self.id)
-                .map(|()| Vec::new()),
+            (selector::CHECK_INTERRUPT, _) => {
+                self.function.hardware.interrupts.check(self.id).map(Vec::from)
+            }
+            (selector::WAIT_INTERRUPT, _) => {
+                self.function.hardware.interrupts.arm(self.id).map(|()| Vec::new())
+            }
             (selector::SET_IRQ_MASK, &[a, b, c, d, ..]) => self
                 .function
                 .hardware
@@ -209,18 +194,13 @@ impl UserClient {
         let backing = size.next_multiple_of(INTERRUPT_PAGE as u64);
         let memory = SharedMemory::create("dext-dma-buffer", backing);
         let memory = memory.map_err(|_| IoReturn::NO_MEMORY)?;
-        let handle = memory
-            .try_clone()
-            .map_err(|_| IoReturn::NO_MEMORY)?
-            .into_fd();
+        let handle = memory.try_clone().map_err(|_| IoReturn::NO_MEMORY)?.into_fd();
         let mapped = self.cache.map(handle, true).ok_or(IoReturn::NO_MEMORY)?;
         // The buffer's own bus address: far above any guest memory that identity mode could name.
         let key = (1 << 56) + (self.id << 32);
         let key = key.next_multiple_of(alignment);
         let dart = &self.function.hardware.dart;
-        let bus = dart
-            .map(key, mapped, 0, size)
-            .map_err(|_| IoReturn::NO_SPACE)?;
+        let bus = dart.map(key, mapped, 0, size).map_err(|_| IoReturn::NO_SPACE)?;
         self.buffer = Some(Buffer { bus, memory, key });
         let class = self.function.identity.class.into();
         Ok(vec![size, 0, 1, bus, size, class])
@@ -246,10 +226,7 @@ impl UserClient {
         }
         // No memory at that address of the task.
         let (backing, fd) = behind.ok_or(IoReturn::BAD_ARGUMENT)?;
-        let memory = self
-            .cache
-            .map(fd, backing.writable)
-            .ok_or(IoReturn::BAD_ARGUMENT)?;
+        let memory = self.cache.map(fd, backing.writable).ok_or(IoReturn::BAD_ARGUMENT)?;
         if !memory.holds(backing.offset, size) {
             return Err(IoReturn::BAD_ARGUMENT);
         }
@@ -276,17 +253,14 @@ impl UserClient {
         }
         let mut bytes = [0; 8];
         let dart = &self.function.hardware.dart;
-        dart.read(region.bus + offset, &mut bytes)
-            .map_err(|_| IoReturn::OVERRUN)?;
+        dart.read(region.bus + offset, &mut bytes).map_err(|_| IoReturn::OVERRUN)?;
         Ok(vec![u64::from_le_bytes(bytes)])
     }
 
     fn config_read(&self, offset: u64, width: u64) -> Scalars {
         let width = config_width(width)?;
         let value = self.function.hardware.config().read(offset, width);
-        value
-            .map(|value| vec![value.into()])
-            .ok_or(IoReturn::BAD_ARGUMENT)
+        value.map(|value| vec![value.into()]).ok_or(IoReturn::BAD_ARGUMENT)
     }
 
     fn config_write(&self, offset: u64, width: u64, value: u64) -> Scalars {
@@ -309,9 +283,7 @@ impl UserClient {
         let mut bars = self.function.hardware.bars.iter().flatten();
         let bar = bars.find(|bar| u64::from(bar.info.memory_index) == index);
         let bar = bar.ok_or(IoReturn::BAD_ARGUMENT)?;
-        let fits = offset
-            .checked_add(width)
-            .is_some_and(|end| end <= bar.info.size);
+        let fits = offset.checked_add(width).is_some_and(|end| end <= bar.info.size);
         match width {
             1 | 2 | 4 | 8 if fits && offset.is_multiple_of(width) => {
                 Ok((&bar.window, u8::try_from(width).unwrap_or_default()))
@@ -326,9 +298,7 @@ impl UserClient {
             // Nobody answers: the bus reads as ones.
             return Ok(vec![u64::MAX >> (64 - 8 * u32::from(width))]);
         }
-        let value = window
-            .read_width(offset, width)
-            .map_err(|_| IoReturn::BAD_ARGUMENT)?;
+        let value = window.read_width(offset, width).map_err(|_| IoReturn::BAD_ARGUMENT)?;
         Ok(vec![value])
     }
 
@@ -344,22 +314,12 @@ impl UserClient {
 
     fn set_up_interrupts(&self) -> Scalars {
         self.function.open()?;
-        let completion = self
-            .completion
-            .try_clone()
-            .map_err(|_| IoReturn::NO_MEMORY)?;
+        let completion = self.completion.try_clone().map_err(|_| IoReturn::NO_MEMORY)?;
         let hardware = &self.function.hardware;
         let mut config = hardware.config();
         let msix = !self.function.faults.no_msix();
-        let vectors = if msix {
-            config.msix_vectors().min(MAX_VECTORS)
-        } else {
-            1
-        };
-        debug_assert!(
-            config.msi_vectors() >= 1,
-            "every simulated function is capable of MSI"
-        );
+        let vectors = if msix { config.msix_vectors().min(MAX_VECTORS) } else { 1 };
+        debug_assert!(config.msi_vectors() >= 1, "every simulated function is capable of MSI");
         hardware.interrupts.set_up(self.id, vectors, completion)?;
         config.enable_msix(msix);
         config.enable_msi(!msix);
@@ -376,12 +336,7 @@ impl UserClient {
             memory::BAR0..memory::INTERRUPT_STATE => {
                 self.function.open()?;
                 let bar = usize::try_from(kind - memory::BAR0).unwrap_or(usize::MAX);
-                let bar = self
-                    .function
-                    .hardware
-                    .bars
-                    .get(bar)
-                    .and_then(Option::as_ref);
+                let bar = self.function.hardware.bars.get(bar).and_then(Option::as_ref);
                 let bar = bar.ok_or(IoReturn::NOT_FOUND)?;
                 if bar.info.kind & ipc::wire::common::BarInfo::IO != 0 {
                     return Err(IoReturn::UNSUPPORTED);

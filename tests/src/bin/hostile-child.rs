@@ -33,33 +33,11 @@ fn main() {
         "say-nothing" => loop {
             std::thread::park();
         },
-        "wrong-magic" => tube
-            .send(0, &Hello { magic: 0, ..hello }, &[], soon)
-            .unwrap(),
+        "wrong-magic" => tube.send(0, &Hello { magic: 0, ..hello }, &[], soon).unwrap(),
         "wrong-version" => {
-            tube.send(
-                0,
-                &Hello {
-                    version: 9,
-                    oldest: 8,
-                    ..hello
-                },
-                &[],
-                soon,
-            )
-            .unwrap();
+            tube.send(0, &Hello { version: 9, oldest: 8, ..hello }, &[], soon).unwrap();
         }
-        "wrong-role" => tube
-            .send(
-                0,
-                &Hello {
-                    role: Role::Lister,
-                    ..hello
-                },
-                &[],
-                soon,
-            )
-            .unwrap(),
+        "wrong-role" => tube.send(0, &Hello { role: Role::Lister, ..hello }, &[], soon).unwrap(),
         _ => {
             tube.handshake(Role::Function, Role::Vmm, soon).unwrap();
             after_handshake(&behaviour, &mut tube, soon);
@@ -73,19 +51,11 @@ fn main() {
 fn ready() -> Message {
     let address = "01:00.0".parse().unwrap();
     Up::Ready(Ready {
-        identity: Identity {
-            address,
-            vendor: 1,
-            device: 2,
-            class: 3,
-        },
+        identity: Identity { address, vendor: 1, device: 2, class: 3 },
         bars: [None; 6],
         msix: None,
         vectors: 0,
-        sandbox: SandboxReport {
-            layers: Vec::new(),
-            syscalls: 0,
-        },
+        sandbox: SandboxReport { layers: Vec::new(), syscalls: 0 },
     })
 }
 
@@ -95,22 +65,14 @@ fn after_handshake(behaviour: &str, tube: &mut Tube, soon: Deadline) {
         "never-ready" => return,
         "refuse" => {
             let message = "no \x1b[31mdevice\nfor you".to_owned();
-            let failure = Failure {
-                kind: FailureKind::NoDevice,
-                code: None,
-                message,
-            };
-            return tube
-                .send(0, &Message::StartFailed(failure), &[], soon)
-                .unwrap();
+            let failure = Failure { kind: FailureKind::NoDevice, code: None, message };
+            return tube.send(0, &Message::StartFailed(failure), &[], soon).unwrap();
         }
         "ready-with-descriptors" => {
             return tube.send(0, &ready(), &[null.as_fd()], soon).unwrap();
         }
         "reply-before-ready" => {
-            return tube
-                .send(0, &Message::Reply(Ok(Reply::Done)), &[], soon)
-                .unwrap();
+            return tube.send(0, &Message::Reply(Ok(Reply::Done)), &[], soon).unwrap();
         }
         _ => tube.send(0, &ready(), &[], soon).unwrap(),
     }
@@ -121,9 +83,7 @@ fn after_handshake(behaviour: &str, tube: &mut Tube, soon: Deadline) {
         }
     }
     loop {
-        let request = tube
-            .receive::<Request>(Deadline::after(Duration::MAX))
-            .unwrap();
+        let request = tube.receive::<Request>(Deadline::after(Duration::MAX)).unwrap();
         let (id, answer) = (request.id, Message::Reply(Ok(Reply::Value(7))));
         match behaviour {
             "exit-in-call" => std::process::exit(9),
@@ -140,15 +100,12 @@ fn after_handshake(behaviour: &str, tube: &mut Tube, soon: Deadline) {
             "descriptors-in-call" => {
                 tube.send(id, &answer, &[null.as_fd(); 32], soon).unwrap();
             }
-            "wrong-answer" => tube
-                .send(id, &Message::Reply(Ok(Reply::Done)), &[], soon)
-                .unwrap(),
+            "wrong-answer" => tube.send(id, &Message::Reply(Ok(Reply::Done)), &[], soon).unwrap(),
             _ if request.message == Request::Shutdown => {
                 if behaviour == "ignore-shutdown" {
                     continue;
                 }
-                tube.send(id, &Message::Reply(Ok(Reply::Done)), &[], soon)
-                    .unwrap();
+                tube.send(id, &Message::Reply(Ok(Reply::Done)), &[], soon).unwrap();
                 std::process::exit(0);
             }
             _ => tube.send(id, &answer, &[], soon).unwrap(),

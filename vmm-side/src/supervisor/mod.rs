@@ -54,10 +54,7 @@ pub trait Protocol: 'static {
     /// The name of a request, for people.
     fn name(request: &Self::Request) -> String {
         let text = format!("{request:?}");
-        text.split([' ', '{', '('])
-            .next()
-            .unwrap_or_default()
-            .to_owned()
+        text.split([' ', '{', '(']).next().unwrap_or_default().to_owned()
     }
 }
 
@@ -259,10 +256,7 @@ impl<P: Protocol> Supervisor<P> {
             let _ = finished_sender.send(());
         };
         let name = format!("{} {}", P::COMMAND, spec.subject);
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(run)
-            .map_err(broken)?;
+        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(broken)?;
         let supervisor = Self {
             commands,
             bell: ring,
@@ -286,18 +280,12 @@ impl<P: Protocol> Supervisor<P> {
     /// [`CallError`].
     pub fn call(&self, request: P::Request, handles: Vec<OwnedFd>) -> Answer<P> {
         let (answer, reply) = sync_channel(1);
-        let call = Command::Call(Call {
-            request,
-            handles,
-            answer,
-        });
+        let call = Command::Call(Call { request, handles, answer });
         if self.commands.send(call).is_err() {
             return Err(CallError::Dead(self.death_or_lost()));
         }
         self.bell.signal();
-        reply
-            .recv()
-            .unwrap_or_else(|_| Err(CallError::Dead(self.death_or_lost())))
+        reply.recv().unwrap_or_else(|_| Err(CallError::Dead(self.death_or_lost())))
     }
 
     /// Process id.
@@ -327,11 +315,7 @@ impl<P: Protocol> Supervisor<P> {
         let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
         match finished.recv_timeout(patience) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                let thread = self
-                    .thread
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take();
+                let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(thread) = thread
                     && thread.join().is_err()
                 {

@@ -108,11 +108,7 @@ fn spawn<P: Protocol>(spec: &Spec) -> Result<Child, String> {
     let (stderr, writer) = sys::stderr_pipe().map_err(|error| error.to_string())?;
     let mut arguments = vec![P::COMMAND.to_owned()];
     arguments.extend_from_slice(&spec.arguments);
-    let isolation = if spec.strict {
-        Isolation::Required
-    } else {
-        Isolation::Preferred
-    };
+    let isolation = if spec.strict { Isolation::Required } else { Isolation::Preferred };
     let start = sys::Start {
         program: &spec.program,
         arguments: &arguments,
@@ -121,12 +117,7 @@ fn spawn<P: Protocol>(spec: &Spec) -> Result<Child, String> {
         isolation,
     };
     let process = sys::spawn(&start).map_err(|error| error.to_string())?;
-    Ok(Child {
-        process,
-        tube,
-        stderr: Some(stderr),
-        line: Vec::new(),
-    })
+    Ok(Child { process, tube, stderr: Some(stderr), line: Vec::new() })
 }
 
 impl<P: Protocol> Thread<P> {
@@ -234,10 +225,7 @@ impl<P: Protocol> Thread<P> {
     }
 
     fn message(&mut self) {
-        let received = self
-            .child
-            .tube
-            .receive::<Up<P::Ready, P::Reply>>(Deadline::now());
+        let received = self.child.tube.receive::<Up<P::Ready, P::Reply>>(Deadline::now());
         let received = match received {
             Ok(received) => received,
             Err(TubeError::TimedOut) => {
@@ -282,9 +270,7 @@ impl<P: Protocol> Thread<P> {
             }
             // The reply to the shutdown request.
             None if self.state == State::Stopping && id == 0 => {}
-            _ => self.happened(Happened::Nonsense(format!(
-                "reply {id} that nobody asked for"
-            ))),
+            _ => self.happened(Happened::Nonsense(format!("reply {id} that nobody asked for"))),
         }
     }
 
@@ -329,11 +315,7 @@ impl<P: Protocol> Thread<P> {
         // A killed process ends unless the kernel holds it; then nobody can reap it.
         let patience = Deadline::after(Duration::from_secs(2));
         let ended = poll::wait_readable(&self.child.process, patience).unwrap_or(false);
-        let exit = if ended {
-            self.child.process.reap().into()
-        } else {
-            ExitStatus::Unknown
-        };
+        let exit = if ended { self.child.process.reap().into() } else { ExitStatus::Unknown };
         self.drain_stderr();
         exit
     }
@@ -413,11 +395,7 @@ impl<P: Protocol> Thread<P> {
         if !line.is_empty() {
             let text = printable(&String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]));
             let subject = &self.context.spec.subject;
-            tracing::info!(
-                "{} {subject} [{}]: {text}",
-                P::COMMAND,
-                self.child.process.pid()
-            );
+            tracing::info!("{} {subject} [{}]: {text}", P::COMMAND, self.child.process.pid());
         }
     }
 }

@@ -79,26 +79,14 @@ pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
 }
 
 fn clone(start: &Start<'_>, namespaces: c_int) -> io::Result<Process> {
-    let null = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     // Out of the way of 0 to 3, so that moving one there does not close another.
     let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10);
-    let (null, stderr, tube) = (
-        above(null.as_fd())?,
-        above(start.stderr)?,
-        above(start.tube)?,
-    );
+    let (null, stderr, tube) = (above(null.as_fd())?, above(start.stderr)?, above(start.tube)?);
     let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::other);
     let program = text(start.program.as_os_str())?;
     let arguments: Vec<CString> = std::iter::once(Ok(program.clone()))
-        .chain(
-            start
-                .arguments
-                .iter()
-                .map(|argument| text(argument.as_ref())),
-        )
+        .chain(start.arguments.iter().map(|argument| text(argument.as_ref())))
         .collect::<Result<_, _>>()?;
     let environment: Vec<CString> = ["RUST_LOG", "RUST_BACKTRACE"]
         .into_iter()
@@ -106,11 +94,7 @@ fn clone(start: &Start<'_>, namespaces: c_int) -> io::Result<Process> {
         .map(|pair| text(pair.as_ref()))
         .collect::<Result<_, _>>()?;
     let null_terminated = |strings: &[CString]| {
-        strings
-            .iter()
-            .map(|s| s.as_ptr())
-            .chain(std::iter::once(std::ptr::null()))
-            .collect()
+        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
     };
     let mut context = Context {
         arguments: null_terminated(&arguments),
@@ -130,21 +114,12 @@ fn clone(start: &Start<'_>, namespaces: c_int) -> io::Result<Process> {
 
 /// One id: root of the namespace, which is nobody anywhere else.
 fn maps() -> io::Result<Vec<(CString, Vec<u8>)>> {
-    let (uid, gid) = (
-        rustix::process::geteuid().as_raw(),
-        rustix::process::getegid().as_raw(),
-    );
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let file = |name: &str| CString::new(name).map_err(io::Error::other);
     Ok(vec![
         (file("/proc/self/setgroups")?, b"deny".to_vec()),
-        (
-            file("/proc/self/uid_map")?,
-            format!("0 {uid} 1").into_bytes(),
-        ),
-        (
-            file("/proc/self/gid_map")?,
-            format!("0 {gid} 1").into_bytes(),
-        ),
+        (file("/proc/self/uid_map")?, format!("0 {uid} 1").into_bytes()),
+        (file("/proc/self/gid_map")?, format!("0 {gid} 1").into_bytes()),
     ])
 }
 
@@ -174,19 +149,13 @@ fn start_child(context: &mut Context, namespaces: c_int) -> io::Result<Process> 
     }
     // SAFETY: clone succeeded with CLONE_PIDFD, so `pidfd` is a new descriptor that we own.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let process = Process {
-        pid: u32::try_from(pid).unwrap_or(0),
-        pidfd,
-    };
+    let process = Process { pid: u32::try_from(pid).unwrap_or(0), pidfd };
     if context.error != 0 {
         let error = io::Error::from_raw_os_error(context.error);
         process.kill();
         let _ = process.reap();
         let program = context.program.to_string_lossy();
-        return Err(io::Error::new(
-            error.kind(),
-            format!("cannot run {program}: {error}"),
-        ));
+        return Err(io::Error::new(error.kind(), format!("cannot run {program}: {error}")));
     }
     Ok(process)
 }
@@ -293,7 +262,5 @@ impl AsFd for Process {
 /// the child when nobody reads.
 pub(crate) fn stderr_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::pipe::PipeFlags;
-    Ok(rustix::pipe::pipe_with(
-        PipeFlags::CLOEXEC | PipeFlags::NONBLOCK,
-    )?)
+    Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?)
 }

@@ -31,9 +31,9 @@ pub(super) fn restrict() -> State {
         LandlockStatus::NotImplemented => return missing("it is not built into the kernel"),
     };
     match status.ruleset {
-        RulesetStatus::FullyEnforced => State::Enforced(format!(
-            "ABI {abi}: files, network, signals, abstract sockets"
-        )),
+        RulesetStatus::FullyEnforced => {
+            State::Enforced(format!("ABI {abi}: files, network, signals, abstract sockets"))
+        }
         RulesetStatus::PartiallyEnforced => {
             State::Partial(format!("the kernel's ABI {abi} lacks some of {NEWEST:?}"))
         }

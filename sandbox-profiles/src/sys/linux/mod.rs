@@ -22,10 +22,7 @@ pub fn confine(role: Role, mode: Mode, keep: &[RawFd]) -> Result<Report, Confine
     for (layer, state) in root::namespaces() {
         layers.add(layer, state)?;
     }
-    layers.add(
-        "empty root",
-        outcome(root::empty(), "tmpfs, read-only, one inode"),
-    )?;
+    layers.add("empty root", outcome(root::empty(), "tmpfs, read-only, one inode"))?;
     layers.add("resource limits", process::limits())?;
     layers.add("capabilities", process::capabilities())?;
     layers.add("no new privileges", process::no_new_privileges())?;

@@ -1,8 +1,5 @@
 //! What belongs to the process itself: descriptors, namespaces it was born in, privileges, limits.
-#![expect(
-    unsafe_code,
-    reason = "dropping capabilities the libraries have no name for"
-)]
+#![expect(unsafe_code, reason = "dropping capabilities the libraries have no name for")]
 
 use std::io;
 use std::os::fd::RawFd;
@@ -31,10 +28,7 @@ pub(super) fn descriptors(keep: &[RawFd]) -> State {
     if stray.is_empty() {
         State::Enforced(format!("{} open, all expected", open.len()))
     } else {
-        State::Missing(format!(
-            "unexpected descriptors are open: {}",
-            stray.join(", ")
-        ))
+        State::Missing(format!("unexpected descriptors are open: {}", stray.join(", ")))
     }
 }
 
@@ -48,11 +42,7 @@ fn open_descriptors() -> io::Result<Vec<RawFd>> {
     let listing = std::os::fd::AsRawFd::as_raw_fd(&own);
     for entry in rustix::fs::Dir::new(own)? {
         let entry = entry?;
-        if let Some(fd) = entry
-            .file_name()
-            .to_str()
-            .ok()
-            .and_then(|name| name.parse().ok())
+        if let Some(fd) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok())
             && fd != listing
         {
             open.push(fd);
@@ -97,17 +87,9 @@ pub(super) fn limits() -> State {
     ];
     let set = limits.into_iter().try_for_each(|(resource, most)| {
         // Never above what the process was started with: that would need a privilege.
-        let hard = rustix::process::getrlimit(resource)
-            .maximum
-            .unwrap_or(u64::MAX);
+        let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let most = Some(most.min(hard));
-        rustix::process::setrlimit(
-            resource,
-            Rlimit {
-                current: most,
-                maximum: most,
-            },
-        )
+        rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })
     });
     outcome(set, "core, processes, files, descriptors, private memory")
 }
@@ -118,11 +100,7 @@ pub(super) fn capabilities() -> State {
         rustix::thread::clear_ambient_capability_set()?;
         let bounding = drop_bounding_set();
         let none = CapabilitySet::empty();
-        let sets = CapabilitySets {
-            effective: none,
-            permitted: none,
-            inheritable: none,
-        };
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
         rustix::thread::set_capabilities(None, sets)?;
         bounding
     };

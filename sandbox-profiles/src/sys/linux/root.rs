@@ -33,22 +33,12 @@ pub(super) fn empty() -> io::Result<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount(
-        "empty",
-        "/proc",
-        "tmpfs",
-        flags,
-        c"mode=0555,size=4096,nr_inodes=2",
-    )?;
+    rustix::mount::mount("empty", "/proc", "tmpfs", flags, c"mode=0555,size=4096,nr_inodes=2")?;
     rustix::process::chdir("/proc")?;
     // Old and new root in one place: the old one ends up on top and is taken off.
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
     let left = std::fs::read_dir("/")?.count();
-    if left == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("{left} entries are left in /")))
-    }
+    if left == 0 { Ok(()) } else { Err(io::Error::other(format!("{left} entries are left in /"))) }
 }

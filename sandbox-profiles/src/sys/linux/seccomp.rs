@@ -38,12 +38,7 @@ fn conditions(row: &Syscall) -> Result<Vec<SeccompCondition>, Error> {
             Condition::Is(value) => (SeccompCmpOp::Eq, value),
             Condition::Without(bits) => (SeccompCmpOp::MaskedEq(bits), 0),
         };
-        Ok(SeccompCondition::new(
-            *argument,
-            SeccompCmpArgLen::Qword,
-            operator,
-            value,
-        )?)
+        Ok(SeccompCondition::new(*argument, SeccompCmpArgLen::Qword, operator, value)?)
     };
     row.conditions.iter().map(condition).collect()
 }

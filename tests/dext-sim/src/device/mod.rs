@@ -36,11 +36,9 @@ pub(crate) fn shape(kind: &DeviceKind) -> Shape {
 /// The device itself.
 pub(crate) fn model(kind: &DeviceKind) -> std::io::Result<Box<dyn Model>> {
     Ok(match kind {
-        DeviceKind::Nvme {
-            size,
-            queues,
-            image,
-        } => Box::new(nvme::Controller::new(*size, *queues, image.as_deref())?),
+        DeviceKind::Nvme { size, queues, image } => {
+            Box::new(nvme::Controller::new(*size, *queues, image.as_deref())?)
+        }
         DeviceKind::Probe { vectors } => Box::new(probe::Probe::new(*vectors)),
     })
 }
@@ -54,10 +52,7 @@ pub(crate) fn start(
     let run = move || {
         let mut last_work = Instant::now();
         loop {
-            let busy = model
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .poll(&hardware);
+            let busy = model.lock().unwrap_or_else(PoisonError::into_inner).poll(&hardware);
             if busy {
                 last_work = Instant::now();
                 continue;
@@ -72,8 +67,6 @@ pub(crate) fn start(
             }
         }
     };
-    std::thread::Builder::new()
-        .name(format!("device {address}"))
-        .spawn(run)?;
+    std::thread::Builder::new().name(format!("device {address}")).spawn(run)?;
     Ok(())
 }

@@ -45,33 +45,12 @@ pub(super) fn shape(vectors: u16) -> Shape {
         class: 0xff_00_00,
         multi_function: false,
         bars: vec![
-            BarShape {
-                number: 0,
-                size: 128 << 10,
-                kind: 0,
-            },
-            BarShape {
-                number: 1,
-                size: 4 << 10,
-                kind: 0,
-            },
-            BarShape {
-                number: 2,
-                size: 1 << 20,
-                kind: BarInfo::WIDTH_64 | BarInfo::PREFETCHABLE,
-            },
-            BarShape {
-                number: 4,
-                size: 64,
-                kind: BarInfo::IO,
-            },
+            BarShape { number: 0, size: 128 << 10, kind: 0 },
+            BarShape { number: 1, size: 4 << 10, kind: 0 },
+            BarShape { number: 2, size: 1 << 20, kind: BarInfo::WIDTH_64 | BarInfo::PREFETCHABLE },
+            BarShape { number: 4, size: 64, kind: BarInfo::IO },
         ],
-        msix: MsixShape {
-            vectors,
-            bar: 0,
-            table: 0x8000,
-            pba: 0xc000,
-        },
+        msix: MsixShape { vectors, bar: 0, table: 0x8000, pba: 0xc000 },
         msi_log2: 5,
         serial: 0,
     }
@@ -87,12 +66,7 @@ pub(super) struct Probe {
 
 impl Probe {
     pub(super) fn new(vectors: u16) -> Self {
-        Self {
-            vectors,
-            resets: 0,
-            dma_seen: 0,
-            irq_seen: 0,
-        }
+        Self { vectors, resets: 0, dma_seen: 0, irq_seen: 0 }
     }
 
     fn fire(hardware: &Hardware, registers: &Window, vector: u16) {
@@ -110,9 +84,8 @@ impl Probe {
             return 2;
         }
         let mut bytes = vec![0; length];
-        let copied = hardware
-            .dma_read(source, &mut bytes)
-            .and_then(|()| hardware.dma_write(target, &bytes));
+        let copied =
+            hardware.dma_read(source, &mut bytes).and_then(|()| hardware.dma_write(target, &bytes));
         u32::from(copied.is_err())
     }
 }
@@ -159,12 +132,7 @@ impl Model for Probe {
         };
         let _ = registers.copy_in(0, &[0; 0x800]);
         (self.dma_seen, self.irq_seen) = (0, 0);
-        let fixed = [
-            (0x00, ID),
-            (0x04, 1),
-            (0x08, self.vectors.into()),
-            (0x0c, self.resets),
-        ];
+        let fixed = [(0x00, ID), (0x04, 1), (0x08, self.vectors.into()), (0x0c, self.resets)];
         for (at, value) in fixed {
             let _ = registers.write::<u32>(at, value);
         }

@@ -38,10 +38,7 @@ pub(crate) fn run(common: &Common, json: bool) -> Result<(), Failure> {
     let functions = lister.functions()?;
     let devices: Vec<Device> = functions.iter().map(device).collect();
     if json {
-        return output::json(&Listing {
-            dext: common.dext.clone(),
-            devices,
-        });
+        return output::json(&Listing { dext: common.dext.clone(), devices });
     }
     if devices.is_empty() {
         println!("The dext at {} offers no function.", common.dext);
@@ -78,22 +75,11 @@ fn print(device: &Device) {
         device.address, device.vendor, device.device, device.class, device.class_name
     );
     for bar in &device.bars {
-        println!(
-            "    BAR {}: {}, {}",
-            bar.bar,
-            output::size(bar.size),
-            bar.kind()
-        );
+        println!("    BAR {}: {}, {}", bar.bar, output::size(bar.size), bar.kind());
     }
-    println!(
-        "    vectors: MSI-X {}, MSI {}",
-        device.msix_vectors, device.msi_vectors
-    );
-    let clients: Vec<String> = device
-        .clients
-        .iter()
-        .map(|client| format!("{} [{}]", client.name, client.pid))
-        .collect();
+    println!("    vectors: MSI-X {}, MSI {}", device.msix_vectors, device.msi_vectors);
+    let clients: Vec<String> =
+        device.clients.iter().map(|client| format!("{} [{}]", client.name, client.pid)).collect();
     match (device.claimed, clients.is_empty()) {
         (true, false) => println!("    claimed; open in {}", clients.join(", ")),
         (true, true) => println!("    claimed"),

@@ -100,12 +100,9 @@ fn main() -> ExitCode {
         .init();
     let done = match options.command {
         Command::Devices { common, json } => devices::run(&common, json),
-        Command::Inspect {
-            address,
-            common,
-            passive,
-            json,
-        } => inspect::run(address, &common, passive, json),
+        Command::Inspect { address, common, passive, json } => {
+            inspect::run(address, &common, passive, json)
+        }
         Command::Demo(options) => demo::run(&options),
     };
     match done {

@@ -55,11 +55,7 @@ impl Bar {
             return "I/O".to_owned();
         }
         let width = if self.wide { "64-bit" } else { "32-bit" };
-        let prefetchable = if self.prefetchable {
-            " prefetchable"
-        } else {
-            ""
-        };
+        let prefetchable = if self.prefetchable { " prefetchable" } else { "" };
         format!("memory {width}{prefetchable}")
     }
 }
@@ -88,16 +84,9 @@ impl From<&SandboxReport> for Sandbox {
                 LayerState::Missing(detail) => ("MISSING", detail),
             };
             let printable = vmm_side::device::printable;
-            Layer {
-                name: printable(&layer.name),
-                state,
-                detail: printable(detail),
-            }
+            Layer { name: printable(&layer.name), state, detail: printable(detail) }
         };
-        Self {
-            layers: report.layers.iter().map(layer).collect(),
-            syscalls: report.syscalls,
-        }
+        Self { layers: report.layers.iter().map(layer).collect(), syscalls: report.syscalls }
     }
 }
 

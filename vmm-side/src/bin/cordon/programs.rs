@@ -15,19 +15,14 @@ pub(crate) fn find(name: &str, given: Option<&Path>) -> Result<PathBuf, Failure>
     if path.is_file() {
         return Ok(path);
     }
-    let hint = if given.is_some() {
-        ""
-    } else {
-        " (build the whole workspace, or say where it is)"
-    };
+    let hint =
+        if given.is_some() { "" } else { " (build the whole workspace, or say where it is)" };
     Err(format!("the program {name} is not at {}{hint}", path.display()).into())
 }
 
 /// Checks `sim:PATH` or `iokit`.
 pub(crate) fn endpoint(text: &str) -> Result<String, Failure> {
-    let simulated = text
-        .strip_prefix("sim:")
-        .is_some_and(|path| !path.is_empty());
+    let simulated = text.strip_prefix("sim:").is_some_and(|path| !path.is_empty());
     if simulated || text == "iokit" {
         return Ok(text.to_owned());
     }

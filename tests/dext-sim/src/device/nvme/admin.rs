@@ -84,10 +84,7 @@ impl Controller {
             return Err(Status::InvalidQueueId);
         }
         let target = u16::try_from(command.word(11) >> 16).unwrap_or(u16::MAX);
-        let exists = self
-            .completion
-            .get(usize::from(target))
-            .is_some_and(Option::is_some);
+        let exists = self.completion.get(usize::from(target)).is_some_and(Option::is_some);
         if target == 0 || !exists {
             return Err(Status::InvalidCompletionQueue);
         }
@@ -99,27 +96,17 @@ impl Controller {
     fn delete_submission_queue(&mut self, command: &Command) -> Done {
         let slot = usize::try_from(command.word(10) & 0xffff).unwrap_or(0);
         let queue = self.submission.get_mut(slot).filter(|_| slot != 0);
-        queue
-            .and_then(Option::take)
-            .map(|_| 0)
-            .ok_or(Status::InvalidQueueId)
+        queue.and_then(Option::take).map(|_| 0).ok_or(Status::InvalidQueueId)
     }
 
     fn delete_completion_queue(&mut self, command: &Command) -> Done {
         let slot = usize::try_from(command.word(10) & 0xffff).unwrap_or(0);
-        let used = self
-            .submission
-            .iter()
-            .flatten()
-            .any(|q| usize::from(q.completion) == slot);
+        let used = self.submission.iter().flatten().any(|q| usize::from(q.completion) == slot);
         if used && slot != 0 {
             return Err(Status::InvalidQueueDeletion);
         }
         let queue = self.completion.get_mut(slot).filter(|_| slot != 0);
-        queue
-            .and_then(Option::take)
-            .map(|_| 0)
-            .ok_or(Status::InvalidQueueId)
+        queue.and_then(Option::take).map(|_| 0).ok_or(Status::InvalidQueueId)
     }
 
     fn identify(&mut self, command: &Command, hardware: &Hardware) -> Done {
@@ -150,9 +137,7 @@ impl Controller {
         let mut rest = data;
         for piece in prp::pieces(command, data.len(), self.page, hardware)? {
             let (now, later) = rest.split_at(piece.length);
-            hardware
-                .dma_write(piece.address, now)
-                .map_err(|_| Status::TransferError)?;
+            hardware.dma_write(piece.address, now).map_err(|_| Status::TransferError)?;
             rest = later;
         }
         Ok(0)

@@ -18,22 +18,12 @@ impl Backend {
     pub(super) fn new(size: u64, image: Option<&Path>) -> io::Result<Self> {
         let Some(path) = image else {
             let memory = SharedMemory::create("nvme-namespace", size)?;
-            return memory
-                .map_all(Access::ReadWrite)
-                .map(Self::Memory)
-                .map_err(io::Error::other);
+            return memory.map_all(Access::ReadWrite).map(Self::Memory).map_err(io::Error::other);
         };
         let named = |error: io::Error| {
-            io::Error::new(
-                error.kind(),
-                format!("disk image {}: {error}", path.display()),
-            )
+            io::Error::new(error.kind(), format!("disk image {}: {error}", path.display()))
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(named)?;
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(named)?;
         let size = file.metadata().map_err(named)?.len();
         if size == 0 || !size.is_multiple_of(super::BLOCK) {
             let why = format!("its size of {size} bytes is not a positive multiple of 512");
@@ -67,9 +57,7 @@ impl Backend {
         const ZEROES: [u8; 4096] = [0; 4096];
         let (mut at, mut left) = (at, length);
         while left > 0 {
-            let piece = usize::try_from(left)
-                .unwrap_or(usize::MAX)
-                .min(ZEROES.len());
+            let piece = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROES.len());
             self.write(at, &ZEROES[..piece])?;
             at += piece as u64;
             left -= piece as u64;

@@ -98,17 +98,8 @@ pub(super) fn shape(queues: u16) -> Shape {
         device: 0x0001,
         class: 0x01_08_02,
         multi_function: false,
-        bars: vec![BarShape {
-            number: 0,
-            size: 64 << 10,
-            kind: BarInfo::WIDTH_64,
-        }],
-        msix: MsixShape {
-            vectors: queues + 1,
-            bar: 0,
-            table: 0x8000,
-            pba: 0xc000,
-        },
+        bars: vec![BarShape { number: 0, size: 64 << 10, kind: BarInfo::WIDTH_64 }],
+        msix: MsixShape { vectors: queues + 1, bar: 0, table: 0x8000, pba: 0xc000 },
         msi_log2: 5,
         serial: 0,
     }
@@ -206,9 +197,7 @@ impl Controller {
             let target = queue.completion;
             let head_at = DOORBELLS + 8 * u64::from(target) + 4;
             let head = registers.load_u32(head_at).unwrap_or_default();
-            let room = self.completion[usize::from(target)]
-                .as_ref()
-                .is_some_and(|q| q.room(head));
+            let room = self.completion[usize::from(target)].as_ref().is_some_and(|q| q.room(head));
             if !room {
                 break;
             }
@@ -264,10 +253,7 @@ impl Controller {
             return Status::InvalidNamespace;
         }
         match command.opcode() {
-            FLUSH => self
-                .backend
-                .flush()
-                .map_or(Status::InternalError, |()| Status::Success),
+            FLUSH => self.backend.flush().map_or(Status::InternalError, |()| Status::Success),
             WRITE | READ => self.transfer(command, hardware, command.opcode() == WRITE),
             WRITE_ZEROES => match self.range(command) {
                 Ok((at, length)) => self
@@ -307,9 +293,7 @@ impl Controller {
         for piece in pieces {
             let bytes = &mut buffer[..piece.length];
             let moved = if write {
-                hardware
-                    .dma_read(piece.address, bytes)
-                    .map(|()| self.backend.write(at, bytes))
+                hardware.dma_read(piece.address, bytes).map(|()| self.backend.write(at, bytes))
             } else {
                 match self.backend.read(at, bytes) {
                     Ok(()) => hardware.dma_write(piece.address, bytes).map(Ok),

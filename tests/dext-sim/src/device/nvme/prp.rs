@@ -21,10 +21,7 @@ pub(super) fn pieces(
     let (first, second) = (command.double(6), command.double(8));
     let page_length = usize::try_from(page).map_err(|_| Status::InvalidField)?;
     let in_page = usize::try_from(first % page).map_err(|_| Status::InvalidField)?;
-    let mut pieces = Pieces {
-        all: Vec::new(),
-        left: length,
-    };
+    let mut pieces = Pieces { all: Vec::new(), left: length };
     pieces.push(first, page_length - in_page);
     if pieces.left == 0 {
         return Ok(pieces.all);
@@ -43,21 +40,11 @@ pub(super) fn pieces(
         let wanted = pieces.left.div_ceil(page_length);
         let chained = wanted > room;
         let mut bytes = vec![0; 8 * if chained { room } else { wanted }];
-        hardware
-            .dma_read(list, &mut bytes)
-            .map_err(|_| Status::TransferError)?;
-        let entries = bytes
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|entry| u64::from_le_bytes(*entry));
+        hardware.dma_read(list, &mut bytes).map_err(|_| Status::TransferError)?;
+        let entries = bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
         let mut entries: Vec<u64> = entries.collect();
         // The last entry of a list page that is not enough leads to the next.
-        list = if chained {
-            entries.pop().unwrap_or_default()
-        } else {
-            0
-        };
+        list = if chained { entries.pop().unwrap_or_default() } else { 0 };
         if chained && entries.is_empty() {
             return Err(Status::InvalidPrp);
         }
@@ -70,11 +57,7 @@ pub(super) fn pieces(
 }
 
 fn aligned(address: u64, page: u64) -> Result<(), Status> {
-    if address.is_multiple_of(page) {
-        Ok(())
-    } else {
-        Err(Status::InvalidPrp)
-    }
+    if address.is_multiple_of(page) { Ok(()) } else { Err(Status::InvalidPrp) }
 }
 
 struct Pieces {

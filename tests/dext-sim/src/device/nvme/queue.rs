@@ -14,12 +14,7 @@ pub(super) struct SubmissionQueue {
 
 impl SubmissionQueue {
     pub(super) fn new(base: u64, entries: u32, completion: u16) -> Self {
-        Self {
-            base,
-            entries,
-            head: 0,
-            completion,
-        }
+        Self { base, entries, head: 0, completion }
     }
 
     /// Address of the next command, if the doorbell says that there is one. A doorbell past the
@@ -60,13 +55,7 @@ pub(super) struct CompletionQueue {
 
 impl CompletionQueue {
     pub(super) fn new(base: u64, entries: u32, vector: Option<u16>) -> Self {
-        Self {
-            base,
-            entries,
-            tail: 0,
-            phase: true,
-            vector,
-        }
+        Self { base, entries, tail: 0, phase: true, vector }
     }
 
     /// Whether another entry fits, given the guest's head doorbell.
@@ -80,10 +69,7 @@ impl CompletionQueue {
         completion: &Completion,
         hardware: &Hardware,
     ) -> Result<(), DartError> {
-        let at = self
-            .base
-            .checked_add(16 * u64::from(self.tail))
-            .ok_or(DartError::Fault)?;
+        let at = self.base.checked_add(16 * u64::from(self.tail)).ok_or(DartError::Fault)?;
         let mut bytes = [0; 12];
         bytes[0..4].copy_from_slice(&completion.result.to_le_bytes());
         bytes[8..10].copy_from_slice(&completion.head.to_le_bytes());

@@ -15,10 +15,7 @@ pub(super) struct Belongings {
 impl Belongings {
     /// Counts.
     pub(super) fn now() -> Result<Self, Failure> {
-        Ok(Self {
-            children: children()?,
-            descriptors: descriptors()?,
-        })
+        Ok(Self { children: children()?, descriptors: descriptors()? })
     }
 }
 
@@ -28,10 +25,7 @@ pub(super) fn children() -> Result<Vec<u32>, Failure> {
     for task in std::fs::read_dir("/proc/self/task")? {
         // A thread that ends meanwhile has no children.
         let list = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
-        children.extend(
-            list.split_whitespace()
-                .filter_map(|pid| pid.parse::<u32>().ok()),
-        );
+        children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
     children.sort_unstable();
     Ok(children)
@@ -44,14 +38,8 @@ fn descriptors() -> Result<Vec<String>, Failure> {
         let target = std::fs::read_link(&path).unwrap_or_default();
         // The listing's own descriptor.
         if !target.starts_with("/proc/") {
-            let number = path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned());
-            open.push(format!(
-                "{} {}",
-                number.unwrap_or_default(),
-                target.display()
-            ));
+            let number = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            open.push(format!("{} {}", number.unwrap_or_default(), target.display()));
         }
     }
     open.sort();
@@ -70,18 +58,10 @@ pub(super) fn list(before: &Belongings, simulator: &Simulator) -> Result<Vec<Str
         std::thread::sleep(Duration::from_millis(5));
         now = Belongings::now()?;
     }
-    for child in now
-        .children
-        .iter()
-        .filter(|child| !before.children.contains(child))
-    {
+    for child in now.children.iter().filter(|child| !before.children.contains(child)) {
         left.push(format!("process {child}"));
     }
-    for descriptor in now
-        .descriptors
-        .iter()
-        .filter(|one| !before.descriptors.contains(one))
-    {
+    for descriptor in now.descriptors.iter().filter(|one| !before.descriptors.contains(one)) {
         left.push(format!("descriptor {descriptor}"));
     }
     Ok(left)

@@ -53,10 +53,7 @@ pub(crate) struct Voice {
 
 impl Voice {
     fn new(json: bool) -> Self {
-        Self {
-            json,
-            started: std::time::Instant::now(),
-        }
+        Self { json, started: std::time::Instant::now() }
     }
 
     /// A step begins.

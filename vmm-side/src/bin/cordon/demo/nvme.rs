@@ -37,11 +37,7 @@ pub(super) struct Memory<'m> {
 
 impl<'m> Memory<'m> {
     pub(super) fn new(window: &'m Window, base: u64) -> Self {
-        Self {
-            window,
-            base,
-            next: 0,
-        }
+        Self { window, base, next: 0 }
     }
 
     /// Pages that nobody has: their offset.
@@ -146,10 +142,8 @@ impl<'m> Nvme<'m> {
         self.until_ready(false)?;
         let entries = u32::from(ENTRIES - 1);
         self.registers.write(AQA, entries << 16 | entries)?;
-        self.registers
-            .write(ASQ, self.base + self.admin.submission)?;
-        self.registers
-            .write(ACQ, self.base + self.admin.completion)?;
+        self.registers.write(ASQ, self.base + self.admin.submission)?;
+        self.registers.write(ACQ, self.base + self.admin.completion)?;
         // Entries of 64 and 16 bytes, enable.
         self.registers.store_u32(CC, 6 << 16 | 4 << 20 | 1)?;
         self.until_ready(true)
@@ -190,14 +184,8 @@ impl<'m> Nvme<'m> {
         let completion = self.base + queue.completion;
         let submission = self.base + queue.submission;
         // Contiguous, interrupts enabled, on the vector of the queue's number.
-        self.admin(
-            [(0, 0x05), (6, completion), (10, size)],
-            &[(11, number << 16 | 3)],
-        )?;
-        self.admin(
-            [(0, 0x01), (6, submission), (10, size)],
-            &[(11, number << 16 | 1)],
-        )
+        self.admin([(0, 0x05), (6, completion), (10, size)], &[(11, number << 16 | 3)])?;
+        self.admin([(0, 0x01), (6, submission), (10, size)], &[(11, number << 16 | 1)])
     }
 
     /// One admin command from (word, value) pairs; words 6 and 8 are 64 bits wide.
@@ -221,11 +209,7 @@ impl<'m> Nvme<'m> {
         let mut full = false;
         while !full {
             full = true;
-            for queue in self
-                .io
-                .iter_mut()
-                .filter(|queue| queue.in_flight < ENTRIES / 4)
-            {
+            for queue in self.io.iter_mut().filter(|queue| queue.in_flight < ENTRIES / 4) {
                 let Some(transfer) = waiting.next() else {
                     break;
                 };
@@ -234,9 +218,7 @@ impl<'m> Nvme<'m> {
                 full = false;
             }
         }
-        self.io
-            .iter()
-            .try_for_each(|queue| ring(self.registers, queue))
+        self.io.iter().try_for_each(|queue| ring(self.registers, queue))
     }
 
     /// Carries out transfers, spread over all queues, as many at once as fit.
@@ -339,10 +321,7 @@ fn reap(registers: &Window, memory: &Window, queue: &mut Queue) -> Result<(), Fa
         }
     }
     if queue.head != before {
-        registers.store_u32(
-            DOORBELLS + 8 * u64::from(queue.number) + 4,
-            queue.head.into(),
-        )?;
+        registers.store_u32(DOORBELLS + 8 * u64::from(queue.number) + 4, queue.head.into())?;
     }
     Ok(())
 }

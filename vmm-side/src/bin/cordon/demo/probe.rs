@@ -19,13 +19,7 @@ pub(super) struct Probe<'p> {
 
 impl<'p> Probe<'p> {
     pub(super) fn new(proxy: &'p Proxy, registers: &'p Window, events: &'p [Event]) -> Self {
-        Self {
-            proxy,
-            registers,
-            events,
-            interrupts: vec![0; events.len()],
-            sequence: 0,
-        }
+        Self { proxy, registers, events, interrupts: vec![0; events.len()], sequence: 0 }
     }
 
     /// Scratch registers by trap and through the window: each sees what the other wrote.
@@ -69,10 +63,7 @@ impl<'p> Probe<'p> {
         self.registers.write(0x54, u32::from(vector))?;
         self.registers.store_u32(0x58, self.sequence)?;
         self.take(vector)?;
-        let (done, status) = (
-            self.registers.load_u32(0x5c)?,
-            self.registers.load_u32(0x60)?,
-        );
+        let (done, status) = (self.registers.load_u32(0x5c)?, self.registers.load_u32(0x60)?);
         if done != self.sequence || status != 0 {
             return Err(format!("the probe's copy {done} ended with status {status}").into());
         }

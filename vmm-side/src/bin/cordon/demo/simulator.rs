@@ -38,13 +38,7 @@ struct State {
 
 impl std::fmt::Display for FunctionState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            address,
-            connections,
-            claims,
-            dma_regions,
-            ..
-        } = self;
+        let Self { address, connections, claims, dma_regions, .. } = self;
         let interrupts = if self.interrupts_held { "held" } else { "free" };
         write!(
             f,
@@ -75,11 +69,7 @@ impl Simulator {
             .map_err(|error| format!("cannot run {}: {error}", program.display()))
             .inspect_err(|_| drop(std::fs::remove_dir_all(&directory)))?;
         let mut simulator = Self { child, directory };
-        let output = simulator
-            .child
-            .stdout
-            .take()
-            .ok_or("the simulator has no output")?;
+        let output = simulator.child.stdout.take().ok_or("the simulator has no output")?;
         let mut line = String::new();
         // It says one line or exits; both end this read.
         BufReader::new(output).read_line(&mut line)?;

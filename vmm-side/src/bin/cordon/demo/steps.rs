@@ -57,10 +57,7 @@ pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
         }
         Some(path) => format!("image={}", path.display()),
     };
-    let devices = [
-        format!("{nvme}=nvme,queues={QUEUES},{image}"),
-        format!("{probe}=probe"),
-    ];
+    let devices = [format!("{nvme}=nvme,queues={QUEUES},{image}"), format!("{probe}=probe")];
     let simulator = Simulator::start(&dext_sim, &devices)?;
     voice.say(&format!("dext-sim runs as process {}", simulator.pid()));
     voice.data(&json!({ "process": "dext-sim", "pid": simulator.pid() }));
@@ -137,20 +134,11 @@ fn drive(
     let container = Arc::new(Container::new(DmaMode::Direct));
     let ram = SharedMemory::create("guest-ram", RAM)?;
     let window = ram.map_all(Access::ReadWrite)?;
-    let region = GuestRegion {
-        iova: RAM_BASE,
-        size: RAM,
-        memory: ram,
-        offset: 0,
-        writable: true,
-    };
+    let region = GuestRegion { iova: RAM_BASE, size: RAM, memory: ram, offset: 0, writable: true };
     container.map(region)?;
     let disk = host.attach(nvme, &container, None)?;
     let other = host.attach(probe, &container, None)?;
-    let attached = Attached {
-        host: &host,
-        proxies: [&disk, &other],
-    };
+    let attached = Attached { host: &host, proxies: [&disk, &other] };
     if disk.connection().pid() != other.connection().pid() {
         return Err("the two functions do not share a connection process".into());
     }
@@ -220,26 +208,16 @@ impl<'a> Guest<'a> {
 /// The window at the start of BAR 0.
 fn register_window(proxy: &Proxy) -> Result<Window, Failure> {
     let windows = proxy.windows()?;
-    let window = windows
-        .iter()
-        .find(|window| window.bar == 0 && window.offset == 0);
+    let window = windows.iter().find(|window| window.bar == 0 && window.offset == 0);
     Ok(window.ok_or("BAR 0 has no window at its start")?.map()?)
 }
 
 /// One event for each of `count` MSI-X vectors.
 fn vectors(proxy: &Proxy, count: usize) -> Result<Vec<Event>, Failure> {
     let events: Vec<Event> = (0..count).map(|_| Event::new()).collect::<Result<_, _>>()?;
-    let signallers: Vec<Option<Signaller>> = events
-        .iter()
-        .map(|event| event.signaller().map(Some))
-        .collect::<Result<_, _>>()?;
-    proxy.set_interrupts(
-        InterruptIndex::Msix,
-        InterruptSetup::Assign {
-            start: 0,
-            signallers,
-        },
-    )?;
+    let signallers: Vec<Option<Signaller>> =
+        events.iter().map(|event| event.signaller().map(Some)).collect::<Result<_, _>>()?;
+    proxy.set_interrupts(InterruptIndex::Msix, InterruptSetup::Assign { start: 0, signallers })?;
     Ok(events)
 }
 
@@ -276,22 +254,10 @@ fn exercise(
     let mut memory = Memory::new(guest.ram, guest.base);
     let disk = guest.disk;
     let alive = move || alive(disk);
-    let mut nvme = Nvme::start(
-        &guest.disk_registers,
-        &mut memory,
-        &guest.disk_events,
-        &alive,
-    )?;
-    let storage = Storage {
-        memory: guest.ram,
-        buffer: memory.take(BUFFER)?,
-    };
+    let mut nvme = Nvme::start(&guest.disk_registers, &mut memory, &guest.disk_events, &alive)?;
+    let storage = Storage { memory: guest.ram, buffer: memory.take(BUFFER)? };
     let bytes = nvme.blocks * super::nvme::BLOCK;
-    voice.say(&format!(
-        "{}, {}, {QUEUES} I/O queues",
-        nvme.model,
-        output::size(bytes)
-    ));
+    voice.say(&format!("{}, {}, {QUEUES} I/O queues", nvme.model, output::size(bytes)));
 
     voice.step("Moving data by DMA in both directions, completions by MSI-X");
     summary.bytes += match &options.image {
@@ -316,20 +282,12 @@ fn exercise(
     }
     voice.say("the NVMe function did not notice: its data moved meanwhile, every byte right");
     nvme.stop()?;
-    for (proxy, interrupts) in [
-        (guest.disk, &nvme.interrupts),
-        (guest.other, &probe.interrupts),
-    ] {
+    for (proxy, interrupts) in [(guest.disk, &nvme.interrupts), (guest.other, &probe.interrupts)] {
         if interrupts.contains(&0) {
             return Err(format!("{}: a vector never came: {interrupts:?}", proxy.address()).into());
         }
-        voice.say(&format!(
-            "{}: interrupts by vector {interrupts:?}",
-            proxy.address()
-        ));
-        summary
-            .interrupts
-            .insert(proxy.address().to_string(), json!(interrupts));
+        voice.say(&format!("{}: interrupts by vector {interrupts:?}", proxy.address()));
+        summary.interrupts.insert(proxy.address().to_string(), json!(interrupts));
     }
     Ok(())
 }
@@ -344,9 +302,8 @@ fn exercise_probe(
     let (source, target) = (memory.take(LENGTH.into())?, memory.take(LENGTH.into())?);
     let mut verified = 0;
     for round in 0..4u16 {
-        let expected: Vec<u8> = (0..LENGTH)
-            .map(|at| (at ^ at >> 8 ^ u32::from(round)).to_le_bytes()[0])
-            .collect();
+        let expected: Vec<u8> =
+            (0..LENGTH).map(|at| (at ^ at >> 8 ^ u32::from(round)).to_le_bytes()[0]).collect();
         guest.ram.copy_in(source, &expected)?;
         probe.copy(guest.base + source, guest.base + target, LENGTH, round)?;
         let mut found = vec![0; expected.len()];
@@ -364,10 +321,7 @@ fn exercise_probe(
 /// Kills the function's process and shows what its VMM sees then.
 fn kill(proxy: &Proxy, voice: &Voice) -> Result<(), Failure> {
     use rustix::process::{Pid, Signal, kill_process};
-    let pid = i32::try_from(proxy.pid())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or("no process")?;
+    let pid = i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw).ok_or("no process")?;
     kill_process(pid, Signal::KILL)?;
     let mut bytes = [0; 4];
     proxy.config_read_or_ones(0, &mut bytes);
@@ -387,21 +341,9 @@ fn kill(proxy: &Proxy, voice: &Voice) -> Result<(), Failure> {
 fn tree(disk: &Proxy, other: &Proxy, voice: &Voice) {
     let connection = disk.connection();
     let all = [
-        (
-            "connection 01:00".to_owned(),
-            connection.pid(),
-            connection.sandbox(),
-        ),
-        (
-            format!("function {}", disk.address()),
-            disk.pid(),
-            disk.sandbox(),
-        ),
-        (
-            format!("function {}", other.address()),
-            other.pid(),
-            other.sandbox(),
-        ),
+        ("connection 01:00".to_owned(), connection.pid(), connection.sandbox()),
+        (format!("function {}", disk.address()), disk.pid(), disk.sandbox()),
+        (format!("function {}", other.address()), other.pid(), other.sandbox()),
     ];
     voice.say(&format!("cordon (the VMM) [{}]", std::process::id()));
     for (name, pid, sandbox) in &all {
@@ -421,21 +363,12 @@ fn try_forbidden(
     let mut holes = Vec::new();
     let attempts = selftest::run(config, prober, address, |attempt| {
         if !attempt.outcome.held() {
-            holes.push(format!(
-                "{} {}: {:?}",
-                attempt.role, attempt.name, attempt.outcome
-            ));
+            holes.push(format!("{} {}: {:?}", attempt.role, attempt.name, attempt.outcome));
         }
     })?;
     summary.tried = attempts.len();
-    summary.refused = attempts
-        .iter()
-        .filter(|attempt| attempt.outcome.held())
-        .count();
-    let killed = attempts
-        .iter()
-        .filter(|a| a.outcome == selftest::Outcome::Killed)
-        .count();
+    summary.refused = attempts.iter().filter(|attempt| attempt.outcome.held()).count();
+    let killed = attempts.iter().filter(|a| a.outcome == selftest::Outcome::Killed).count();
     voice.say(&format!(
         "{} things tried in 2 roles, {} refused ({killed} of them by ending the process)",
         summary.tried, summary.refused

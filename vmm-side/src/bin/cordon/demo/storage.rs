@@ -88,10 +88,7 @@ impl Storage<'_> {
     /// 64 MiB out and back.
     pub(super) fn exercise(&self, nvme: &mut Nvme<'_>, voice: &Voice) -> Result<u64, Failure> {
         let verified = self.write_and_verify(nvme, 1, ENOUGH)?;
-        voice.say(&format!(
-            "{} written, read back and compared",
-            output::size(verified)
-        ));
+        voice.say(&format!("{} written, read back and compared", output::size(verified)));
         Ok(verified)
     }
 
@@ -107,11 +104,9 @@ impl Storage<'_> {
         let whole = file.metadata()?.len();
         let size = whole.min(MOST_OF_IMAGE);
         if nvme.blocks * BLOCK != whole {
-            return Err(format!(
-                "the device has {} blocks, the file {whole} bytes",
-                nvme.blocks
-            )
-            .into());
+            return Err(
+                format!("the device has {} blocks, the file {whole} bytes", nvme.blocks).into()
+            );
         }
         let mut verified = 0;
         let passes = ENOUGH.div_ceil(size);
@@ -137,13 +132,8 @@ impl Storage<'_> {
         } else {
             "all".to_owned()
         };
-        voice.say(&format!(
-            "{part} of {} read through the device equals the file",
-            path.display()
-        ));
-        voice.say(&format!(
-            "written back {passes} times; the file did not change"
-        ));
+        voice.say(&format!("{part} of {} read through the device equals the file", path.display()));
+        voice.say(&format!("written back {passes} times; the file did not change"));
         Ok(verified)
     }
 }
@@ -153,11 +143,8 @@ fn compare(expected: &[u8], found: &[u8], offset: u64) -> Result<(), Failure> {
         None => Ok(()),
         Some(at) => {
             let at_disk = offset + at as u64;
-            Err(format!(
-                "byte {at_disk:#x} is {:#04x}, expected {:#04x}",
-                found[at], expected[at]
-            )
-            .into())
+            Err(format!("byte {at_disk:#x} is {:#04x}, expected {:#04x}", found[at], expected[at])
+                .into())
         }
     }
 }

@@ -42,24 +42,16 @@ impl Space<'_> {
 /// Flags as "Name+ Other-".
 fn flags(value: u32, names: &[(u32, &str)]) -> String {
     let sign = |bit: u32| if value >> bit & 1 != 0 { '+' } else { '-' };
-    let all: Vec<String> = names
-        .iter()
-        .map(|(bit, name)| format!("{name}{}", sign(*bit)))
-        .collect();
+    let all: Vec<String> =
+        names.iter().map(|(bit, name)| format!("{name}{}", sign(*bit))).collect();
     all.join(" ")
 }
 
 /// Decodes 4096 bytes.
 pub(crate) fn decode(bytes: &[u8]) -> Decoded {
     let space = Space(bytes);
-    let command = [
-        (0, "I/O"),
-        (1, "Mem"),
-        (2, "BusMaster"),
-        (6, "ParErr"),
-        (8, "SERR"),
-        (10, "DisINTx"),
-    ];
+    let command =
+        [(0, "I/O"), (1, "Mem"), (2, "BusMaster"), (6, "ParErr"), (8, "SERR"), (10, "DisINTx")];
     let status = [
         (3, "INTx"),
         (4, "Cap"),
@@ -94,11 +86,7 @@ fn walk(space: &Space<'_>, capabilities: &mut Vec<Entry>) {
             return;
         }
         let (name, details) = capability(space, at);
-        capabilities.push(Entry {
-            offset: at,
-            name,
-            details,
-        });
+        capabilities.push(Entry { offset: at, name, details });
         at = usize::from(space.byte(at + 1) & 0xfc);
     }
 }
@@ -114,10 +102,7 @@ fn capability(space: &Space<'_>, at: usize) -> (String, Vec<String>) {
             )],
         ),
         0x05 => ("MSI".to_owned(), msi(space, at)),
-        0x09 => (
-            "Vendor Specific".to_owned(),
-            vec![format!("{} bytes", space.byte(at + 2))],
-        ),
+        0x09 => ("Vendor Specific".to_owned(), vec![format!("{} bytes", space.byte(at + 2))]),
         0x10 => ("Express".to_owned(), express(space, at)),
         0x11 => ("MSI-X".to_owned(), msix(space, at)),
         other => (format!("Capability {other:#04x}"), Vec::new()),
@@ -128,23 +113,14 @@ fn msi(space: &Space<'_>, at: usize) -> Vec<String> {
     let control = space.half(at + 2);
     let (capable, enabled) = (1 << ((control >> 1) & 7), 1 << ((control >> 4) & 7));
     vec![
-        flags(
-            control.into(),
-            &[(0, "Enable"), (7, "64bit"), (8, "Maskable")],
-        ),
+        flags(control.into(), &[(0, "Enable"), (7, "64bit"), (8, "Maskable")]),
         format!("vectors {enabled} of {capable}"),
     ]
 }
 
 fn msix(space: &Space<'_>, at: usize) -> Vec<String> {
     let control = space.half(at + 2);
-    let place = |at| {
-        format!(
-            "BAR {} offset {:#x}",
-            space.word(at) & 7,
-            space.word(at) & !7
-        )
-    };
+    let place = |at| format!("BAR {} offset {:#x}", space.word(at) & 7, space.word(at) & !7);
     vec![
         flags(control.into(), &[(15, "Enable"), (14, "Masked")]),
         format!("{} vectors", (control & 0x7ff) + 1),
@@ -200,17 +176,9 @@ fn walk_extended(space: &Space<'_>, capabilities: &mut Vec<Entry>) {
         };
         let mut details = vec![format!("version {version}")];
         if id == 0x03 {
-            details.push(format!(
-                "{:08x}{:08x}",
-                space.word(at + 8),
-                space.word(at + 4)
-            ));
+            details.push(format!("{:08x}{:08x}", space.word(at + 8), space.word(at + 4)));
         }
-        capabilities.push(Entry {
-            offset: at,
-            name,
-            details,
-        });
+        capabilities.push(Entry { offset: at, name, details });
         at = usize::try_from(header >> 20).unwrap_or(0) & 0xffc;
     }
 }

@@ -90,20 +90,12 @@ pub(crate) fn run(
     let (function, bytes, reader) = {
         let lister = Lister::start(&config)?;
         let functions = lister.functions()?;
-        let at = functions
-            .iter()
-            .position(|function| function.identity.address == address);
+        let at = functions.iter().position(|function| function.identity.address == address);
         let at = at.ok_or_else(|| {
-            format!(
-                "no such device: the dext at {} has no function {address}",
-                common.dext
-            )
+            format!("no such device: the dext at {} has no function {address}", common.dext)
         })?;
         let bytes = lister.config(at)?;
-        let function = functions
-            .into_iter()
-            .nth(at)
-            .ok_or("the dext's list changed")?;
+        let function = functions.into_iter().nth(at).ok_or("the dext's list changed")?;
         (function, bytes, Sandbox::from(lister.sandbox()))
     };
     let attached = if function.claimed || passive {
@@ -132,11 +124,7 @@ fn inspection(
 ) -> Inspection {
     let identity = &function.identity;
     let owner = |client: &ipc::wire::dext::Client| {
-        format!(
-            "{} [{}]",
-            vmm_side::device::printable(&client.name),
-            client.pid
-        )
+        format!("{} [{}]", vmm_side::device::printable(&client.name), client.pid)
     };
     Inspection {
         address: identity.address.to_string(),
@@ -144,9 +132,7 @@ fn inspection(
         device: format!("{:04x}", identity.device),
         class: format!("{:06x}", identity.class),
         class_name: devices::class_name(identity.class),
-        claimed_by: function
-            .claimed
-            .then(|| function.clients.iter().map(owner).collect()),
+        claimed_by: function.claimed.then(|| function.clients.iter().map(owner).collect()),
         config: decode::decode(bytes),
         bars: output::bars(&function.bars),
         attached,
@@ -158,9 +144,7 @@ fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
     let windows = proxy.windows()?;
     let region = |index: u32| -> Result<Region, Failure> {
         let info = proxy.region_info(index)?;
-        let parts = windows
-            .iter()
-            .filter(|window| u32::from(window.bar) == index);
+        let parts = windows.iter().filter(|window| u32::from(window.bar) == index);
         let part = |window: &vmm_side::device::BarMemory| Part {
             offset: window.offset,
             length: window.length,
@@ -171,32 +155,18 @@ fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
             7 => "config".to_owned(),
             _ => "VGA".to_owned(),
         };
-        Ok(Region {
-            index,
-            name,
-            size: info.size,
-            windows: parts.map(part).collect(),
-        })
+        Ok(Region { index, name, size: info.size, windows: parts.map(part).collect() })
     };
     let interrupt = |index: u32| -> Result<Interrupt, Failure> {
         let info = proxy.interrupt_info(index)?;
-        Ok(Interrupt {
-            index: format!("{:?}", info.index),
-            count: info.count,
-        })
+        Ok(Interrupt { index: format!("{:?}", info.index), count: info.count })
     };
-    let process = |role, pid, sandbox| Process {
-        role,
-        pid,
-        sandbox: Sandbox::from(sandbox),
-    };
+    let process = |role, pid, sandbox| Process { role, pid, sandbox: Sandbox::from(sandbox) };
     let connection = proxy.connection();
     Ok(Attached {
         name: proxy.info().name.clone(),
         regions: (0..REGIONS).map(region).collect::<Result<_, _>>()?,
-        interrupts: (0..INTERRUPT_INDEXES)
-            .map(interrupt)
-            .collect::<Result<_, _>>()?,
+        interrupts: (0..INTERRUPT_INDEXES).map(interrupt).collect::<Result<_, _>>()?,
         dma: dma(proxy)?,
         processes: vec![
             process("connection", connection.pid(), connection.sandbox()),
@@ -212,13 +182,7 @@ fn dma(proxy: &Proxy) -> Result<Dma, Failure> {
     let (connection, address) = (proxy.connection(), proxy.address());
     let container = Container::new(DmaMode::Direct);
     let memory = SharedMemory::create("inspect", SIZE)?;
-    container.map(GuestRegion {
-        iova: BASE,
-        size: SIZE,
-        memory,
-        offset: 0,
-        writable: true,
-    })?;
+    container.map(GuestRegion { iova: BASE, size: SIZE, memory, offset: 0, writable: true })?;
     let addresses = match proxy.try_direct(&container) {
         Ok(()) => "bus address == iova: direct mode works",
         Err(vmm_side::DeviceError::NotSupported(_)) => {
@@ -253,18 +217,10 @@ fn print(inspection: &Inspection, passive: bool) {
     println!("    Status: {}", config.status);
     println!("    Interrupt: pin {}", config.interrupt_pin);
     for bar in &inspection.bars {
-        println!(
-            "    Region {}: {} [size={}]",
-            bar.bar,
-            bar.kind(),
-            output::size(bar.size)
-        );
+        println!("    Region {}: {} [size={}]", bar.bar, bar.kind(), output::size(bar.size));
     }
     for capability in &config.capabilities {
-        println!(
-            "    Capabilities: [{:x}] {}",
-            capability.offset, capability.name
-        );
+        println!("    Capabilities: [{:x}] {}", capability.offset, capability.name);
         for detail in &capability.details {
             println!("        {detail}");
         }
@@ -278,10 +234,7 @@ fn print(inspection: &Inspection, passive: bool) {
         (None, None) => println!("    Free"),
         (None, Some(attached)) => print_attached(attached),
     }
-    println!(
-        "    Read by: lister process, {}",
-        inspection.reader.summary()
-    );
+    println!("    Read by: lister process, {}", inspection.reader.summary());
 }
 
 fn print_attached(attached: &Attached) {
@@ -297,38 +250,21 @@ fn print_attached(attached: &Attached) {
         } else {
             format!("windows {}", parts.join(", "))
         };
-        println!(
-            "        region {} {}: {} bytes, {how}",
-            region.index, region.name, region.size
-        );
+        println!("        region {} {}: {} bytes, {how}", region.index, region.name, region.size);
     }
     for interrupt in &attached.interrupts {
-        println!(
-            "        interrupt {}: {} vectors",
-            interrupt.index, interrupt.count
-        );
+        println!("        interrupt {}: {} vectors", interrupt.index, interrupt.count);
     }
     let dma = &attached.dma;
-    println!(
-        "        DMA: {}; pages of {} bytes",
-        dma.addresses, dma.page_size
-    );
+    println!("        DMA: {}; pages of {} bytes", dma.addresses, dma.page_size);
     println!(
         "        DMA registrations: {} ({} bytes) now, {} ({} bytes) at most",
         dma.live_regions, dma.live_bytes, dma.peak_regions, dma.peak_bytes
     );
     for process in &attached.processes {
-        println!(
-            "        {} process {}: {}",
-            process.role,
-            process.pid,
-            process.sandbox.summary()
-        );
+        println!("        {} process {}: {}", process.role, process.pid, process.sandbox.summary());
         for layer in &process.sandbox.layers {
-            println!(
-                "            {:18} {:9} {}",
-                layer.name, layer.state, layer.detail
-            );
+            println!("            {:18} {:9} {}", layer.name, layer.state, layer.detail);
         }
     }
 }

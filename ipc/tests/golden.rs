@@ -149,10 +149,10 @@ fn connection_messages() {
     golden(Request::Attach { function: 1 }, "00000000 01");
     golden(Request::Detach { function: 1 }, "01000000 01");
     golden(
-        Request::AddMemory { base: 1, size: 2, offset: 3, writable: true },
-        "02000000 0100000000000000 0200000000000000 0300000000000000 01",
+        Request::AddMemory { function: 5, base: 1, size: 2, offset: 3, writable: true },
+        "02000000 05 0100000000000000 0200000000000000 0300000000000000 01",
     );
-    golden(Request::RemoveMemory { base: 1 }, "03000000 0100000000000000");
+    golden(Request::RemoveMemory { function: 5, base: 1 }, "03000000 05 0100000000000000");
     let entries = vec![DmaEntry { key: 1, address: 2, size: 3 }];
     golden(
         Request::MapDma { function: 0, entries },

@@ -1,7 +1,7 @@
 //! The VMM side of a connection process: claims, windows, guest memory and DMA of one physical
 //! device. Shared by the functions of that device that are attached.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -56,8 +56,6 @@ struct State {
     /// connection cannot be opened again from inside.
     free: BTreeSet<u8>,
     attached: BTreeSet<u8>,
-    /// Regions of guest memory that the process has, and how many functions use each.
-    memory: BTreeMap<u64, usize>,
 }
 
 impl Connection {
@@ -163,40 +161,27 @@ impl Connection {
         self.state().attached.is_empty()
     }
 
-    /// Gives the process a region of guest memory, unless it has it already.
-    pub(crate) fn add_memory(&self, region: &GuestRegion) -> Result<(), DeviceError> {
-        let mut state = self.state();
-        if let Some(users) = state.memory.get_mut(&region.iova) {
-            *users += 1;
-            return Ok(());
-        }
+    /// Gives a function a region of guest memory.
+    pub(crate) fn add_memory(
+        &self,
+        address: PciAddress,
+        region: &GuestRegion,
+    ) -> Result<(), DeviceError> {
         let handle = region.memory.try_clone();
         let handle = handle.map_err(|error| DeviceError::NoSpace(error.to_string()))?.into_fd();
         let request = Request::AddMemory {
+            function: address.function(),
             base: region.iova,
             size: region.size,
             offset: region.offset,
             writable: region.writable,
         };
-        self.done(request, vec![handle])?;
-        state.memory.insert(region.iova, 1);
-        Ok(())
+        self.done(request, vec![handle])
     }
 
-    /// Takes a region away when the last function lets go of it.
-    pub(crate) fn remove_memory(&self, base: u64) -> Result<(), DeviceError> {
-        let mut state = self.state();
-        match state.memory.get_mut(&base) {
-            Some(1) => {
-                state.memory.remove(&base);
-                self.done(Request::RemoveMemory { base }, Vec::new())
-            }
-            Some(users) => {
-                *users -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
+    /// Takes a region away from a function.
+    pub(crate) fn remove_memory(&self, address: PciAddress, base: u64) -> Result<(), DeviceError> {
+        self.done(Request::RemoveMemory { function: address.function(), base }, Vec::new())
     }
 
     /// Registers ranges for a function.

@@ -202,13 +202,13 @@ impl Container {
     /// Gives one function one region.
     fn give(&self, member: &Member, region: &GuestRegion) -> Result<(), DeviceError> {
         let Member { address, connection } = member;
-        connection.add_memory(region)?;
+        connection.add_memory(*address, region)?;
         let registered = match self.mode {
             DmaMode::Direct => register(*address, connection, region),
             DmaMode::Companion => Ok(()),
         };
         if registered.is_err() {
-            let _ = connection.remove_memory(region.iova);
+            let _ = connection.remove_memory(*address, region.iova);
         }
         registered
     }
@@ -230,7 +230,7 @@ impl Container {
             }
             DmaMode::Companion => Ok(()),
         };
-        let taken = unregistered.and_then(|()| connection.remove_memory(region.iova));
+        let taken = unregistered.and_then(|()| connection.remove_memory(*address, region.iova));
         if let Err(error) = taken
             && connection.death().is_none()
         {

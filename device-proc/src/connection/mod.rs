@@ -18,7 +18,6 @@ use ipc::wire::connection::{MAX_BATCH, Ready, Reply, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
 
-use self::memory::MemoryTable;
 use self::slot::Slot;
 use crate::dext::{self, DextError};
 use crate::options::Common;
@@ -35,7 +34,6 @@ enum Token {
 pub struct ConnectionProcess {
     address: PciAddress,
     slots: Vec<Slot>,
-    memory: MemoryTable,
 }
 
 /// Runs the role until the VMM side ends it.
@@ -75,8 +73,7 @@ pub fn prepare(
     let mut open = vec![tube.as_fd()];
     open.extend(slots.iter().flat_map(Slot::descriptors));
     let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
-    let memory = MemoryTable::default();
-    Ok((ConnectionProcess { address, slots, memory }, Ready { functions, sandbox }))
+    Ok((ConnectionProcess { address, slots }, Ready { functions, sandbox }))
 }
 
 impl ConnectionProcess {
@@ -139,31 +136,30 @@ impl ConnectionProcess {
     }
 
     fn handle(&mut self, request: Request, handles: Handles) -> Result<Reply, Failure> {
-        if let Request::AddMemory { base, size, offset, writable } = request {
+        if let Request::AddMemory { function, base, size, offset, writable } = request {
             let fd = handles.one().map_err(|error| start::invalid(error.to_string()))?;
-            self.memory.add(base, size, fd, offset, writable)?;
+            self.slot(function)?.memory.add(base, size, fd, offset, writable)?;
             return Ok(Reply::Done);
         }
         handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
         match request {
             Request::Detach { function } => {
-                self.slot(function)?;
-                let (slot, memory) = self.split(function)?;
-                slot.release(memory);
+                self.slot(function)?.release();
                 self.slots.retain(|slot| slot.address().function() != function);
                 Ok(Reply::Done)
             }
-            Request::RemoveMemory { base } => self.memory.remove(base).map(|()| Reply::Done),
+            Request::RemoveMemory { function, base } => {
+                self.slot(function)?.memory.remove(base).map(|()| Reply::Done)
+            }
             Request::MapDma { function, entries } => {
                 check_batch(entries.len())?;
-                let (slot, memory) = self.split(function)?;
-                let outcomes = entries.iter().map(|entry| slot.map(memory, entry)).collect();
-                Ok(Reply::Dma(outcomes))
+                let slot = self.slot(function)?;
+                Ok(Reply::Dma(entries.iter().map(|entry| slot.map(entry)).collect()))
             }
             Request::UnmapDma { function, keys } => {
                 check_batch(keys.len())?;
-                let (slot, memory) = self.split(function)?;
-                Ok(Reply::Dma(keys.iter().map(|key| slot.unmap(memory, *key)).collect()))
+                let slot = self.slot(function)?;
+                Ok(Reply::Dma(keys.iter().map(|key| slot.unmap(*key)).collect()))
             }
             Request::Statistics { function } => {
                 Ok(Reply::Statistics(self.slot(function)?.statistics()))
@@ -176,13 +172,9 @@ impl ConnectionProcess {
     }
 
     fn slot(&mut self, function: u8) -> Result<&mut Slot, Failure> {
-        self.split(function).map(|(slot, _)| slot)
-    }
-
-    fn split(&mut self, function: u8) -> Result<(&mut Slot, &mut MemoryTable), Failure> {
         let address = self.address;
         let slot = self.slots.iter_mut().find(|slot| slot.address().function() == function);
-        let slot = slot.ok_or_else(|| Failure {
+        slot.ok_or_else(|| Failure {
             kind: FailureKind::NoDevice,
             code: None,
             message: format!(
@@ -190,8 +182,7 @@ impl ConnectionProcess {
                 address.bus(),
                 address.device()
             ),
-        })?;
-        Ok((slot, &mut self.memory))
+        })
     }
 }
 

@@ -27,6 +27,8 @@ struct Registration {
 /// One function.
 pub struct Slot {
     client: Client,
+    /// Guest memory that it may register.
+    pub(super) memory: MemoryTable,
     attached: bool,
     registrations: BTreeMap<u64, Registration>,
     statistics: DmaStatistics,
@@ -37,7 +39,8 @@ impl Slot {
     #[must_use]
     pub fn new(client: Client) -> Self {
         let (registrations, statistics) = (BTreeMap::new(), DmaStatistics::default());
-        Self { client, attached: false, registrations, statistics }
+        let memory = MemoryTable::default();
+        Self { client, memory, attached: false, registrations, statistics }
     }
 
     /// Where it is.
@@ -111,27 +114,23 @@ impl Slot {
     }
 
     /// Registers a range of guest memory.
-    pub(super) fn map(&mut self, memory: &mut MemoryTable, entry: &DmaEntry) -> DmaOutcome {
-        match self.try_map(memory, entry) {
+    pub(super) fn map(&mut self, entry: &DmaEntry) -> DmaOutcome {
+        match self.try_map(entry) {
             Ok(outcome) => outcome,
             Err(failure) => DmaOutcome::Failed(failure),
         }
     }
 
-    fn try_map(
-        &mut self,
-        memory: &mut MemoryTable,
-        entry: &DmaEntry,
-    ) -> Result<DmaOutcome, Failure> {
+    fn try_map(&mut self, entry: &DmaEntry) -> Result<DmaOutcome, Failure> {
         if !self.attached {
             return Err(start::invalid(format!("Function {} is not attached", self.address())));
         }
-        let found = memory.find(entry.address, entry.size)?;
+        let found = self.memory.find(entry.address, entry.size)?;
         let base = found.base;
         let registered =
             self.client.register_dma(entry.key, found.address, entry.size, found.behind);
         let (bus_address, bus_length) = registered.map_err(|error| failure(&error))?;
-        memory.retain(base);
+        self.memory.retain(base);
         self.registrations.insert(entry.key, Registration { base, size: entry.size });
         let now = &mut self.statistics;
         now.regions += 1;
@@ -142,7 +141,7 @@ impl Slot {
     }
 
     /// Removes what this function registered, and nothing else.
-    pub(super) fn unmap(&mut self, memory: &mut MemoryTable, key: u64) -> DmaOutcome {
+    pub(super) fn unmap(&mut self, key: u64) -> DmaOutcome {
         let Some(registration) = self.registrations.get(&key) else {
             let message = format!("Function {} has no registration {key:#x}", self.address());
             return DmaOutcome::Failed(start::invalid(message));
@@ -150,7 +149,7 @@ impl Slot {
         if let Err(error) = self.client.unregister_dma(key) {
             return DmaOutcome::Failed(failure(&error));
         }
-        memory.release(registration.base);
+        self.memory.release(registration.base);
         self.statistics.regions -= 1;
         self.statistics.bytes -= registration.size;
         self.registrations.remove(&key);
@@ -158,10 +157,10 @@ impl Slot {
     }
 
     /// Removes every registration: the connection is about to close (P1.4).
-    pub(super) fn release(&mut self, memory: &mut MemoryTable) {
+    pub(super) fn release(&mut self) {
         let keys: Vec<u64> = self.registrations.keys().copied().collect();
         for key in keys {
-            if let DmaOutcome::Failed(failure) = self.unmap(memory, key) {
+            if let DmaOutcome::Failed(failure) = self.unmap(key) {
                 tracing::warn!("{}; closing the connection will release it", failure.message);
             }
         }
@@ -174,16 +173,15 @@ mod tests {
     use crate::dext::fake::Fake;
     use ipc::wire::dext::{IoReturn, selector};
 
-    fn attached() -> (Fake, Slot, MemoryTable) {
+    fn attached() -> (Fake, Slot) {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
         let mut slot = Slot::new(client);
         slot.attach().unwrap();
         fake.recover(selector::REGISTER_DMA_REGION);
-        let mut memory = MemoryTable::default();
         let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
-        memory.add(0x10000, 0x10000, ram, 0, true).unwrap();
-        (fake, slot, memory)
+        slot.memory.add(0x10000, 0x10000, ram, 0, true).unwrap();
+        (fake, slot)
     }
 
     fn entry(key: u64, address: u64, size: u64) -> DmaEntry {
@@ -228,38 +226,38 @@ mod tests {
 
     #[test]
     fn p2_4_a_range_is_registered_once_under_its_key_and_removed_by_it() {
-        let (fake, mut slot, mut memory) = attached();
-        let mapped = slot.map(&mut memory, &entry(0x10000, 0x10000, 0x4000));
+        let (fake, mut slot) = attached();
+        let mapped = slot.map(&entry(0x10000, 0x10000, 0x4000));
         assert!(matches!(mapped, DmaOutcome::Mapped { bus_address: 0x10000, .. }));
-        let again = slot.map(&mut memory, &entry(0x10000, 0x10000, 0x4000));
+        let again = slot.map(&entry(0x10000, 0x10000, 0x4000));
         let DmaOutcome::Failed(refused) = again else { panic!("{again:?}") };
         assert_eq!(refused.code, Some(IoReturn::STILL_OPEN.0));
         assert_eq!(slot.statistics().regions, 1);
-        assert_eq!(memory.remove(0x10000).unwrap_err().kind, FailureKind::Busy);
-        assert_eq!(slot.unmap(&mut memory, 0x10000), DmaOutcome::Unmapped);
+        assert_eq!(slot.memory.remove(0x10000).unwrap_err().kind, FailureKind::Busy);
+        assert_eq!(slot.unmap(0x10000), DmaOutcome::Unmapped);
         assert_eq!(fake.registered(), []);
         assert_eq!(slot.statistics().peak_bytes, 0x4000);
-        memory.remove(0x10000).unwrap();
+        slot.memory.remove(0x10000).unwrap();
     }
 
     #[test]
     fn only_guest_memory_can_be_registered_and_only_own_keys_removed() {
-        let (fake, mut slot, mut memory) = attached();
+        let (fake, mut slot) = attached();
         for bad in [entry(1, 0, 0x1000), entry(1, 0x1f000, 0x2000), entry(1, u64::MAX, 2)] {
-            assert!(matches!(slot.map(&mut memory, &bad), DmaOutcome::Failed(_)), "{bad:?}");
+            assert!(matches!(slot.map(&bad), DmaOutcome::Failed(_)), "{bad:?}");
         }
-        assert!(matches!(slot.unmap(&mut memory, 77), DmaOutcome::Failed(_)));
+        assert!(matches!(slot.unmap(77), DmaOutcome::Failed(_)));
         assert_eq!(fake.calls_of(selector::UNREGISTER_DMA_REGION).len(), 0);
     }
 
     #[test]
     fn p1_4_releasing_removes_every_registration() {
-        let (fake, mut slot, mut memory) = attached();
+        let (fake, mut slot) = attached();
         for page in 0..4 {
-            slot.map(&mut memory, &entry(page, 0x10000 + 0x1000 * page, 0x1000));
+            slot.map(&entry(page, 0x10000 + 0x1000 * page, 0x1000));
         }
         assert_eq!(fake.registered().len(), 4);
-        slot.release(&mut memory);
+        slot.release();
         assert_eq!(fake.registered(), []);
         assert_eq!(slot.statistics().regions, 0);
     }

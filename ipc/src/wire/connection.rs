@@ -96,8 +96,11 @@ pub enum Request {
         /// Function number 0..=7.
         function: u8,
     },
-    /// A region of guest memory; its descriptor travels beside.
+    /// A region of a function's guest memory; its descriptor travels beside. Each function has a
+    /// table of its own: functions of one device may belong to different guests.
     AddMemory {
+        /// Function number 0..=7.
+        function: u8,
         /// Guest address.
         base: u64,
         /// Bytes.
@@ -109,6 +112,8 @@ pub enum Request {
     },
     /// Forget a region. Refused while registrations of it are left.
     RemoveMemory {
+        /// Function number 0..=7.
+        function: u8,
         /// Guest address that it was added at.
         base: u64,
     },

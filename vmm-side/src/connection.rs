@@ -90,6 +90,12 @@ impl Connection {
         &self.sandbox
     }
 
+    /// Readable once it is dead.
+    #[must_use]
+    pub fn died(&self) -> &ipc::Event {
+        self.supervisor.died()
+    }
+
     /// Its death, once it is dead.
     #[must_use]
     pub fn death(&self) -> Option<Arc<Death>> {

@@ -9,6 +9,7 @@
 //! | [`supervisor`] | one thread for each child process: spawn, handshake, requests, death |
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`registry`] | who owns which host function |
+//! | [`vfio_user`] | a function served to stock QEMU and others over vfio-user |
 //! | [`selftest`] | forbidden things, tried from inside the sandbox |
 //! | [`listing`] | what the dext offers, read by a confined process |
 //!
@@ -26,6 +27,7 @@ pub mod registry;
 pub mod selftest;
 pub mod supervisor;
 mod sys;
+pub mod vfio_user;
 
 pub use container::{Container, DmaMode};
 pub use device::{DeviceError, PassthroughDevice};

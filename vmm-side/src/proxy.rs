@@ -101,6 +101,12 @@ impl Proxy {
         self.supervisor.death().or_else(|| self.connection.death())
     }
 
+    /// Readable once its function process is dead.
+    #[must_use]
+    pub fn died(&self) -> &ipc::Event {
+        self.supervisor.died()
+    }
+
     /// Counters of its function process.
     ///
     /// # Errors

@@ -10,6 +10,9 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
+/// Received descriptors close on exec.
+pub(crate) const CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::CMSG_CLOEXEC;
+
 /// Whether the child must be in user and pid namespaces of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isolation {

@@ -5,6 +5,7 @@ mod devices;
 mod inspect;
 mod output;
 mod programs;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,6 +47,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Serve functions over vfio-user to VMMs that Cordon is not linked into, such as QEMU.
+    Serve(serve::ServeOptions),
     /// Start a simulated device and drive it end to end as a VMM would. Needs no hardware.
     Demo(demo::DemoOptions),
 }
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
         Command::Inspect { address, common, passive, json } => {
             inspect::run(address, &common, passive, json)
         }
+        Command::Serve(options) => serve::run(&options),
         Command::Demo(options) => demo::run(&options),
     };
     match done {

@@ -461,6 +461,11 @@ rows! {
         let vectors = get::<1>(&mut dext.claimed(PROBE), selector::SETUP_INTERRUPTS, &[]).unwrap();
         assert_eq!(vectors, [1]);
     };
+    set_up_interrupts_takes_msi_where_there_is_no_msix: || {
+        let dext = Dext { simulator: Simulator::start(&["--device=01:00.0=probe,vectors=0"]) };
+        let vectors = get::<1>(&mut dext.claimed(0), selector::SETUP_INTERRUPTS, &[]).unwrap();
+        assert_eq!(vectors, [32]);
+    };
     set_up_interrupts_registers_at_most_256: || {
         let simulator = Simulator::start(&["--device=01:00.0=probe,vectors=256"]);
         let dext = Dext { simulator };

@@ -3,6 +3,7 @@
 //! `demo` and `test` work on a fresh Debian 12 machine with a Rust toolchain, as root and as an
 //! ordinary user. Nothing is installed by hand.
 
+mod guest;
 mod policy;
 
 use std::io::{BufRead as _, BufReader};
@@ -26,6 +27,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Boot a guest in stock QEMU with an NVMe and a probe function, and a prompt on this terminal.
+    Guest {
+        /// Only prepare what the guest suites need, and print where it is.
+        #[arg(long)]
+        prepare: bool,
+    },
     /// Everything CI runs: format, lints, dependency policy, documentation, tests, demo.
     Test,
 }
@@ -35,6 +42,10 @@ type Result<T = ()> = std::result::Result<T, String>;
 fn main() -> ExitCode {
     let done = match Options::parse().task {
         Task::Demo { arguments } => demo(&arguments),
+        Task::Guest { prepare: true } => {
+            guest::folder().map(|folder| println!("{}", folder.display()))
+        }
+        Task::Guest { prepare: false } => guest::interactive(),
         Task::Test => test(),
     };
     match done {
@@ -93,6 +104,8 @@ fn test() -> Result {
     run("building the programs", cargo(&["build", "--workspace", "--bins", "--quiet"]))?;
     demo(&["--json".to_owned()])?;
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    println!("\n== QEMU and a guest");
+    tests.env("CORDON_GUEST_DIR", guest::folder()?);
     tests.env("CORDON_BIN_DIR", target().join("debug"));
     run_tests(tests)
 }

@@ -19,6 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("vmm-side", &["ipc"]),
     ("dext-sim", &["ipc"]),
     ("cordon-tests", &["device-proc", "ipc", "vmm-side"]),
+    ("guest-agent", &[]),
     ("xtask", &[]),
 ];
 

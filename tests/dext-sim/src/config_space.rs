@@ -51,7 +51,9 @@ pub(crate) struct Shape {
     pub(crate) class: u32,
     pub(crate) multi_function: bool,
     pub(crate) bars: Vec<BarShape>,
-    pub(crate) msix: MsixShape,
+    /// `None` for a function that has MSI only.
+    pub(crate) msix: Option<MsixShape>,
+
     /// log2 of the MSI vectors it is capable of.
     pub(crate) msi_log2: u8,
     pub(crate) serial: u64,
@@ -77,8 +79,10 @@ impl ConfigSpace {
         space.header(shape);
         space.power_management();
         space.msi(shape.msi_log2);
-        space.pcie();
-        space.msix(&shape.msix);
+        space.pcie(shape.msix.is_some());
+        if let Some(msix) = &shape.msix {
+            space.msix(msix);
+        }
         space.serial_number(shape.serial);
         space.at_reset = space.bytes.clone();
         space
@@ -130,9 +134,10 @@ impl ConfigSpace {
         self.allow(MSI + 4, &[0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
     }
 
-    fn pcie(&mut self) {
+    fn pcie(&mut self, more: bool) {
         // Version 2 endpoint, Function Level Reset capable.
-        self.put(PCIE, &[0x10, MSIX.to_le_bytes()[0], 0x02, 0x00]);
+        let next = if more { MSIX.to_le_bytes()[0] } else { 0 };
+        self.put(PCIE, &[0x10, next, 0x02, 0x00]);
         self.put(PCIE + 4, &0x1000_8000u32.to_le_bytes());
         self.put(PCIE + 0x0c, &0x0000_0043u32.to_le_bytes());
         self.put(PCIE + 0x12, &0x0043u16.to_le_bytes());
@@ -200,8 +205,15 @@ impl ConfigSpace {
         }
     }
 
-    pub(crate) fn msix_vectors(&self) -> u16 {
-        (u16::from_le_bytes([self.bytes[MSIX + 2], self.bytes[MSIX + 3]]) & 0x7ff) + 1
+    fn has_msix(&self) -> bool {
+        self.bytes[MSIX] == 0x11
+    }
+
+    /// Entries of the MSI-X table, if there is one.
+    pub(crate) fn msix_vectors(&self) -> Option<u16> {
+        let entries =
+            (u16::from_le_bytes([self.bytes[MSIX + 2], self.bytes[MSIX + 3]]) & 0x7ff) + 1;
+        self.has_msix().then_some(entries)
     }
 
     pub(crate) fn msi_vectors(&self) -> u16 {
@@ -209,6 +221,9 @@ impl ConfigSpace {
     }
 
     pub(crate) fn enable_msix(&mut self, on: bool) {
+        if !self.has_msix() {
+            return;
+        }
         self.bytes[MSIX + 3] = (self.bytes[MSIX + 3] & 0x3f) | if on { 0x80 } else { 0 };
     }
 

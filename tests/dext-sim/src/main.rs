@@ -92,8 +92,8 @@ fn build(
         class: shape.class,
     };
     let hardware = Arc::new(Hardware::new(&shape, options.dart, faults)?);
-    let mut model =
-        device::model(&spec.kind).map_err(|error| format!("device {}: {error}", spec.address))?;
+    let mut model = device::model(&spec.kind, id)
+        .map_err(|error| format!("device {}: {error}", spec.address))?;
     model.reset(&hardware);
     let model: Arc<Mutex<Box<dyn Model>>> = Arc::new(Mutex::new(model));
     device::start(spec.address, Arc::clone(&hardware), Arc::clone(&model))?;

@@ -21,7 +21,7 @@ pub(crate) struct Options {
     pub(crate) control: Option<PathBuf>,
 
     /// A function and what sits there: BB:DD.F=nvme with the options size=256M, queues=8 and
-    /// image=FILE, or BB:DD.F=probe with vectors=32, as in 01:00.0=nvme,size=1G,queues=4.
+    /// image=FILE, or BB:DD.F=probe with vectors=32 (0: MSI only), as in 01:00.0=nvme,size=1G,queues=4.
     /// Repeatable; several functions of one BB:DD are one device.
     #[arg(long = "device", required = true, value_name = "BB:DD.F=KIND")]
     pub(crate) devices: Vec<DeviceSpec>,
@@ -72,7 +72,7 @@ pub(crate) enum DeviceKind {
     },
     /// The probe device.
     Probe {
-        /// MSI-X vectors.
+        /// MSI-X vectors; 0 for a device that has MSI only.
         vectors: u16,
     },
 }
@@ -133,7 +133,8 @@ fn probe(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
     let mut vectors = 32;
     for &(option, value) in options {
         match option {
-            "vectors" => vectors = parse_count("vectors", value, 256, "1 to 256")?,
+            "vectors" if value == "0" => vectors = 0,
+            "vectors" => vectors = parse_count("vectors", value, 256, "0 to 256")?,
             other => {
                 return Err(SpecError::Option { kind: "probe", option: other.to_owned() });
             }

@@ -317,9 +317,12 @@ impl UserClient {
         let completion = self.completion.try_clone().map_err(|_| IoReturn::NO_MEMORY)?;
         let hardware = &self.function.hardware;
         let mut config = hardware.config();
-        let msix = !self.function.faults.no_msix();
-        let vectors = if msix { config.msix_vectors().min(MAX_VECTORS) } else { 1 };
-        debug_assert!(config.msi_vectors() >= 1, "every simulated function is capable of MSI");
+        // MSI-X if it can be configured, one MSI vector if not; MSI where there is no MSI-X.
+        let (msix, vectors) = match config.msix_vectors() {
+            Some(_) if self.function.faults.no_msix() => (false, 1),
+            Some(vectors) => (true, vectors.min(MAX_VECTORS)),
+            None => (false, config.msi_vectors()),
+        };
         hardware.interrupts.set_up(self.id, vectors, completion)?;
         config.enable_msix(msix);
         config.enable_msi(!msix);

@@ -33,11 +33,11 @@ pub(crate) fn shape(kind: &DeviceKind) -> Shape {
     }
 }
 
-/// The device itself.
-pub(crate) fn model(kind: &DeviceKind) -> std::io::Result<Box<dyn Model>> {
+/// The device itself; `serial` tells it from others of its kind.
+pub(crate) fn model(kind: &DeviceKind, serial: u64) -> std::io::Result<Box<dyn Model>> {
     Ok(match kind {
         DeviceKind::Nvme { size, queues, image } => {
-            Box::new(nvme::Controller::new(*size, *queues, image.as_deref())?)
+            Box::new(nvme::Controller::new(*size, *queues, image.as_deref(), serial)?)
         }
         DeviceKind::Probe { vectors } => Box::new(probe::Probe::new(*vectors)),
     })

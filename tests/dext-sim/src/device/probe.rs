@@ -6,7 +6,7 @@
 //! | --- | --- | --- |
 //! | 0x00 | ID | reads 0x45425250 ("PRBE") |
 //! | 0x04 | VERSION | reads 1 |
-//! | 0x08 | VECTORS | MSI-X vectors |
+//! | 0x08 | VECTORS | vectors that it can fire: its MSI-X ones, or 32 by MSI |
 //! | 0x0c | RESETS | resets since power-on |
 //! | 0x10..0x3f | SCRATCH | 12 words that keep what is written; a reset clears them |
 //! | 0x40, 0x48 | DMA_SOURCE, DMA_TARGET | 64-bit bus addresses |
@@ -36,6 +36,8 @@ use crate::hardware::Hardware;
 const ID: u32 = u32::from_le_bytes(*b"PRBE");
 const MAX_COPY: usize = 1 << 20;
 const FIRED: u64 = 0x100;
+/// Vectors of its MSI capability.
+const MSI_VECTORS: u16 = 32;
 
 /// What its config space shows.
 pub(super) fn shape(vectors: u16) -> Shape {
@@ -50,7 +52,7 @@ pub(super) fn shape(vectors: u16) -> Shape {
             BarShape { number: 2, size: 1 << 20, kind: BarInfo::WIDTH_64 | BarInfo::PREFETCHABLE },
             BarShape { number: 4, size: 64, kind: BarInfo::IO },
         ],
-        msix: MsixShape { vectors, bar: 0, table: 0x8000, pba: 0xc000 },
+        msix: (vectors > 0).then_some(MsixShape { vectors, bar: 0, table: 0x8000, pba: 0xc000 }),
         msi_log2: 5,
         serial: 0,
     }
@@ -66,6 +68,7 @@ pub(super) struct Probe {
 
 impl Probe {
     pub(super) fn new(vectors: u16) -> Self {
+        let vectors = if vectors == 0 { MSI_VECTORS } else { vectors };
         Self { vectors, resets: 0, dma_seen: 0, irq_seen: 0 }
     }
 

@@ -114,9 +114,9 @@ impl Controller {
         let data = match command.word(10) & 0xff {
             0 if namespace == 1 => identify::namespace(self.blocks()),
             0 | 3 if namespace != 1 => return Err(Status::InvalidNamespace),
-            1 => identify::controller(),
+            1 => identify::controller(self.serial),
             2 => identify::namespaces(namespace),
-            3 => identify::descriptors(),
+            3 => identify::descriptors(self.serial),
             _ => return Err(Status::InvalidField),
         };
         self.give(command, &data, hardware)

@@ -7,12 +7,13 @@ fn text(page: &mut [u8], at: usize, length: usize, text: &str) {
     page[at..at + text.len()].copy_from_slice(text.as_bytes());
 }
 
-/// CNS 1: the controller.
-pub(super) fn controller() -> Vec<u8> {
+/// CNS 1: the controller. Controllers with one name would be paths to one subsystem, so each has
+/// its own.
+pub(super) fn controller(serial: u64) -> Vec<u8> {
     let mut page = vec![0; 4096];
     page[0..2].copy_from_slice(&0xc0d0u16.to_le_bytes());
     page[2..4].copy_from_slice(&0xc0d0u16.to_le_bytes());
-    text(&mut page, 4, 20, "CORDON0001");
+    text(&mut page, 4, 20, &format!("CORDON{serial:012x}"));
     text(&mut page, 24, 40, "Cordon simulated NVMe");
     text(&mut page, 64, 8, "1.0");
     page[77] = MDTS;
@@ -28,7 +29,8 @@ pub(super) fn controller() -> Vec<u8> {
     // Write Zeroes; a volatile cache that Flush empties.
     page[520] = 1 << 3;
     page[525] = 1;
-    page[768..794].copy_from_slice(b"nqn.2026-01.example.cordon");
+    let name = format!("nqn.2026-01.example.cordon:{serial:x}");
+    page[768..768 + name.len()].copy_from_slice(name.as_bytes());
     page
 }
 
@@ -51,10 +53,11 @@ pub(super) fn namespaces(after: u32) -> Vec<u8> {
 }
 
 /// CNS 3: the namespace's identifiers: one UUID.
-pub(super) fn descriptors() -> Vec<u8> {
+pub(super) fn descriptors(serial: u64) -> Vec<u8> {
     let mut page = vec![0; 4096];
     (page[0], page[1]) = (3, 16);
-    page[4..20].copy_from_slice(b"cordon-namespace");
+    page[4..12].copy_from_slice(b"cordonNS");
+    page[12..20].copy_from_slice(&serial.to_be_bytes());
     page
 }
 

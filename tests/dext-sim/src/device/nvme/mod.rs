@@ -99,7 +99,7 @@ pub(super) fn shape(queues: u16) -> Shape {
         class: 0x01_08_02,
         multi_function: false,
         bars: vec![BarShape { number: 0, size: 64 << 10, kind: BarInfo::WIDTH_64 }],
-        msix: MsixShape { vectors: queues + 1, bar: 0, table: 0x8000, pba: 0xc000 },
+        msix: Some(MsixShape { vectors: queues + 1, bar: 0, table: 0x8000, pba: 0xc000 }),
         msi_log2: 5,
         serial: 0,
     }
@@ -110,6 +110,7 @@ pub(super) struct Controller {
     backend: Backend,
     /// I/O queue pairs.
     queues: u16,
+    serial: u64,
     enabled: bool,
     page: u64,
     submission: Vec<Option<SubmissionQueue>>,
@@ -119,11 +120,17 @@ pub(super) struct Controller {
 }
 
 impl Controller {
-    pub(super) fn new(size: u64, queues: u16, image: Option<&Path>) -> std::io::Result<Self> {
+    pub(super) fn new(
+        size: u64,
+        queues: u16,
+        image: Option<&Path>,
+        serial: u64,
+    ) -> std::io::Result<Self> {
         let slots = usize::from(queues) + 1;
         Ok(Self {
             backend: Backend::new(size, image)?,
             queues,
+            serial,
             enabled: false,
             page: 4096,
             submission: (0..slots).map(|_| None).collect(),

@@ -1,0 +1,343 @@
+//! Stock QEMU with a Debian kernel and the kernel's own NVMe driver over `cordon serve`, under TCG.
+//! What is needed is prepared by `cargo xtask guest --prepare`; if it cannot be, these tests fail
+//! and say why.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![cfg(target_os = "linux")]
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use cordon_tests::{Simulator, eventually, program, signal};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// A guest under TCG on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// Where QEMU, kernel and initramfs are.
+fn prepared() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        if let Some(dir) = std::env::var_os("CORDON_GUEST_DIR") {
+            return dir.into();
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["run", "--quiet", "--package", "xtask", "--", "guest", "--prepare"])
+            .current_dir(root)
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "QEMU and a guest cannot be prepared: see above");
+        String::from_utf8(output.stdout).unwrap().lines().last().unwrap().into()
+    })
+}
+
+/// A running `cordon serve`, and what it logs.
+struct Serve {
+    child: Child,
+    log: Receiver<Value>,
+    directory: tempfile::TempDir,
+}
+
+impl Serve {
+    fn start(simulator: &Simulator, devices: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new(program("cordon"));
+        command.args(["serve", "--json", "--dext", &simulator.endpoint()]);
+        for device in devices {
+            command.args(["--device", device, "--socket"]).arg(directory.path().join(device));
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let output = child.stdout.take().unwrap();
+        let (sender, log) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let _ = sender.send(serde_json::from_str(&line).unwrap());
+            }
+        });
+        let serve = Self { child, log, directory };
+        serve.until("ready");
+        serve
+    }
+
+    fn socket(&self, device: &str) -> PathBuf {
+        self.directory.path().join(device)
+    }
+
+    /// Waits for a line of the log; what came before it.
+    fn until(&self, event: &str) -> Vec<Value> {
+        let mut seen = Vec::new();
+        loop {
+            let line = self.log.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|_| panic!("no {event}, only {seen:?}"));
+            if line["event"] == event {
+                return seen;
+            }
+            seen.push(line);
+        }
+    }
+
+    /// SIGTERM ends it in order.
+    fn stop(mut self) {
+        signal(self.child.id(), Signal::TERM);
+        self.until("stopped");
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A running QEMU and what its guest says.
+struct Guest {
+    child: Child,
+    console: Receiver<String>,
+    seen: Vec<String>,
+    monitor: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Guest {
+    fn boot(test: &str, machine: &str, sockets: &[PathBuf], more: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let monitor = directory.path().join("qmp");
+        let prepared = prepared();
+        let qemu = prepared.join("qemu/usr");
+        let mut command = Command::new(qemu.join("lib64/ld-linux-x86-64.so.2"));
+        command.arg("--library-path").arg(qemu.join("lib/x86_64-linux-gnu"));
+        command.arg(qemu.join("bin/qemu-system-x86_64"));
+        for data in ["share/qemu", "share/seabios"] {
+            command.arg("-L").arg(qemu.join(data));
+        }
+        command
+            .args(["-accel", "tcg", "-M", &format!("{machine},memory-backend=ram")])
+            .args(["-m", "256M", "-smp", "4"])
+            .args(["-object", "memory-backend-memfd,id=ram,size=256M,share=on"])
+            .args(["-nodefaults", "-display", "none", "-serial", "stdio"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", monitor.display()))
+            .arg("-kernel")
+            .arg(prepared.join("vmlinuz"))
+            .arg("-initrd")
+            .arg(prepared.join("initramfs"))
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 cordon.test={test}")])
+            .args(more);
+        for (number, socket) in sockets.iter().enumerate() {
+            command.arg("-device").arg(device(socket, number).to_string());
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let output = child.stdout.take().unwrap();
+        let (sender, console) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let _ = sender.send(String::from_utf8_lossy(&line).trim().to_owned());
+            }
+        });
+        Self { child, console, seen: Vec::new(), monitor, _directory: directory }
+    }
+
+    /// Waits for the guest to say how its test went.
+    fn passes(&mut self, test: &str) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(line) = self.console.recv_timeout(left) else {
+                panic!("the guest does not say how {test} went: {:#?}", self.seen);
+            };
+            if line.contains(&format!("GUEST-OK {test}")) {
+                return;
+            }
+            assert!(!line.contains("GUEST-FAIL"), "{line}: {:#?}", self.seen);
+            self.seen.push(line);
+        }
+    }
+
+    /// Waits for the guest's end.
+    fn ends(&mut self) {
+        let end = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "the guest does not end: {:#?}", self.seen);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn device(socket: &Path, number: usize) -> Value {
+    json!({
+        "driver": "vfio-user-pci",
+        "id": format!("function{number}"),
+        "socket": { "type": "unix", "path": socket },
+    })
+}
+
+/// QEMU's monitor.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn connect(guest: &Guest) -> Self {
+        assert!(eventually(|| guest.monitor.exists()));
+        let stream = UnixStream::connect(&guest.monitor).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut monitor = Self(BufReader::new(stream));
+        monitor.line();
+        monitor.command(&json!({ "execute": "qmp_capabilities" }));
+        monitor
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn command(&mut self, command: &Value) {
+        self.0.get_mut().write_all(command.to_string().as_bytes()).unwrap();
+        loop {
+            let line = self.line();
+            assert!(line["error"].is_null(), "{command}: {line}");
+            if !line["return"].is_null() {
+                return;
+            }
+        }
+    }
+
+    fn event(&mut self, name: &str) {
+        while self.line()["event"] != name {}
+    }
+}
+
+#[test]
+fn the_kernels_nvme_driver_binds_and_every_queue_interrupts() {
+    let simulator = Simulator::start(&["--device=01:00.0=nvme,size=64M,queues=4"]);
+    let serve = Serve::start(&simulator, &["01:00.0"]);
+    let mut guest = Guest::boot("queues", "q35", &[serve.socket("01:00.0")], &["-no-reboot"]);
+    guest.passes("queues");
+    guest.ends();
+    let seen = serve.until("detach");
+    assert!(seen.iter().all(|line| line["event"] != "error"), "{seen:?}");
+    serve.stop();
+    simulator.assert_released("01:00.0");
+}
+
+#[test]
+fn file_systems_hold_and_an_images_files_are_read_and_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let (image, files) = (directory.path().join("image"), directory.path().join("files"));
+    let content = |number: usize| -> Vec<u8> {
+        (0..300_000)
+            .map(|at: usize| ((at * 31 + at / 257) ^ (number * 97)).to_le_bytes()[0])
+            .collect()
+    };
+    std::fs::create_dir(&files).unwrap();
+    std::fs::write(files.join("from-host"), content(1000)).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+    let path = "/usr/sbin:/sbin:/usr/bin:/bin";
+    let mut make = Command::new("mkfs.ext4");
+    make.args(["-q", "-F", "-d"]).arg(&files).arg(&image).env("PATH", path);
+    let made = make.status().is_ok_and(|status| status.success());
+    assert!(made, "mkfs.ext4 of the package e2fsprogs");
+
+    let disk = format!("--device=01:00.1=nvme,queues=4,image={}", image.display());
+    let simulator = Simulator::start(&["--device=01:00.0=nvme,size=128M,queues=4", &disk]);
+    let serve = Serve::start(&simulator, &["01:00.0", "01:00.1"]);
+    let sockets = [serve.socket("01:00.0"), serve.socket("01:00.1")];
+    let mut guest = Guest::boot("files", "q35", &sockets, &["-no-reboot"]);
+    guest.passes("files");
+    guest.ends();
+    serve.stop();
+
+    // The image file on the host holds what the guest wrote.
+    let back = directory.path().join("from-guest");
+    let dump = format!("dump /from-guest {}", back.display());
+    let dumped = Command::new("debugfs").args(["-R", &dump]).arg(&image).env("PATH", path).output();
+    assert!(dumped.unwrap().status.success(), "debugfs of the package e2fsprogs");
+    assert!(std::fs::read(&back).unwrap() == content(2000), "the guest's file is different");
+}
+
+#[test]
+fn two_functions_of_one_device_in_one_guest() {
+    let simulator = Simulator::usual();
+    let serve = Serve::start(&simulator, &["01:00.0", "01:00.1"]);
+    let sockets = [serve.socket("01:00.0"), serve.socket("01:00.1")];
+    let mut guest = Guest::boot("probe", "q35", &sockets, &["-no-reboot"]);
+    guest.passes("probe");
+    for said in ["registers: 12", "DMA engine: 65536", "interrupts: each of 32"] {
+        assert!(guest.seen.iter().any(|line| line.contains(said)), "{said}: {:#?}", guest.seen);
+    }
+    guest.ends();
+    serve.stop();
+}
+
+#[test]
+fn a_guest_reboots_and_another_comes_after_it_to_the_same_server() {
+    let simulator = Simulator::start(&["--device=01:00.0=nvme,size=64M,queues=4"]);
+    let serve = Serve::start(&simulator, &["01:00.0"]);
+    let sockets = [serve.socket("01:00.0")];
+    let mut guest = Guest::boot("reboot", "q35", &sockets, &[]);
+    guest.passes("reboot");
+    // The second boot of the same QEMU, after a system reset of the guest's own.
+    guest.passes("reboot");
+    guest.ends();
+    serve.until("detach");
+    let held = eventually(|| simulator.held("01:00.0").2 == 0);
+    assert!(held, "the memory of a guest that is gone is still mapped");
+    let mut guest = Guest::boot("marker", "q35", &sockets, &["-no-reboot"]);
+    guest.passes("marker");
+    // And a system reset from outside.
+    guest.ends();
+    serve.until("detach");
+    let mut guest = Guest::boot("stay", "q35", &sockets, &[]);
+    guest.passes("stay");
+    let mut monitor = Monitor::connect(&guest);
+    monitor.command(&json!({ "execute": "system_reset" }));
+    guest.passes("stay");
+    monitor.command(&json!({ "execute": "quit" }));
+    guest.ends();
+    serve.until("detach");
+    serve.stop();
+    simulator.assert_released("01:00.0");
+}
+
+#[test]
+fn a_device_is_unplugged_and_plugged_where_qemu_survives_it() {
+    // QEMU 11.1 itself aborts when a function with MSI-X is unplugged; this one has MSI only.
+    let simulator = Simulator::start(&["--device=01:00.0=probe,vectors=0"]);
+    let serve = Serve::start(&simulator, &["01:00.0"]);
+    let socket = serve.socket("01:00.0");
+    let mut guest = Guest::boot("stay", "pc", std::slice::from_ref(&socket), &["-no-reboot"]);
+    guest.passes("stay");
+    let mut monitor = Monitor::connect(&guest);
+    monitor.command(&json!({ "execute": "device_del", "arguments": { "id": "function0" } }));
+    monitor.event("DEVICE_DELETED");
+    serve.until("detach");
+    assert!(eventually(|| simulator.held("01:00.0").2 == 0));
+    monitor.command(&json!({ "execute": "device_add", "arguments": device(&socket, 1) }));
+    serve.until("attach");
+    assert!(eventually(|| simulator.held("01:00.0").2 > 0), "its memory is not mapped again");
+    monitor.command(&json!({ "execute": "quit" }));
+    guest.ends();
+    serve.until("detach");
+    serve.stop();
+}

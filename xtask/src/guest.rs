@@ -1,0 +1,379 @@
+//! What the QEMU suites need, prepared once in `target/guest`: Debian's QEMU with its libraries, a
+//! Debian kernel, busybox, and an initramfs with our agent.
+//!
+//! Packages are fetched by apt into a folder of the project's, with state and cache of their own,
+//! and unpacked; nothing is installed, and no root is needed. The mirror is the one that the
+//! machine's own apt sources name. Debian 13's backports have the QEMU that knows vfio-user.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::{Result, cargo, target};
+
+/// What was prepared.
+pub(crate) struct Prepared {
+    pub(crate) folder: PathBuf,
+}
+
+/// Changes when what is prepared changes.
+const STAMP: &str = "1";
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Packages of one suite that are unpacked.
+struct Bundle {
+    name: &'static str,
+    suites: &'static [&'static str],
+    /// Suite to prefer.
+    prefer: &'static str,
+}
+
+const QEMU: Bundle =
+    Bundle { name: "qemu", suites: &["trixie", "trixie-backports"], prefer: "trixie-backports" };
+const SYSTEM: Bundle = Bundle { name: "system", suites: &["bookworm"], prefer: "bookworm" };
+
+/// Prepares everything that is not there yet.
+pub(crate) fn prepare() -> Result<Prepared> {
+    if std::env::consts::ARCH != "x86_64" {
+        return Err("the guest suites need an x86-64 host: the guest is one".to_owned());
+    }
+    let folder = target().join("guest");
+    let stamp = folder.join("stamp");
+    if std::fs::read_to_string(&stamp).is_ok_and(|found| found == STAMP) {
+        initramfs(&folder)?;
+        return Ok(Prepared { folder });
+    }
+    println!("preparing QEMU and a guest in {} (once)", folder.display());
+    for (tool, package) in [("apt-get", "apt"), ("dpkg-deb", "dpkg")] {
+        let there = Command::new(tool).arg("--version").stdout(Stdio::null()).status();
+        if !there.is_ok_and(|status| status.success()) {
+            return Err(format!("{tool} is needed to fetch QEMU (package {package}, Debian)"));
+        }
+    }
+    if !Path::new(KEYRING).is_file() {
+        return Err(format!("{KEYRING} is needed (package debian-archive-keyring)"));
+    }
+    let mirror = mirror()?;
+    let _ = std::fs::remove_dir_all(&folder);
+    qemu(&folder, &mirror)?;
+    system(&folder, &mirror)?;
+    initramfs(&folder)?;
+    write(&stamp, STAMP)?;
+    Ok(Prepared { folder })
+}
+
+fn write(path: &Path, text: &str) -> Result {
+    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn make(folder: &Path) -> Result {
+    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))
+}
+
+/// The Debian mirror of this machine's apt sources: of the entry for its own release.
+fn mirror() -> Result<String> {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let codename = codename.unwrap_or("bookworm").trim_matches('"').to_owned();
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    let parts = std::fs::read_dir("/etc/apt/sources.list.d");
+    files.extend(parts.into_iter().flatten().flatten().map(|entry| entry.path()));
+    files.sort();
+    files
+        .iter()
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .find_map(|text| mirror_in(&text, &codename))
+        .ok_or_else(|| format!("no apt source of this machine names a Debian mirror of {codename}"))
+}
+
+/// A mirror of `codename` in a sources file of either form.
+fn mirror_in(text: &str, codename: &str) -> Option<String> {
+    let one_line = text.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| *word != "deb").skip(1);
+        let mut words =
+            words.by_ref().skip_while(|word| word.starts_with('[') || word.ends_with(']'));
+        let (uri, suite) = (words.next()?, words.next()?);
+        (suite == codename && words.any(|word| word == "main")).then(|| uri.to_owned())
+    });
+    let stanzas = text.split("\n\n").find_map(|stanza| {
+        let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name));
+        let suites = field("Suites:")?;
+        let components = field("Components:")?;
+        let fits = suites.split_whitespace().any(|suite| suite == codename)
+            && components.split_whitespace().any(|component| component == "main");
+        fits.then(|| field("URIs:")?.split_whitespace().next().map(str::to_owned)).flatten()
+    });
+    one_line.or(stanzas).map(|uri| uri.trim_end_matches('/').to_owned())
+}
+
+/// apt with state, cache and sources in a folder of its own.
+struct Apt {
+    folder: PathBuf,
+    prefer: &'static str,
+}
+
+impl Apt {
+    fn new(folder: &Path, bundle: &Bundle, mirror: &str) -> Result<Self> {
+        let folder = folder.join(format!("apt-{}", bundle.name));
+        for part in ["state/lists/partial", "cache/archives/partial", "etc"] {
+            make(&folder.join(part))?;
+        }
+        write(&folder.join("state/status"), "")?;
+        let sources: String = bundle
+            .suites
+            .iter()
+            .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
+            .collect();
+        write(&folder.join("etc/sources.list"), &sources)?;
+        let apt = Self { folder, prefer: bundle.prefer };
+        apt.run("apt-get", &["-q", "update"])?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let at = |part: &str| self.folder.join(part).display().to_string();
+        let mut command = Command::new(program);
+        for (name, value) in [
+            ("Dir::State", at("state")),
+            ("Dir::State::status", at("state/status")),
+            ("Dir::Cache", at("cache")),
+            ("Dir::Etc::sourcelist", at("etc/sources.list")),
+            ("Dir::Etc::sourceparts", "/dev/null".to_owned()),
+            ("Dir::Etc::preferences", "/dev/null".to_owned()),
+            ("Dir::Etc::preferencesparts", "/dev/null".to_owned()),
+            ("APT::Default-Release", self.prefer.to_owned()),
+            ("APT::Install-Recommends", "false".to_owned()),
+            ("APT::Sandbox::User", String::new()),
+            ("Acquire::Languages", "none".to_owned()),
+            ("Acquire::Retries", "3".to_owned()),
+            ("Debug::NoLocking", "true".to_owned()),
+        ] {
+            command.arg("-o").arg(format!("{name}={value}"));
+        }
+        command.args(arguments).current_dir(self.folder.join("cache/archives"));
+        command
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let said = format!("{program} {}", arguments.join(" "));
+        let output = self.command(program, arguments).output();
+        let output = output.map_err(|error| format!("{said}: {error}"))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let errors = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{said}: {}: {}", output.status, errors.trim()))
+    }
+
+    /// Unpacks every package that was fetched, and throws the packages away.
+    fn unpack(self, into: &Path) -> Result {
+        let archives = self.folder.join("cache/archives");
+        let entries = std::fs::read_dir(&archives).map_err(|error| error.to_string())?;
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                let unpacked = Command::new("dpkg-deb").arg("-x").arg(&path).arg(into).status();
+                if !unpacked.is_ok_and(|status| status.success()) {
+                    return Err(format!("{} cannot be unpacked", path.display()));
+                }
+            }
+        }
+        std::fs::remove_dir_all(&self.folder).map_err(|error| error.to_string())
+    }
+}
+
+/// QEMU and every library it needs.
+fn qemu(folder: &Path, mirror: &str) -> Result {
+    let apt = Apt::new(folder, &QEMU, mirror)?;
+    apt.run("apt-get", &["-q", "-y", "--download-only", "install", "qemu-system-x86"])?;
+    let into = folder.join("qemu");
+    make(&into)?;
+    apt.unpack(&into)
+}
+
+/// Kernel and busybox.
+fn system(folder: &Path, mirror: &str) -> Result {
+    let apt = Apt::new(folder, &SYSTEM, mirror)?;
+    let depends = apt.run("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
+    let kernel = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    let kernel = kernel.ok_or("linux-image-cloud-amd64 depends on no kernel")?;
+    apt.run("apt-get", &["-q", "download", kernel, "busybox-static"])?;
+    let into = folder.join("system");
+    make(&into)?;
+    apt.unpack(&into)?;
+    let boot = std::fs::read_dir(into.join("boot")).map_err(|error| error.to_string())?;
+    let kernel = boot
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz")))
+        .ok_or("the kernel package has no kernel")?;
+    std::fs::copy(kernel, folder.join("vmlinuz")).map_err(|error| error.to_string())?;
+    let busybox = into.join("bin/busybox");
+    std::fs::copy(busybox, folder.join("busybox")).map_err(|error| error.to_string())?;
+    std::fs::remove_dir_all(&into).map_err(|error| error.to_string())
+}
+
+/// The agent, linked statically, and busybox.
+fn initramfs(folder: &Path) -> Result {
+    let triple = "x86_64-unknown-linux-gnu";
+    let build = folder.join("agent");
+    let mut command = cargo(&["build", "--quiet", "--release", "--package", "guest-agent"]);
+    command
+        .args(["--target", triple])
+        .arg("--target-dir")
+        .arg(&build)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let built = command.status().map_err(|error| format!("the guest's agent: {error}"))?;
+    if !built.success() {
+        return Err("the guest's agent cannot be built".to_owned());
+    }
+    let read = |path: PathBuf| std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()));
+    let agent = read(build.join(triple).join("release/guest-agent"))?;
+    let busybox = read(folder.join("busybox"))?;
+    let mut archive = Archive::default();
+    archive.add("bin", 0o040_755, &[]);
+    archive.add("dev", 0o040_755, &[]);
+    archive.add("init", 0o100_755, &agent);
+    archive.add("bin/busybox", 0o100_755, &busybox);
+    let path = folder.join("initramfs");
+    std::fs::write(&path, archive.finish()).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// An archive of the form that the kernel unpacks: "newc".
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.entries += 1;
+        let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
+        let name_length = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
+        let fields = [self.entries, mode, 0, 0, 1, 0, length, 0, 0, 0, 0, name_length, 0];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.add("TRAILER!!!", 0, &[]);
+        self.bytes
+    }
+}
+
+impl Prepared {
+    /// QEMU as it is started: the program, and what must come first on its command line.
+    pub(crate) fn qemu(&self) -> Command {
+        let qemu = self.folder.join("qemu/usr");
+        let library = qemu.join("lib/x86_64-linux-gnu");
+        let mut command = Command::new(qemu.join("lib64/ld-linux-x86-64.so.2"));
+        command
+            .arg("--library-path")
+            .arg(library)
+            .arg(qemu.join("bin/qemu-system-x86_64"))
+            .arg("-L")
+            .arg(qemu.join("share/qemu"))
+            .arg("-L")
+            .arg(qemu.join("share/seabios"));
+        command
+    }
+}
+
+/// Boots a guest with a prompt on this terminal, an NVMe and a probe function in it.
+pub(crate) fn interactive() -> Result {
+    let prepared = prepare()?;
+    let mut build = cargo(&["build", "--release", "--quiet", "--workspace", "--bins"]);
+    if !build.status().is_ok_and(|status| status.success()) {
+        return Err("the programs cannot be built".to_owned());
+    }
+    let programs = target().join("release");
+    let folder = std::env::temp_dir().join(format!("cordon-guest-{}", std::process::id()));
+    make(&folder)?;
+    let socket = |name: &str| folder.join(name).display().to_string();
+    let mut simulator = Command::new(programs.join("dext-sim"))
+        .args(["--socket", &socket("dext"), "--exit-with-stdin"])
+        .args(["--device=01:00.0=nvme,size=256M,queues=4", "--device=01:00.1=probe"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("dext-sim: {error}"))?;
+    wait_for(&folder.join("dext"))?;
+    let mut server = Command::new(programs.join("cordon"))
+        .args(["serve", "--dext", &format!("sim:{}", socket("dext"))])
+        .args(["--device", "01:00.0", "--socket", &socket("nvme")])
+        .args(["--device", "01:00.1", "--socket", &socket("probe")])
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("cordon serve: {error}"))?;
+    wait_for(&folder.join("probe"))?;
+    let mut qemu = prepared.qemu();
+    qemu.args(["-accel", "tcg", "-M", "q35,memory-backend=ram", "-m", "512M", "-smp", "2"])
+        .args(["-object", "memory-backend-memfd,id=ram,size=512M,share=on"])
+        .args(["-nodefaults", "-nographic", "-serial", "mon:stdio"])
+        .arg("-kernel")
+        .arg(prepared.folder.join("vmlinuz"))
+        .arg("-initrd")
+        .arg(prepared.folder.join("initramfs"))
+        .args(["-append", "console=ttyS0 quiet panic=-1 cordon.test=shell", "-no-reboot"]);
+    for name in ["nvme", "probe"] {
+        let path = socket(name);
+        qemu.arg("-device").arg(format!(
+            "{{\"driver\":\"vfio-user-pci\",\"socket\":{{\"type\":\"unix\",\"path\":\"{path}\"}}}}"
+        ));
+    }
+    let booted = qemu.status();
+    for process in [&mut server, &mut simulator] {
+        let _ = Command::new("kill").arg(process.id().to_string()).status();
+        let _ = process.wait();
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+    match booted {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("QEMU: {status}")),
+        Err(error) => Err(format!("QEMU: {error}")),
+    }
+}
+
+/// Waits until a program has made its socket.
+fn wait_for(path: &Path) -> Result {
+    for _ in 0..500 {
+        if path.exists() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Err(format!("{} did not appear", path.display()))
+}
+
+/// For the suites: where everything is.
+pub(crate) fn folder() -> Result<PathBuf> {
+    prepare().map(|prepared| prepared.folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirrors_are_found_in_both_forms_of_sources() {
+        let old = "# x\ndeb [signed-by=/k] http://mirror/debian/ bookworm main\n";
+        assert_eq!(mirror_in(old, "bookworm").as_deref(), Some("http://mirror/debian"));
+        assert_eq!(mirror_in(old, "trixie"), None);
+        let new = "Types: deb\nURIs: http://other/x\nSuites: stable\nComponents: main\n\n\
+                   Types: deb\nURIs: http://mirror/debian\nSuites: bookworm bookworm-updates\n\
+                   Components: main\n";
+        assert_eq!(mirror_in(new, "bookworm").as_deref(), Some("http://mirror/debian"));
+    }
+}

@@ -85,7 +85,7 @@ fn disks() -> Result<(PathBuf, PathBuf), String> {
 pub(crate) fn files() -> Outcome {
     let (empty, image) = disks()?;
     let (empty, image) = (empty.display().to_string(), image.display().to_string());
-    busybox(&["mkfs.ext2", &empty])?;
+    busybox(&["mke2fs", &empty])?;
     context("mkdir", fs::create_dir_all("/mnt"))?;
     context("mount", sys::mount(&empty, "/mnt", "ext4"))?;
     for number in 0..FILES {

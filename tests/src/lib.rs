@@ -1,6 +1,8 @@
 //! What the suites share: the programs, a simulated dext, a VMM side over it.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+pub mod vfio_user;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,284 @@
+//! A vfio-user client that says exactly what it is told to, and a served function to say it to.
+
+use std::io::{IoSlice, IoSliceMut, Read as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ipc::SharedMemory;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use vmm_side::vfio_user::protocol::{HEADER, Header, command, flag};
+use vmm_side::vfio_user::{Event, Server};
+use vmm_side::{Container, DmaMode, Host, PassthroughDevice, Proxy};
+
+use crate::{Simulator, address, config};
+
+/// A function behind a vfio-user socket.
+pub struct Served {
+    /// The dext.
+    pub simulator: Simulator,
+    /// The device itself, to compare with.
+    pub proxy: Arc<Proxy>,
+    /// Guest memory as the server has it.
+    pub container: Arc<Container>,
+    events: Mutex<Receiver<Event>>,
+    path: PathBuf,
+    _server: Server,
+    _host: Host,
+    _directory: tempfile::TempDir,
+}
+
+impl Served {
+    /// Serves `function` of the usual device.
+    ///
+    /// # Panics
+    /// When it cannot be served.
+    #[must_use]
+    pub fn start(function: &str) -> Self {
+        let simulator = Simulator::usual();
+        let host = Host::new(config(&simulator));
+        let container = Arc::new(Container::new(DmaMode::Direct));
+        let proxy = host.attach(address(function), &container, None).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let (sender, events) = channel();
+        let device: Arc<dyn PassthroughDevice> = Arc::clone(&proxy) as _;
+        let log = move |event| drop(sender.send(event));
+        let server = Server::start(&path, device, Arc::clone(&container), log).unwrap();
+        Self {
+            simulator,
+            proxy,
+            container,
+            events: Mutex::new(events),
+            path,
+            _server: server,
+            _host: host,
+            _directory: directory,
+        }
+    }
+
+    /// The probe function.
+    #[must_use]
+    pub fn probe() -> Self {
+        Self::start("01:00.1")
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
+    /// A client that has said nothing yet.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[must_use]
+    pub fn connect(&self) -> Client {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Client { stream, next: 1 }
+    }
+
+    /// A client that has negotiated.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let mut client = self.connect();
+        client.ok(command::VERSION, b"\0\0\0\0{\"capabilities\":{}}\0");
+        client
+    }
+
+    /// Waits until the server logs something that `wanted` picks.
+    ///
+    /// # Panics
+    /// When it does not within ten seconds.
+    pub fn until(&self, wanted: impl Fn(&Event) -> bool) {
+        let events = self.events.lock().unwrap();
+        while !wanted(&events.recv_timeout(Duration::from_secs(10)).unwrap()) {}
+    }
+}
+
+/// A reply: its error, body and descriptors.
+#[derive(Debug)]
+pub struct Reply {
+    /// Errno; 0 for success.
+    pub error: u32,
+    /// What came after the header.
+    pub body: Vec<u8>,
+    /// What came beside it.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// A client.
+pub struct Client {
+    stream: UnixStream,
+    next: u16,
+}
+
+impl Client {
+    /// Sends bytes as they are, with descriptors beside the first.
+    ///
+    /// # Panics
+    /// When the server does not take them.
+    pub fn send_raw(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        let parts = [IoSlice::new(bytes)];
+        let sent =
+            rustix::net::sendmsg(&self.stream, &parts, &mut control, SendFlags::empty()).unwrap();
+        assert_eq!(sent, bytes.len());
+    }
+
+    /// Sends a command and does not wait.
+    pub fn send(
+        &mut self,
+        command: u16,
+        flags: u32,
+        body: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> u16 {
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        let size = u32::try_from(HEADER + body.len()).unwrap();
+        let header = Header { id, command, size, flags, error: 0 };
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.extend_from_slice(body);
+        self.send_raw(&bytes, descriptors);
+        id
+    }
+
+    /// The next reply, with its header.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn receive(&mut self) -> (Header, Reply) {
+        let mut bytes = [0; HEADER];
+        let mut descriptors = Vec::new();
+        let mut have = 0;
+        while have < HEADER {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let parts = &mut [IoSliceMut::new(&mut bytes[have..])];
+            let came = rustix::net::recvmsg(&self.stream, parts, &mut control, RecvFlags::empty())
+                .unwrap();
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = message {
+                    descriptors.extend(rights);
+                }
+            }
+            assert!(came.bytes > 0, "end of file instead of a reply");
+            have += came.bytes;
+        }
+        let header = Header::parse(&bytes);
+        let mut body = vec![0; usize::try_from(header.size).unwrap() - HEADER];
+        self.stream.read_exact(&mut body).unwrap();
+        let failed = header.flags & flag::ERROR != 0;
+        assert_eq!(failed, header.error != 0, "{header:?}");
+        assert!(!failed || body.is_empty(), "an error reply has no body");
+        (header, Reply { error: header.error, body, descriptors })
+    }
+
+    /// Sends a command and waits for its reply.
+    pub fn ask(&mut self, command: u16, body: &[u8], descriptors: &[BorrowedFd<'_>]) -> Reply {
+        let id = self.send(command, flag::COMMAND, body, descriptors);
+        let (header, reply) = self.receive();
+        assert_eq!((header.id, header.command), (id, command));
+        assert_eq!(header.flags & flag::TYPE, flag::REPLY);
+        reply
+    }
+
+    /// A command that must succeed: the body of its reply.
+    pub fn ok(&mut self, command: u16, body: &[u8]) -> Vec<u8> {
+        let reply = self.ask(command, body, &[]);
+        assert_eq!(reply.error, 0, "command {command} failed");
+        reply.body
+    }
+
+    /// A command that must fail: its errno. The connection must be usable afterwards.
+    pub fn refused(&mut self, command: u16, body: &[u8], descriptors: &[BorrowedFd<'_>]) -> i32 {
+        let reply = self.ask(command, body, descriptors);
+        assert_ne!(reply.error, 0, "command {command} succeeded: {:x?}", reply.body);
+        assert!(reply.descriptors.is_empty());
+        self.still_works();
+        i32::try_from(reply.error).unwrap()
+    }
+
+    /// Asks for something harmless.
+    pub fn still_works(&mut self) {
+        let info = self.ok(command::GET_INFO, &words(&[16, 0, 0, 0]));
+        assert_eq!(info.len(), 16);
+    }
+
+    /// Whether the server has closed the connection.
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0; 64]), Ok(0) | Err(_))
+    }
+
+    /// Reads from a region.
+    pub fn read(&mut self, region: u32, offset: u64, count: u32) -> Vec<u8> {
+        let body = self.ok(command::REGION_READ, &access(region, offset, count, &[]));
+        assert_eq!(body[..16], access(region, offset, count, &[]));
+        body[16..].to_vec()
+    }
+
+    /// Writes to a region.
+    pub fn write(&mut self, region: u32, offset: u64, data: &[u8]) {
+        let count = u32::try_from(data.len()).unwrap();
+        let body = self.ok(command::REGION_WRITE, &access(region, offset, count, data));
+        assert_eq!(body, access(region, offset, count, &[]));
+    }
+}
+
+/// Little-endian words.
+#[must_use]
+pub fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// The body of a region access.
+#[must_use]
+pub fn access(region: u32, offset: u64, count: u32, data: &[u8]) -> Vec<u8> {
+    let mut body = offset.to_le_bytes().to_vec();
+    body.extend_from_slice(&words(&[region, count]));
+    body.extend_from_slice(data);
+    body
+}
+
+/// The body of DMA_MAP.
+#[must_use]
+pub fn map(flags: u32, offset: u64, iova: u64, size: u64) -> Vec<u8> {
+    let mut body = words(&[32, flags]);
+    for field in [offset, iova, size] {
+        body.extend_from_slice(&field.to_le_bytes());
+    }
+    body
+}
+
+/// The body of DMA_UNMAP.
+#[must_use]
+pub fn unmap(flags: u32, iova: u64, size: u64) -> Vec<u8> {
+    let mut body = words(&[24, flags]);
+    for field in [iova, size] {
+        body.extend_from_slice(&field.to_le_bytes());
+    }
+    body
+}
+
+/// Guest memory as a client has it.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn ram(size: u64) -> SharedMemory {
+    SharedMemory::create("guest-ram", size).unwrap()
+}

@@ -1,0 +1,27 @@
+use crate::EINVAL;
+use cordon_tests::vfio_user::{Served, words};
+use vmm_side::vfio_user::protocol::command::GET_INFO;
+
+#[test]
+fn a_resettable_pci_device_with_9_regions_and_5_interrupt_indexes() {
+    let served = Served::probe();
+    let mut client = served.client();
+    // QEMU says 16, cloud-hypervisor 32.
+    for argument in [16, 32] {
+        let mut body = words(&[argument, 0, 0, 0]);
+        body.resize(16, 0);
+        assert_eq!(client.ok(GET_INFO, &body), words(&[16, 0b11, 9, 5]));
+    }
+}
+
+#[test]
+fn short_bodies_and_descriptors_are_refused() {
+    let served = Served::probe();
+    let mut client = served.client();
+    assert_eq!(client.refused(GET_INFO, &[], &[]), EINVAL);
+    assert_eq!(client.refused(GET_INFO, &words(&[16, 0, 0]), &[]), EINVAL);
+    assert_eq!(client.refused(GET_INFO, &words(&[15, 0, 0, 0]), &[]), EINVAL);
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let with = [std::os::fd::AsFd::as_fd(&null)];
+    assert_eq!(client.refused(GET_INFO, &words(&[16, 0, 0, 0]), &with), EINVAL);
+}

@@ -1,0 +1,19 @@
+//! The vfio-user server against clients that break every rule, one file for each command: an error
+//! reply with the right errno, received descriptors closed, the connection usable afterwards
+//! wherever the stream is still in step.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod device_reset;
+mod dma_map;
+mod dma_unmap;
+mod get_info;
+mod irq_info;
+mod region_info;
+mod region_read;
+mod region_write;
+mod set_irqs;
+mod stock_client;
+mod stream;
+mod version;
+
+const EINVAL: i32 = 22;

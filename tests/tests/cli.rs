@@ -81,6 +81,33 @@ fn device_proc_alone_says_what_is_missing() {
 }
 
 #[test]
+fn what_cannot_be_served_is_named_and_nothing_is_left() {
+    let simulator = Simulator::usual();
+    let dext = format!("--dext={}", simulator.endpoint());
+    let directory = tempfile::tempdir().unwrap();
+    let socket = format!("--socket={}", directory.path().join("s").display());
+    let serve = |more: &[&str], status, says: &[&str]| {
+        let mut arguments = vec!["serve", &dext];
+        arguments.extend(more);
+        refused("cordon", &arguments, status, says);
+        simulator.assert_released("01:00.0");
+    };
+    serve(&["--device=07:00.0", &socket], 1, &["07:00.0"]);
+    serve(&["--device=01:00.0"], 2, &["--socket"]);
+    serve(&["--device=01:00.0", "--device=01:00.1", &socket], 1, &["2 --device but 1 --socket"]);
+    serve(&["--device=01:00.0", "--socket=/nonexistent/s"], 1, &["/nonexistent/s"]);
+    let long = format!("--socket=/tmp/{}", "x".repeat(200));
+    serve(&["--device=01:00.0", &long], 1, &["Cannot listen"]);
+    let twice = ["--device=01:00.0", "--device=01:00.0", &socket, &socket];
+    serve(&twice, 1, &["duplicate owner for host PCI 01:00.0"]);
+    // Somebody listens there.
+    let taken = directory.path().join("taken");
+    let _listener = std::os::unix::net::UnixListener::bind(&taken).unwrap();
+    let taken = format!("--socket={}", taken.display());
+    serve(&["--device=01:00.0", &taken], 1, &["Cannot listen", "in use"]);
+}
+
+#[test]
 fn devices_lists_what_there_is_and_who_has_it() {
     let simulator = Simulator::usual();
     let dext = format!("--dext={}", simulator.endpoint());

@@ -157,6 +157,12 @@ fn ranges_flags_and_descriptors_that_do_not_fit_are_refused_and_closed() {
         assert_eq!(errno, EINVAL, "{request:x?}");
     }
     drop(two);
+    // What came with a refused request is closed.
+    let (read, write) = std::io::pipe().unwrap();
+    client.refused(SET_IRQS, &body(INSTALL, 9, 0, 1), &[write.as_fd()]);
+    drop(write);
+    let soon = Deadline::after(Duration::from_secs(5));
+    assert!(ipc::poll::wait_readable(&read, soon).unwrap());
     install(&mut client, 2, 0, &events);
     fire(&served, 1);
     assert!(events.came(1));

@@ -3,7 +3,7 @@
 //! It opens every function without claiming any, confines itself, and only then reads what the
 //! dext and the devices say. It changes nothing. It exits when the VMM side is gone.
 
-use ipc::wire::common::{Failure, Up};
+use ipc::wire::common::Failure;
 use ipc::wire::dext::{CLIENT_TYPE, Client as Peer, IoReturn, SERVICE_CLASS};
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Reply, Request};
@@ -25,17 +25,12 @@ struct Entry {
 /// # Errors
 /// [`RoleError`].
 pub fn run(common: &Common) -> Result<(), RoleError> {
-    let mut tube = start::tube(common, Role::Lister)?;
-    let (mut entries, ready) = match prepare(common, &tube) {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            start::report_failure::<Ready, Reply>(&tube, &error);
-            return Err(error);
-        }
-    };
-    let up: Up<Ready, Reply> = Up::Ready(ready);
-    tube.send(0, &up, &[], Deadline::after(start::PATIENCE))?;
-    serve(&mut tube, &mut entries)
+    start::run::<_, _, Reply>(
+        common,
+        Role::Lister,
+        |tube| prepare(common, tube),
+        |tube, mut entries| serve(tube, &mut entries),
+    )
 }
 
 fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleError> {

@@ -41,11 +41,32 @@ pub enum RoleError {
     Wait(#[source] std::io::Error),
 }
 
-/// Takes over the inherited tube and shakes hands on it.
+/// A role's life. `prepare` opens and confines, and gives the role's state and what the VMM side is
+/// told of it; `serve` goes on until the VMM side ends it. `A` is what the role answers.
 ///
 /// # Errors
-/// [`RoleError`] when there is no VMM side.
-pub fn tube(common: &Common, role: Role) -> Result<Tube, RoleError> {
+/// [`RoleError`]; the VMM side has been told of one from `prepare`.
+pub fn run<S, R: Serialize, A: Serialize>(
+    common: &Common,
+    role: Role,
+    prepare: impl FnOnce(&Tube) -> Result<(S, R), RoleError>,
+    serve: impl FnOnce(&mut Tube, S) -> Result<(), RoleError>,
+) -> Result<(), RoleError> {
+    let mut tube = tube(common, role)?;
+    let (state, ready) = match prepare(&tube) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            report_failure::<R, A>(&tube, &error);
+            return Err(error);
+        }
+    };
+    let up: Up<R, A> = Up::Ready(ready);
+    tube.send(0, &up, &[], Deadline::after(PATIENCE))?;
+    serve(&mut tube, state)
+}
+
+/// Takes over the inherited tube and shakes hands on it.
+fn tube(common: &Common, role: Role) -> Result<Tube, RoleError> {
     let number = common.tube_fd;
     let fd = crate::sys::inherited(number).map_err(|error| RoleError::NoTube(number, error))?;
     let mut tube = Tube::from_fd(fd);
@@ -77,7 +98,7 @@ pub fn confine(
 }
 
 /// Tells the VMM side that the process could not start.
-pub fn report_failure<R: Serialize, A: Serialize>(tube: &Tube, error: &RoleError) {
+fn report_failure<R: Serialize, A: Serialize>(tube: &Tube, error: &RoleError) {
     let (kind, code) = match error {
         RoleError::Dext(error) => {
             let failure = crate::failure(error);

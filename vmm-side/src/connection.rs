@@ -11,8 +11,8 @@ use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::SandboxReport;
 use ipc::{PciAddress, SharedMemory};
 
-use crate::container::GuestRegion;
 use crate::device::{BarMemory, DeviceError};
+use crate::memory::GuestRegion;
 use crate::supervisor::{CallError, Death, Protocol, Spec, Supervisor};
 
 /// What is said to a connection process.
@@ -135,7 +135,7 @@ impl Connection {
             return Err(DeviceError::Io(format!("Asked for {address}, {found} was claimed")));
         }
         for warning in &attached.warnings {
-            tracing::warn!("{}", crate::device::printable(warning));
+            tracing::warn!("{}", crate::text::printable(warning));
         }
         let counts = handles.expect(attached.windows.len());
         counts.map_err(|error| DeviceError::Io(error.to_string()))?;
@@ -217,7 +217,7 @@ impl Connection {
     }
 
     fn dma(&self, request: Request, count: usize) -> Result<Vec<DmaOutcome>, DeviceError> {
-        match self.call(request, Vec::new())? {
+        match self.supervisor.ask(request)? {
             Reply::Dma(outcomes) if outcomes.len() == count => Ok(outcomes),
             other => Err(unexpected(&other)),
         }
@@ -228,7 +228,7 @@ impl Connection {
     /// # Errors
     /// [`DeviceError`].
     pub fn statistics(&self, address: PciAddress) -> Result<DmaStatistics, DeviceError> {
-        match self.call(Request::Statistics { function: address.function() }, Vec::new())? {
+        match self.supervisor.ask(Request::Statistics { function: address.function() })? {
             Reply::Statistics(statistics) => Ok(statistics),
             other => Err(unexpected(&other)),
         }

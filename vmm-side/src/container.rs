@@ -9,11 +9,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipc::PciAddress;
 use ipc::wire::connection::DmaEntry;
-use ipc::{PciAddress, SharedMemory};
 
 use crate::connection::{self, Connection};
 use crate::device::DeviceError;
+pub use crate::memory::GuestRegion;
 
 /// Who maps guest memory for the device (P2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,21 +23,6 @@ pub enum DmaMode {
     Direct,
     /// The guest, on demand, through the companion device.
     Companion,
-}
-
-/// A region of guest memory.
-#[derive(Debug)]
-pub struct GuestRegion {
-    /// Guest address, which devices use as it is in direct mode.
-    pub iova: u64,
-    /// Bytes.
-    pub size: u64,
-    /// The memory.
-    pub memory: SharedMemory,
-    /// Where in the memory the region begins.
-    pub offset: u64,
-    /// Whether devices may write it.
-    pub writable: bool,
 }
 
 #[derive(Clone)]
@@ -267,6 +253,7 @@ fn register(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::SharedMemory;
 
     fn region(iova: u64, size: u64) -> GuestRegion {
         let memory = SharedMemory::create("ram", 0x10000).unwrap();

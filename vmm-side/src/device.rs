@@ -7,7 +7,8 @@ use ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo};
 use ipc::wire::function::{CONFIG_SPACE, InterruptIndex};
 use ipc::{Access, SharedMemory, Window, WindowError};
 
-use crate::supervisor::Death;
+use crate::supervisor::{CallError, Death};
+use crate::text::printable;
 
 /// Regions of a device: six BARs, ROM, config space, VGA (P3).
 pub const REGIONS: u32 = 9;
@@ -75,11 +76,13 @@ impl From<Failure> for DeviceError {
     }
 }
 
-/// A distrusted process's text, fit for a terminal and a log: one line, no control characters,
-/// at most 500 characters.
-#[must_use]
-pub fn printable(text: &str) -> String {
-    text.chars().take(500).map(|c| if c.is_control() { '?' } else { c }).collect()
+impl From<CallError> for DeviceError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(failure) => failure.into(),
+            CallError::Dead(death) => Self::Gone(death),
+        }
+    }
 }
 
 /// What a device is.
@@ -354,11 +357,5 @@ mod tests {
         assert_eq!(interrupt_info(5, None, 2).unwrap().count, 0);
         assert!(interrupt_info(5, Some(&msix), 2).unwrap().no_resize);
         assert_eq!(interrupt_info(5, None, 5).unwrap_err().errno(), libc::EINVAL);
-    }
-
-    #[test]
-    fn text_from_below_is_one_harmless_line() {
-        assert_eq!(printable("a\x1b[2Jb\nc"), "a?[2Jb?c");
-        assert_eq!(printable(&"x".repeat(9999)).len(), 500);
     }
 }

@@ -10,6 +10,7 @@
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`registry`] | who owns which host function |
 //! | [`vfio_user`] | a function served to stock QEMU and others over vfio-user |
+//! | [`text`] | text of a distrusted process, fit for people |
 //! | [`selftest`] | forbidden things, tried from inside the sandbox |
 //! | [`listing`] | what the dext offers, read by a confined process |
 //!
@@ -22,11 +23,13 @@ pub mod container;
 pub mod device;
 pub mod host;
 pub mod listing;
+mod memory;
 pub mod proxy;
 pub mod registry;
 pub mod selftest;
 pub mod supervisor;
 mod sys;
+pub mod text;
 pub mod vfio_user;
 
 pub use container::{Container, DmaMode};

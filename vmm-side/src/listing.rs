@@ -57,7 +57,7 @@ impl Lister {
     /// [`DeviceError`].
     pub fn functions(&self) -> Result<Vec<Function>, DeviceError> {
         (0..self.functions)
-            .map(|number| match self.supervisor.call(Request::Function(number), Vec::new())?.0 {
+            .map(|number| match self.supervisor.ask(Request::Function(number))? {
                 Reply::Function(function) => Ok(*function),
                 other => Err(unexpected(&other)),
             })
@@ -70,7 +70,7 @@ impl Lister {
     /// [`DeviceError`].
     pub fn config(&self, number: usize) -> Result<Vec<u8>, DeviceError> {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
-        match self.supervisor.call(Request::Config(number), Vec::new())?.0 {
+        match self.supervisor.ask(Request::Config(number))? {
             Reply::Config(bytes) if bytes.len() == ipc::wire::function::CONFIG_SPACE => Ok(bytes),
             other => Err(unexpected(&other)),
         }

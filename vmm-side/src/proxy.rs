@@ -112,7 +112,7 @@ impl Proxy {
     /// # Errors
     /// [`DeviceError`].
     pub fn statistics(&self) -> Result<Statistics, DeviceError> {
-        match self.call(Request::Statistics, Vec::new())? {
+        match self.supervisor.ask(Request::Statistics)? {
             Reply::Statistics(statistics) => Ok(statistics),
             other => Err(unexpected(&other)),
         }
@@ -188,7 +188,7 @@ impl PassthroughDevice for Proxy {
 
     fn config_read(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        match self.call(Request::ConfigRead { offset, length }, Vec::new())? {
+        match self.supervisor.ask(Request::ConfigRead { offset, length })? {
             Reply::Bytes(bytes) if bytes.len() == data.len() => {
                 data.copy_from_slice(&bytes);
                 Ok(())
@@ -207,7 +207,7 @@ impl PassthroughDevice for Proxy {
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
         let width = self.width(bar, data.len())?;
-        match self.call(Request::BarRead { bar, offset, width }, Vec::new())? {
+        match self.supervisor.ask(Request::BarRead { bar, offset, width })? {
             Reply::Value(value) => {
                 data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
                 Ok(())

@@ -11,16 +11,15 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use device_proc::options::Common;
 use device_proc::{connection, function, start};
-use ipc::wire::common::Up;
+use ipc::PciAddress;
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, PciAddress};
 
 /// The attempt came back with an error.
-const REFUSED: u8 = 3;
+const REFUSED: c_int = 3;
 /// The attempt worked.
-const SUCCEEDED: u8 = 99;
+const SUCCEEDED: c_int = 99;
 /// There is no such attempt.
-const UNKNOWN: u8 = 4;
+const UNKNOWN: c_int = 4;
 
 /// Tries one forbidden thing from inside the sandbox.
 #[derive(Parser)]
@@ -88,58 +87,37 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts as the role does, says that it is ready, and tries.
+/// Starts as the role does, says that it is ready, and tries; what the role holds is held meanwhile.
 fn confined(attempt: &Attempt, role: Role) -> ExitCode {
     let Attempt { address, common, .. } = attempt;
-    let Ok(tube) = start::tube(common, role) else {
-        return ExitCode::FAILURE;
-    };
-    let deadline = Deadline::after(start::PATIENCE);
-    // What the role holds is held while the attempt runs.
-    let mut held: (Option<function::FunctionProcess>, Option<connection::ConnectionProcess>) =
-        (None, None);
-    let sent = if role == Role::Function {
-        match function::prepare(*address, common, &tube) {
-            Ok((process, ready)) => {
-                held.0 = Some(process);
-                let up: Up<_, ipc::wire::function::Reply> = Up::Ready(ready);
-                tube.send(0, &up, &[], deadline)
-            }
-            Err(error) => {
-                use ipc::wire::function::{Ready, Reply};
-                start::report_failure::<Ready, Reply>(&tube, &error);
-                return ExitCode::FAILURE;
-            }
-        }
-    } else {
-        match connection::prepare(*address, common, &tube) {
-            Ok((process, ready)) => {
-                held.1 = Some(process);
-                let up: Up<_, ipc::wire::connection::Reply> = Up::Ready(ready);
-                tube.send(0, &up, &[], deadline)
-            }
-            Err(error) => {
-                use ipc::wire::connection::{Ready, Reply};
-                start::report_failure::<Ready, Reply>(&tube, &error);
-                return ExitCode::FAILURE;
-            }
-        }
-    };
-    if sent.is_err() {
-        return ExitCode::FAILURE;
-    }
     let target = Target { victim: attempt.victim.into(), tube: common.tube_fd.into() };
-    attempt_and_exit(&attempt.attempt, &target)
+    let ended = if role == Role::Function {
+        start::run::<_, _, ipc::wire::function::Reply>(
+            common,
+            role,
+            |tube| function::prepare(*address, common, tube),
+            |_, _held| attempt_and_exit(&attempt.attempt, &target),
+        )
+    } else {
+        start::run::<_, _, ipc::wire::connection::Reply>(
+            common,
+            role,
+            |tube| connection::prepare(*address, common, tube),
+            |_, _held| attempt_and_exit(&attempt.attempt, &target),
+        )
+    };
+    drop(ended);
+    ExitCode::FAILURE
 }
 
-fn attempt_and_exit(name: &str, target: &Target) -> ExitCode {
+fn attempt_and_exit(name: &str, target: &Target) -> ! {
     let Some((_, run)) = ATTEMPTS.iter().find(|(known, _)| *known == name) else {
-        return ExitCode::from(UNKNOWN);
+        std::process::exit(UNKNOWN);
     };
     let code = if run(target) < 0 { REFUSED } else { SUCCEEDED };
     // No clean-up: an attempt may have left the process in any state.
     // SAFETY: ends the process.
-    unsafe { libc::_exit(c_int::from(code)) }
+    unsafe { libc::_exit(code) }
 }
 
 /// A raw system call with up to six arguments.

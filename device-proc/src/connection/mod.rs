@@ -13,7 +13,7 @@ pub mod windows;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use ipc::poll::{self, Source};
-use ipc::wire::common::{Failure, FailureKind, Up};
+use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{MAX_BATCH, Ready, Reply, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
@@ -41,17 +41,12 @@ pub struct ConnectionProcess {
 /// # Errors
 /// [`RoleError`].
 pub fn run(address: PciAddress, common: &Common) -> Result<(), RoleError> {
-    let mut tube = start::tube(common, Role::Connection)?;
-    let (mut process, ready) = match prepare(address, common, &tube) {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            start::report_failure::<Ready, Reply>(&tube, &error);
-            return Err(error);
-        }
-    };
-    let up: Up<Ready, Reply> = Up::Ready(ready);
-    tube.send(0, &up, &[], Deadline::after(start::PATIENCE))?;
-    process.serve(&mut tube)
+    start::run::<_, _, Reply>(
+        common,
+        Role::Connection,
+        |tube| prepare(address, common, tube),
+        |tube, mut process| process.serve(tube),
+    )
 }
 
 /// Opens and confines; public so that the escape suite confines itself the same way.

@@ -13,7 +13,7 @@ pub mod interrupts;
 use std::os::fd::AsFd as _;
 
 use ipc::poll::{self, Source};
-use ipc::wire::common::{Failure, FailureKind, Up};
+use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::{Ready, Reply, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
@@ -48,17 +48,12 @@ pub struct FunctionProcess {
 /// # Errors
 /// [`RoleError`].
 pub fn run(address: PciAddress, common: &Common) -> Result<(), RoleError> {
-    let mut tube = start::tube(common, Role::Function)?;
-    let (mut process, ready) = match prepare(address, common, &tube) {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            start::report_failure::<Ready, Reply>(&tube, &error);
-            return Err(error);
-        }
-    };
-    let up: Up<Ready, Reply> = Up::Ready(ready);
-    tube.send(0, &up, &[], Deadline::after(start::PATIENCE))?;
-    process.serve(&mut tube)
+    start::run::<_, _, Reply>(
+        common,
+        Role::Function,
+        |tube| prepare(address, common, tube),
+        |tube, mut process| process.serve(tube),
+    )
 }
 
 /// Opens, sets up and confines; public so that the escape suite confines itself the same way.

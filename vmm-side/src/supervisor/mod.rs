@@ -174,15 +174,6 @@ pub enum CallError {
     Dead(Arc<Death>),
 }
 
-impl From<CallError> for crate::DeviceError {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::Refused(failure) => failure.into(),
-            CallError::Dead(death) => Self::Gone(death),
-        }
-    }
-}
-
 type Answer<P> = Result<(<P as Protocol>::Reply, Handles), CallError>;
 
 /// What callers tell the thread.
@@ -286,6 +277,15 @@ impl<P: Protocol> Supervisor<P> {
         }
         self.bell.signal();
         reply.recv().unwrap_or_else(|_| Err(CallError::Dead(self.death_or_lost())))
+    }
+
+    /// [`Supervisor::call`] for a request that nothing comes beside, in either direction: what did
+    /// come is closed.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn ask(&self, request: P::Request) -> Result<P::Reply, CallError> {
+        Ok(self.call(request, Vec::new())?.0)
     }
 
     /// Process id.

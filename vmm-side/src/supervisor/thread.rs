@@ -14,8 +14,9 @@ use ipc::{Deadline, Event, Tube, TubeError};
 
 use super::state::{Cause, Do, Happened, State};
 use super::{Call, CallError, Command, Death, ExitStatus, Protocol, Shared, Spec};
-use crate::device::printable;
+
 use crate::sys::{self, Isolation, Process};
+use crate::text::printable;
 
 /// What the thread is given.
 pub(super) struct Context<P: Protocol> {

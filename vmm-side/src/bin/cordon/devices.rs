@@ -53,7 +53,7 @@ fn device(function: &Function) -> Device {
     let identity = &function.identity;
     let client = |client: &ipc::wire::dext::Client| Client {
         pid: client.pid,
-        name: vmm_side::device::printable(&client.name),
+        name: vmm_side::text::printable(&client.name),
     };
     Device {
         address: identity.address.to_string(),

@@ -83,7 +83,7 @@ impl From<&SandboxReport> for Sandbox {
                 LayerState::Partial(detail) => ("partial", detail),
                 LayerState::Missing(detail) => ("MISSING", detail),
             };
-            let printable = vmm_side::device::printable;
+            let printable = vmm_side::text::printable;
             Layer { name: printable(&layer.name), state, detail: printable(detail) }
         };
         Self { layers: report.layers.iter().map(layer).collect(), syscalls: report.syscalls }

@@ -124,7 +124,7 @@ fn inspection(
 ) -> Inspection {
     let identity = &function.identity;
     let owner = |client: &ipc::wire::dext::Client| {
-        format!("{} [{}]", vmm_side::device::printable(&client.name), client.pid)
+        format!("{} [{}]", vmm_side::text::printable(&client.name), client.pid)
     };
     Inspection {
         address: identity.address.to_string(),

@@ -202,6 +202,7 @@ pub fn config(simulator: &Simulator) -> HostConfig {
         dext: simulator.endpoint(),
         strict: true,
         deadlines: Deadlines::default(),
+        recovery: vmm_side::Recovery::OFF,
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use cordon_tests::{Simulator, eventually, program, signal};
+use cordon_tests::{Simulator, announce, eventually, program, signal};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -103,6 +103,7 @@ struct Guest {
     child: Child,
     console: Receiver<String>,
     seen: Vec<String>,
+    waiting: Option<String>,
     monitor: PathBuf,
     _directory: tempfile::TempDir,
 }
@@ -148,7 +149,7 @@ impl Guest {
                 let _ = sender.send(String::from_utf8_lossy(&line).trim().to_owned());
             }
         });
-        Self { child, console, seen: Vec::new(), monitor, _directory: directory }
+        Self { child, console, seen: Vec::new(), waiting: None, monitor, _directory: directory }
     }
 
     /// Waits for the guest to say how its test went.
@@ -156,7 +157,8 @@ impl Guest {
         let end = Instant::now() + PATIENCE;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let Ok(line) = self.console.recv_timeout(left) else {
+            let next = self.waiting.take().ok_or(()).or_else(|()| self.console.recv_timeout(left));
+            let Ok(line) = next else {
                 panic!("the guest does not say how {test} went: {:#?}", self.seen);
             };
             if line.contains(&format!("GUEST-OK {test}")) {
@@ -164,6 +166,31 @@ impl Guest {
             }
             assert!(!line.contains("GUEST-FAIL"), "{line}: {:#?}", self.seen);
             self.seen.push(line);
+        }
+    }
+
+    /// Waits for a line that contains `text`.
+    fn says(&mut self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.seen.last().is_some_and(|line| line.contains(text)) {
+            let left = end.saturating_duration_since(Instant::now());
+            let line = self.console.recv_timeout(left);
+            self.seen.push(line.unwrap_or_else(|_| panic!("no {text}: {:#?}", self.seen)));
+        }
+    }
+
+    /// Whether a line with `text` has come since; what came before it is kept, it is not taken.
+    fn has_said(&mut self, text: &str) -> bool {
+        if self.waiting.is_none() {
+            self.waiting = self.console.try_recv().ok();
+        }
+        match &self.waiting {
+            Some(line) if line.contains(text) => true,
+            Some(_) => {
+                self.seen.extend(self.waiting.take());
+                false
+            }
+            None => false,
         }
     }
 
@@ -274,6 +301,46 @@ fn file_systems_hold_and_an_images_files_are_read_and_written() {
     let dumped = Command::new("debugfs").args(["-R", &dump]).arg(&image).env("PATH", path).output();
     assert!(dumped.unwrap().status.success(), "debugfs of the package e2fsprogs");
     assert!(std::fs::read(&back).unwrap() == content(2000), "the guest's file is different");
+}
+
+#[test]
+fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
+    let simulator = Simulator::start(&["--device=01:00.0=nvme,size=128M,queues=4"]);
+    let serve = Serve::start(&simulator, &["01:00.0"]);
+    let mut guest = Guest::boot("hold", "q35", &[serve.socket("01:00.0")], &["-no-reboot"]);
+    let qemu = guest.child.id();
+    guest.says("GUEST-BUSY");
+    let mut kills = 0;
+    // Until the guest says how it went.
+    while !guest.has_said("GUEST-") {
+        if let Some(pid) = function_process(serve.child.id()) {
+            signal(pid, Signal::KILL);
+            kills += 1;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    guest.passes("hold");
+    assert_eq!(guest.child.id(), qemu);
+    guest.ends();
+    announce(&format!("guest: {kills} kills under its I/O, none seen"));
+    assert!(kills > 50, "{kills}");
+    let seen = serve.until("detach");
+    assert!(seen.iter().all(|line| line["event"] != "died"), "{seen:?}");
+    serve.stop();
+    simulator.assert_released("01:00.0");
+}
+
+/// The function process among the children of `cordon serve`.
+fn function_process(serve: u32) -> Option<u32> {
+    let mut children = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{serve}/task")).ok()?.flatten() {
+        let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    children.into_iter().find(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(b"function")
+    })
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::container::Container;
 use crate::device::DeviceError;
 use crate::proxy::{FunctionProtocol, Proxy};
 use crate::registry::{DuplicateOwner, Registry};
+use crate::slot::{Recovery, Slot};
 use crate::supervisor::{Deadlines, Death, Spec, Supervisor};
 
 /// How processes are started.
@@ -23,6 +24,8 @@ pub struct HostConfig {
     pub strict: bool,
     /// How long things may take.
     pub deadlines: Deadlines,
+    /// Whether and how a dead function process is replaced.
+    pub recovery: Recovery,
 }
 
 impl HostConfig {
@@ -168,8 +171,18 @@ impl Host {
             return Err(AttachError::Step { address, step: "comparing identities", error });
         }
         let name = name.unwrap_or_else(|| format!("apple-0000:{address}"));
-        let (connection, container) = (Arc::clone(connection), Arc::clone(container));
-        Ok(Proxy::new(supervisor, ready, connection, container, claimed.windows, name))
+        let (shared, recovery) = (Arc::clone(connection), self.config.recovery);
+        match Slot::new(spec, recovery, shared, supervisor, ready) {
+            Ok(slot) => {
+                let container = Arc::clone(container);
+                Ok(Proxy::new(slot, Arc::clone(connection), container, claimed.windows, name))
+            }
+            Err(error) => {
+                container.leave(address, connection);
+                let error = DeviceError::NoSpace(error.to_string());
+                Err(AttachError::Step { address, step: "watching the process", error })
+            }
+        }
     }
 
     /// The connection process of the function's device with a place for the function: one that
@@ -207,14 +220,14 @@ impl Host {
         use crate::device::{InterruptSetup, PassthroughDevice as _};
         use ipc::wire::function::InterruptIndex;
         let address = proxy.address();
-        if proxy.supervisor.death().is_none() {
+        if proxy.slot.death().is_none() {
             for index in [InterruptIndex::Intx, InterruptIndex::Msi, InterruptIndex::Msix] {
                 if let Err(error) = proxy.set_interrupts(index, InterruptSetup::Disable) {
                     tracing::warn!("Function {address}: taking interrupts down: {error}");
                 }
             }
         }
-        proxy.supervisor.stop();
+        proxy.slot.stop();
         let connection = &proxy.connection;
         proxy.container.leave(address, connection);
         if self.published.release(address, connection) {

@@ -6,6 +6,7 @@
 //! | [`host`] | attach and detach: processes started, claim taken, everything undone in reverse |
 //! | [`proxy`] | the trait, carried out by a function process |
 //! | [`container`] | guest memory and DMA of the functions of one guest |
+//! | [`slot`] | a function and the process that serves it, replaced when it dies |
 //! | [`supervisor`] | one thread for each child process: spawn, handshake, requests, death |
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`registry`] | who owns which host function |
@@ -27,6 +28,7 @@ mod memory;
 pub mod proxy;
 pub mod registry;
 pub mod selftest;
+pub mod slot;
 pub mod supervisor;
 mod sys;
 pub mod text;
@@ -36,3 +38,4 @@ pub use container::{Container, DmaMode};
 pub use device::{DeviceError, PassthroughDevice};
 pub use host::{Host, HostConfig};
 pub use proxy::Proxy;
+pub use slot::Recovery;

@@ -1,12 +1,10 @@
 //! [`PassthroughDevice`], carried out by a function process.
 
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipc::PciAddress;
-use ipc::wire::function::{
-    InterruptAction, InterruptIndex, MAX_ASSIGN, Ready, Reply, Request, Statistics,
-};
+use ipc::wire::function::{InterruptAction, InterruptIndex, Ready, Reply, Request, Statistics};
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::SandboxReport;
 
@@ -16,7 +14,8 @@ use crate::device::{
     self, BarMemory, DeviceError, DeviceInfo, InterruptInfo, InterruptSetup, PassthroughDevice,
     RegionInfo,
 };
-use crate::supervisor::{Death, Protocol, Supervisor};
+use crate::slot::Slot;
+use crate::supervisor::{Death, Protocol};
 
 /// What is said to a function process.
 #[derive(Debug)]
@@ -36,24 +35,22 @@ impl Protocol for FunctionProtocol {
 
 /// An attached function.
 pub struct Proxy {
-    pub(crate) supervisor: Supervisor<FunctionProtocol>,
+    pub(crate) slot: Slot,
     pub(crate) connection: Arc<Connection>,
     pub(crate) container: Arc<Container>,
     info: DeviceInfo,
-    vectors: u16,
-    sandbox: SandboxReport,
     windows: Vec<BarMemory>,
 }
 
 impl Proxy {
     pub(crate) fn new(
-        supervisor: Supervisor<FunctionProtocol>,
-        ready: Ready,
+        slot: Slot,
         connection: Arc<Connection>,
         container: Arc<Container>,
         windows: Vec<BarMemory>,
         name: String,
     ) -> Self {
+        let ready = slot.ready();
         let info = DeviceInfo {
             name,
             identity: ready.identity,
@@ -61,8 +58,7 @@ impl Proxy {
             msix: ready.msix,
             resettable: true,
         };
-        let (vectors, sandbox) = (ready.vectors, ready.sandbox);
-        Self { supervisor, connection, container, info, vectors, sandbox, windows }
+        Self { slot, connection, container, info, windows }
     }
 
     /// Where it is on the host.
@@ -71,16 +67,16 @@ impl Proxy {
         self.info.identity.address
     }
 
-    /// Process id of its function process.
+    /// Process id of the function process that serves it now.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.supervisor.pid()
+        self.slot.pid()
     }
 
     /// What confines its function process.
     #[must_use]
     pub fn sandbox(&self) -> &SandboxReport {
-        &self.sandbox
+        &self.slot.ready().sandbox
     }
 
     /// The connection process of its device.
@@ -92,19 +88,26 @@ impl Proxy {
     /// Vectors that the dext registered.
     #[must_use]
     pub fn vectors(&self) -> u16 {
-        self.vectors
+        self.slot.ready().vectors
     }
 
-    /// The death of its function process, or of its connection process, once one is dead.
+    /// Why it is served no more, once it is: its function process died and is not replaced, or its
+    /// connection process died.
     #[must_use]
     pub fn death(&self) -> Option<Arc<Death>> {
-        self.supervisor.death().or_else(|| self.connection.death())
+        self.slot.death().or_else(|| self.connection.death())
     }
 
-    /// Readable once its function process is dead.
+    /// Readable once its function process is dead and not replaced.
     #[must_use]
     pub fn died(&self) -> &ipc::Event {
-        self.supervisor.died()
+        self.slot.died()
+    }
+
+    /// How long each replacement of its function process took, from noticing the death.
+    #[must_use]
+    pub fn recoveries(&self) -> Vec<Duration> {
+        self.slot.recoveries()
     }
 
     /// Counters of its function process.
@@ -112,7 +115,7 @@ impl Proxy {
     /// # Errors
     /// [`DeviceError`].
     pub fn statistics(&self) -> Result<Statistics, DeviceError> {
-        match self.supervisor.ask(Request::Statistics)? {
+        match self.slot.ask(&Request::Statistics, &[])? {
             Reply::Statistics(statistics) => Ok(statistics),
             other => Err(unexpected(&other)),
         }
@@ -129,12 +132,8 @@ impl Proxy {
         Ok(())
     }
 
-    fn call(&self, request: Request, handles: Vec<OwnedFd>) -> Result<Reply, DeviceError> {
-        Ok(self.supervisor.call(request, handles)?.0)
-    }
-
-    fn done(&self, request: Request, handles: Vec<OwnedFd>) -> Result<(), DeviceError> {
-        match self.call(request, handles)? {
+    fn done(&self, request: &Request) -> Result<(), DeviceError> {
+        match self.slot.ask(request, &[])? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -150,26 +149,6 @@ impl Proxy {
             ))),
         }
     }
-
-    fn assign(
-        &self,
-        index: InterruptIndex,
-        start: u16,
-        signallers: &[Option<ipc::event::Signaller>],
-    ) -> Result<(), DeviceError> {
-        let mut first = start;
-        for part in signallers.chunks(MAX_ASSIGN) {
-            let present = part.iter().map(Option::is_some).collect();
-            let handles: Result<Vec<OwnedFd>, _> =
-                part.iter().flatten().map(|one| one.as_fd().try_clone_to_owned()).collect();
-            let handles = handles.map_err(|error| DeviceError::NoSpace(error.to_string()))?;
-            let action = InterruptAction::Assign { start: first, present };
-            self.done(Request::Interrupts { index, action }, handles)?;
-            let count = u16::try_from(part.len()).unwrap_or(u16::MAX);
-            first = first.saturating_add(count);
-        }
-        Ok(())
-    }
 }
 
 impl PassthroughDevice for Proxy {
@@ -183,12 +162,12 @@ impl PassthroughDevice for Proxy {
     }
 
     fn interrupt_info(&self, index: u32) -> Result<InterruptInfo, DeviceError> {
-        device::interrupt_info(self.vectors, self.info.msix.as_ref(), index)
+        device::interrupt_info(self.vectors(), self.info.msix.as_ref(), index)
     }
 
     fn config_read(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        match self.supervisor.ask(Request::ConfigRead { offset, length })? {
+        match self.slot.ask(&Request::ConfigRead { offset, length }, &[])? {
             Reply::Bytes(bytes) if bytes.len() == data.len() => {
                 data.copy_from_slice(&bytes);
                 Ok(())
@@ -202,12 +181,13 @@ impl PassthroughDevice for Proxy {
             let message = format!("Config write of {} bytes: at most 4096", data.len());
             return Err(DeviceError::InvalidArgument(message));
         }
-        self.done(Request::ConfigWrite { offset, data: data.to_vec() }, Vec::new())
+        self.slot.note_config_write(offset, data);
+        self.done(&Request::ConfigWrite { offset, data: data.to_vec() })
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
         let width = self.width(bar, data.len())?;
-        match self.supervisor.ask(Request::BarRead { bar, offset, width })? {
+        match self.slot.ask(&Request::BarRead { bar, offset, width }, &[])? {
             Reply::Value(value) => {
                 data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
                 Ok(())
@@ -221,7 +201,7 @@ impl PassthroughDevice for Proxy {
         let mut bytes = [0; 8];
         bytes[..data.len()].copy_from_slice(data);
         let value = u64::from_le_bytes(bytes);
-        self.done(Request::BarWrite { bar, offset, width, value }, Vec::new())
+        self.done(&Request::BarWrite { bar, offset, width, value })
     }
 
     fn windows(&self) -> Result<Vec<BarMemory>, DeviceError> {
@@ -240,17 +220,20 @@ impl PassthroughDevice for Proxy {
     ) -> Result<(), DeviceError> {
         let action = match setup {
             InterruptSetup::Assign { start, signallers } => {
-                return self.assign(index, start, &signallers);
+                return Ok(self.slot.assign(index, start, signallers)?);
             }
             InterruptSetup::Disable => InterruptAction::Disable,
             InterruptSetup::Mask => InterruptAction::Mask,
             InterruptSetup::Unmask => InterruptAction::Unmask,
             InterruptSetup::Trigger { start, count } => InterruptAction::Trigger { start, count },
         };
-        self.done(Request::Interrupts { index, action }, Vec::new())
+        match self.slot.act(index, action)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
-        self.done(Request::Reset, Vec::new())
+        self.done(&Request::Reset)
     }
 }

@@ -144,6 +144,19 @@ pub struct Death {
     pub last_request: Option<String>,
 }
 
+impl Death {
+    /// A function process that ended, nobody knows how.
+    pub(crate) fn of_function(subject: &str) -> Self {
+        Self {
+            process: format!("function process of {subject}"),
+            pid: 0,
+            cause: Cause::Ended,
+            exit: ExitStatus::Unknown,
+            last_request: None,
+        }
+    }
+}
+
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "The {}", self.process)?;

@@ -29,6 +29,13 @@ pub enum Cause {
     Ended,
     /// It broke the protocol and was killed.
     Broken(String),
+    /// It and those that replaced it died too often.
+    CrashLoop {
+        /// How often.
+        deaths: u32,
+        /// Within this time.
+        window: std::time::Duration,
+    },
 }
 
 impl fmt::Display for Cause {
@@ -38,6 +45,9 @@ impl fmt::Display for Cause {
             Self::StartFailed(why) => write!(f, "did not start: {why}"),
             Self::Overdue(what) => write!(f, "did not {what} in time and was killed"),
             Self::Ended => write!(f, "died"),
+            Self::CrashLoop { deaths, window } => {
+                write!(f, "died {deaths} times within {window:?} and is not started again")
+            }
             Self::Broken(how) => write!(f, "broke the protocol and was killed: {how}"),
         }
     }

@@ -49,6 +49,7 @@ fn run(test: &str) -> Result<End, String> {
     match test {
         "queues" => off(nvme::queues()),
         "files" => off(nvme::files()),
+        "hold" => off(nvme::hold()),
         "probe" => off(probe::exercise()),
         "reboot" => nvme::reboot(),
         "marker" => off(nvme::marker()),

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::{End, Outcome, busybox, sys};
 
@@ -112,6 +113,42 @@ pub(crate) fn files() -> Outcome {
     }
     context("write", fs::write("/mnt/from-guest", content(2000, 300_000)))?;
     context("unmount the image", sys::unmount("/mnt"))
+}
+
+/// Writes and verifies files for 30 s, whatever happens to the processes behind the disk; the
+/// kernel must have nothing to say about it.
+pub(crate) fn hold() -> Outcome {
+    const DISK: &str = "/dev/nvme0n1";
+    busybox(&["mke2fs", DISK])?;
+    context("mkdir", fs::create_dir_all("/mnt"))?;
+    context("mount", sys::mount(DISK, "/mnt", "ext4"))?;
+    println!("GUEST-BUSY");
+    let end = Instant::now() + Duration::from_secs(30);
+    let mut rounds = 0;
+    while Instant::now() < end {
+        rounds += 1;
+        for number in 0..16 {
+            let path = format!("/mnt/file{number}");
+            let mut file = context("create", File::create(&path))?;
+            context("write", file.write_all(&content(number + rounds, FILE)))?;
+            context("sync", file.sync_all())?;
+        }
+        context("drop caches", fs::write("/proc/sys/vm/drop_caches", "3"))?;
+        for number in 0..16 {
+            let found = context("read", fs::read(format!("/mnt/file{number}")))?;
+            if found != content(number + rounds, FILE) {
+                return Err(format!("file{number} of round {rounds} came back different"));
+            }
+        }
+    }
+    context("unmount", sys::unmount("/mnt"))?;
+    println!("{rounds} rounds of 16 files of {FILE} bytes written, synced, read and compared");
+    let log = sys::kernel_log().map_err(|error| format!("kernel log: {error}"))?;
+    let bad = ["timeout", "I/O error", "i/o error", "Abort", "abort", "reset controller"];
+    let complaint = log.lines().find(|line| {
+        (line.contains("nvme") || line.contains("EXT4")) && bad.iter().any(|bad| line.contains(bad))
+    });
+    complaint.map_or(Ok(()), |line| Err(format!("the kernel says: {line}")))
 }
 
 /// The first boot leaves a marker on the disk and reboots; the second finds it.

@@ -38,6 +38,17 @@ pub(crate) fn stay_on(processor: usize) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What the kernel has logged so far.
+pub(crate) fn kernel_log() -> io::Result<String> {
+    const READ_ALL: libc::c_int = 3;
+    let mut bytes = vec![0u8; 1 << 20];
+    let length = libc::c_int::try_from(bytes.len()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: a buffer of the length given.
+    let read = unsafe { libc::klogctl(READ_ALL, bytes.as_mut_ptr().cast(), length) };
+    bytes.truncate(usize::try_from(read).map_err(|_| io::Error::last_os_error())?);
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Ends the guest, or waits for ever.
 pub(crate) fn end(end: &End) {
     // SAFETY: no pointers; the kernel stops.

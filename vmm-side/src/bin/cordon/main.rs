@@ -86,6 +86,7 @@ impl Common {
             dext: programs::endpoint(&self.dext)?,
             strict: self.sandbox == Sandbox::Strict,
             deadlines: Deadlines::default(),
+            recovery: vmm_side::Recovery::default(),
         })
     }
 }

@@ -67,6 +67,7 @@ pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
         dext: simulator.endpoint(),
         strict: options.sandbox == crate::Sandbox::Strict,
         deadlines: Deadlines::default(),
+        recovery: vmm_side::Recovery::OFF,
     };
 
     drive(&config, options, [nvme, probe], &voice, &mut summary)?;

@@ -1,0 +1,240 @@
+//! The death of a function process, unseen: callers wait and get the device's answer, interrupts
+//! go on, and what the connection process holds is not touched.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use cordon_tests::{Simulator, Vmm, config, eventually, is_running, signal};
+use ipc::wire::function::InterruptIndex;
+use ipc::{Deadline, Event, Window};
+use rustix::process::Signal;
+use vmm_side::device::InterruptSetup;
+use vmm_side::supervisor::Cause;
+use vmm_side::{DmaMode, HostConfig, PassthroughDevice as _, Proxy, Recovery};
+
+struct Setup {
+    simulator: Simulator,
+    vmm: Vmm,
+    probe: Arc<Proxy>,
+    registers: Window,
+}
+
+fn recovering(simulator: &Simulator) -> HostConfig {
+    HostConfig { recovery: Recovery::default(), ..config(simulator) }
+}
+
+fn setup_with(change: impl FnOnce(&mut HostConfig), faults: &[&str]) -> Setup {
+    let mut arguments = vec!["--device=01:00.0=nvme,size=16M,queues=4", "--device=01:00.1=probe"];
+    arguments.extend(faults);
+    let simulator = Simulator::start(&arguments);
+    let mut config = recovering(&simulator);
+    change(&mut config);
+    let vmm = Vmm::new(config, DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let registers = probe.windows().unwrap()[0].map().unwrap();
+    Setup { simulator, vmm, probe, registers }
+}
+
+fn setup() -> Setup {
+    setup_with(|_| {}, &[])
+}
+
+impl Setup {
+    fn assign(&self, index: InterruptIndex, count: usize) -> Vec<Event> {
+        let events: Vec<Event> = (0..count).map(|_| Event::new().unwrap()).collect();
+        let signallers = events.iter().map(|event| Some(event.signaller().unwrap())).collect();
+        let setup = InterruptSetup::Assign { start: 0, signallers };
+        self.probe.set_interrupts(index, setup).unwrap();
+        events
+    }
+
+    fn fire(&self, vector: u32, number: u32) {
+        self.registers.write(0x64, vector).unwrap();
+        self.registers.write(0x68, 1u32).unwrap();
+        self.registers.store_u32(0x6c, number).unwrap();
+    }
+
+    /// Kills the function process and waits until another serves.
+    fn kill(&self) {
+        let before = self.probe.recoveries().len();
+        signal(self.probe.pid(), Signal::KILL);
+        assert!(eventually(|| self.probe.recoveries().len() > before), "{:?}", self.probe.death());
+    }
+}
+
+fn comes(event: &Event) -> bool {
+    event.wait(Deadline::after(Duration::from_secs(5))).unwrap()
+}
+
+#[test]
+fn callers_never_see_the_death_of_the_process() {
+    let s = setup();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..2u64 {
+            let (s, ended) = (&s, &ended);
+            scope.spawn(move || {
+                let mut number = 0u64;
+                while !ended.load(Ordering::Relaxed) {
+                    number += 1;
+                    let at = 0x100 + 8 * thread;
+                    let mut bytes = [0; 8];
+                    s.probe.bar_write(2, at, &number.to_le_bytes()).unwrap();
+                    s.probe.bar_read(2, at, &mut bytes).unwrap();
+                    assert_eq!(u64::from_le_bytes(bytes), number);
+                    s.probe.config_read(0, &mut bytes[..4]).unwrap();
+                    assert_eq!(bytes[..4], [0xd0, 0xc0, 0x02, 0x00]);
+                    s.probe.config_write(0x3c, &[thread.to_le_bytes()[0]]).unwrap();
+                }
+            });
+        }
+        for _ in 0..30 {
+            s.kill();
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(s.probe.recoveries().len(), 30);
+}
+
+#[test]
+fn every_vector_in_use_is_signalled_once_and_goes_on() {
+    let s = setup();
+    let events = s.assign(InterruptIndex::Msix, 5);
+    let taken_away = InterruptSetup::Assign { start: 3, signallers: vec![None] };
+    s.probe.set_interrupts(InterruptIndex::Msix, taken_away).unwrap();
+    for round in 0..10 {
+        s.kill();
+        for vector in [0, 1, 2, 4] {
+            assert!(comes(&events[vector]), "{vector}");
+        }
+        assert!(!events[3].clear().unwrap());
+        for vector in [0u8, 1, 2, 4] {
+            s.fire(vector.into(), 1 + u32::from(vector) + 10 * round);
+            assert!(comes(&events[usize::from(vector)]));
+        }
+    }
+}
+
+#[test]
+fn intx_comes_back_too() {
+    let s = setup();
+    let line = s.assign(InterruptIndex::Intx, 1).pop().unwrap();
+    s.kill();
+    assert!(comes(&line));
+    s.probe.set_interrupts(InterruptIndex::Intx, InterruptSetup::Unmask).unwrap();
+    s.fire(0, 1);
+    assert!(comes(&line));
+}
+
+#[test]
+fn no_interrupt_is_lost_however_often_the_process_dies() {
+    let s = setup();
+    let event = s.assign(InterruptIndex::Msix, 1).pop().unwrap();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..20 {
+                s.kill();
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
+        let mut number = 0;
+        while !ended.load(Ordering::Relaxed) {
+            number += 1;
+            s.fire(0, number);
+            // The signal of the recovery stands in for one that was lost with the process.
+            assert!(comes(&event), "interrupt {number} was lost");
+        }
+    });
+}
+
+#[test]
+fn claim_dma_and_windows_are_not_touched() {
+    let s = setup();
+    s.registers.write(0x10, 7u32).unwrap();
+    let connection = s.probe.connection().pid();
+    s.kill();
+    assert_eq!(s.probe.connection().pid(), connection);
+    assert!(eventually(|| s.simulator.held("01:00.1") == (2, 1, 1, true)));
+    assert_eq!(s.registers.read::<u32>(0x10).unwrap(), 7);
+    s.vmm.host.detach(&s.probe);
+    s.simulator.assert_released("01:00.1");
+}
+
+#[test]
+fn a_process_that_hangs_is_replaced_and_its_caller_is_answered() {
+    let s = setup_with(|config| config.deadlines.call = Duration::from_millis(300), &[]);
+    let stopped = s.probe.pid();
+    signal(stopped, Signal::STOP);
+    let mut id = [0; 4];
+    s.probe.bar_read(0, 0, &mut id).unwrap();
+    assert_eq!(&id, b"PRBE");
+    assert!(!is_running(stopped));
+    assert_eq!(s.probe.recoveries().len(), 1);
+}
+
+#[test]
+fn a_dext_that_cleans_up_slowly_is_waited_for() {
+    let s = setup_with(|_| {}, &["--fault=cleanup-delay:ms=200"]);
+    let event = s.assign(InterruptIndex::Msix, 1).pop().unwrap();
+    s.kill();
+    assert!(s.probe.recoveries()[0] >= Duration::from_millis(150), "{:?}", s.probe.recoveries());
+    assert!(comes(&event));
+    s.probe.config_read(0, &mut [0; 4]).unwrap();
+}
+
+#[test]
+fn a_message_setup_that_the_guest_switched_off_stays_off() {
+    let s = setup();
+    let capability = u32::from(s.probe.info().msix.unwrap().capability);
+    let control = || {
+        let mut bytes = [0; 2];
+        s.probe.config_read(capability + 2, &mut bytes).unwrap();
+        u16::from_le_bytes(bytes)
+    };
+    s.probe.config_write(capability + 2, &[0x1f, 0x00]).unwrap();
+    s.kill();
+    assert_eq!(control() & 0x8000, 0);
+    s.probe.config_write(capability + 2, &[0x1f, 0x80]).unwrap();
+    s.kill();
+    assert_eq!(control() & 0x8000, 0x8000);
+}
+
+#[test]
+fn a_crash_loop_is_given_up() {
+    let few = Recovery { most_deaths: 3, ..Recovery::default() };
+    let s = setup_with(|config| config.recovery = few, &[]);
+    for _ in 0..3 {
+        s.kill();
+    }
+    signal(s.probe.pid(), Signal::KILL);
+    assert!(eventually(|| s.probe.death().is_some()));
+    let death = s.probe.death().unwrap();
+    assert!(matches!(death.cause, Cause::CrashLoop { deaths: 4, .. }), "{death}");
+    let mut bytes = [0; 4];
+    s.probe.config_read_or_ones(0, &mut bytes);
+    assert_eq!(bytes, [0xff; 4]);
+    s.vmm.host.detach(&s.probe);
+    s.simulator.assert_released("01:00.1");
+}
+
+#[test]
+fn a_dead_connection_process_is_not_recovered_from() {
+    let s = setup();
+    signal(s.probe.connection().pid(), Signal::KILL);
+    assert!(eventually(|| s.probe.death().is_some()));
+    assert!(s.probe.config_read(0, &mut [0; 4]).is_ok() || s.probe.death().is_some());
+    s.vmm.host.detach(&s.probe);
+    s.simulator.assert_released("01:00.1");
+}
+
+#[test]
+fn the_sibling_does_not_notice() {
+    let s = setup();
+    let disk = s.vmm.attach("01:00.0");
+    s.kill();
+    assert!(disk.recoveries().is_empty());
+    disk.config_read(0, &mut [0; 4]).unwrap();
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cordon_tests::{Simulator, Vmm, config, eventually, is_running, signal};
+use cordon_tests::{Simulator, Vmm, announce, config, eventually, is_running, signal};
 use ipc::wire::function::InterruptIndex;
 use ipc::{Deadline, Event, Window};
 use rustix::process::Signal;
@@ -95,7 +95,13 @@ fn callers_never_see_the_death_of_the_process() {
         }
         ended.store(true, Ordering::Relaxed);
     });
-    assert_eq!(s.probe.recoveries().len(), 30);
+    let mut recoveries = s.probe.recoveries();
+    assert_eq!(recoveries.len(), 30);
+    recoveries.sort_unstable();
+    announce(&format!(
+        "recovery: {:?} median, {:?} at most, of 30 kills under two callers",
+        recoveries[15], recoveries[29]
+    ));
 }
 
 #[test]

@@ -63,8 +63,8 @@ pub trait Protocol: 'static {
 pub struct Deadlines {
     /// From spawn to ready: 5 s by default.
     pub start: Duration,
-    /// From sending a request to its answer: 4 s by default, below the 5 s after which QEMU gives
-    /// up on a vfio-user server.
+    /// From sending a request to its answer, after which the child is killed: 3 s by default, so
+    /// that another can answer within the 5 s after which QEMU gives up on a vfio-user server.
     pub call: Duration,
     /// From asking a child to stop to its end, after which it is killed: 1 s by default.
     pub stop: Duration,
@@ -74,7 +74,7 @@ impl Default for Deadlines {
     fn default() -> Self {
         Self {
             start: Duration::from_secs(5),
-            call: Duration::from_secs(4),
+            call: Duration::from_secs(3),
             stop: Duration::from_secs(1),
         }
     }

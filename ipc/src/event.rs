@@ -113,6 +113,16 @@ mod tests {
     }
 
     #[test]
+    fn p9_5_what_is_handed_out_wakes_by_being_written_to() {
+        let event = Event::new().unwrap();
+        let handed_out = event.signaller().unwrap().as_fd().try_clone_to_owned().unwrap();
+        // Another program knows no signaller, only the descriptor: 8 bytes suit an eventfd and a
+        // pipe alike.
+        rustix::io::write(&handed_out, &1u64.to_ne_bytes()).unwrap();
+        assert!(event.wait(Deadline::after(Duration::from_secs(1))).unwrap());
+    }
+
+    #[test]
     fn p9_3_a_signal_to_nobody_is_ignored() {
         let event = Event::new().unwrap();
         let signaller = event.signaller().unwrap();

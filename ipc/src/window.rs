@@ -385,6 +385,20 @@ mod tests {
         assert!(matches!(window.swap_u64(0, 1), Err(WindowError::ReadOnly)));
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn p7_6_a_window_is_never_executable() {
+        let memory = SharedMemory::create("p7-6-window", 4096).unwrap();
+        let _windows =
+            [Access::ReadOnly, Access::ReadWrite].map(|access| memory.map_all(access).unwrap());
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let ours: Vec<&str> = maps.lines().filter(|map| map.contains("p7-6-window")).collect();
+        let protection = |map: &str| map.split_whitespace().nth(1).map(str::to_owned);
+        let mut found: Vec<_> = ours.into_iter().filter_map(protection).collect();
+        found.sort();
+        assert_eq!(found, ["r--s", "rw-s"]);
+    }
+
     #[test]
     fn two_mappings_see_each_other() {
         let memory = SharedMemory::create("test", 4096).unwrap();

@@ -7,7 +7,7 @@ use vmm_side::host::AttachError;
 use vmm_side::{DeviceError, DmaMode, PassthroughDevice as _};
 
 #[test]
-fn p1_1_a_failing_step_undoes_the_ones_before_and_names_device_and_code() {
+fn p1_1_a_failing_step_undoes_the_ones_before_and_p1_5_names_device_and_code() {
     // What fails, at which call of its selector, and what the error must say.
     let steps = [
         (selector::CLAIM, 1, "Claim"),

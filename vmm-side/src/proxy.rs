@@ -104,7 +104,14 @@ impl Proxy {
         self.slot.died()
     }
 
-    /// How long each replacement of its function process took, from noticing the death.
+    /// How often its function process was replaced.
+    #[must_use]
+    pub fn replacements(&self) -> u64 {
+        self.slot.generation()
+    }
+
+    /// How long the last replacements of its function process took, from noticing the death to
+    /// serving again; at most 4096 of them.
     #[must_use]
     pub fn recoveries(&self) -> Vec<Duration> {
         self.slot.recoveries()

@@ -151,9 +151,17 @@ fn fork(flags: c_int) -> c_long {
     child
 }
 
-fn connect_abstract() -> c_long {
-    let socket = call!(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET, 0);
-    if socket < 0 { socket } else { 0 }
+/// What a connection to a dext begins with.
+fn new_unix_socket() -> c_long {
+    call!(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_SEQPACKET, 0)
+}
+
+/// Leads a socket that is open already somewhere else.
+fn connect_elsewhere(target: &Target) -> c_long {
+    let mut address = [0u8; 110];
+    address[..2].copy_from_slice(&1u16.to_ne_bytes());
+    address[2..12].copy_from_slice(b"/run/dbus/");
+    call!(libc::SYS_connect, target.tube, address.as_ptr(), address.len())
 }
 
 fn exec(path: &str) -> c_long {
@@ -221,7 +229,10 @@ const ATTEMPTS: &[Entry] = &[
     ("read-proc-parent", |t| open(&format!("/proc/{}/mem", t.victim), libc::O_RDWR)),
     ("create-file", |_| open("/tmp/cordon-probe", libc::O_CREAT | libc::O_WRONLY)),
     ("open-kvm", |_| open("/dev/kvm", libc::O_RDWR)),
-    ("second-dext-connection", |_| connect_abstract()),
+    ("second-dext-connection", |_| new_unix_socket()),
+    ("connect-elsewhere", connect_elsewhere),
+    ("bind", |t| call!(libc::SYS_bind, t.tube, [1u16, 0].as_ptr(), 2)),
+    ("accept", |t| call!(libc::SYS_accept4, t.tube, 0usize, 0usize, 0)),
     ("socket-inet", |_| call!(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0)),
     ("socket-netlink", |_| call!(libc::SYS_socket, libc::AF_NETLINK, libc::SOCK_RAW, 0)),
     ("socketpair", |_| {

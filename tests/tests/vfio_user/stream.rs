@@ -112,3 +112,43 @@ fn a_second_client_is_sent_away_and_the_first_does_not_notice() {
     served.until(|event| *event == Event::Busy);
     client.still_works();
 }
+
+#[test]
+fn random_messages_cost_an_error_each_and_nothing_else() {
+    use vmm_side::vfio_user::protocol::command::VERSION;
+    // The same numbers every time: a message that broke something is found again.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let served = Served::probe();
+    let mut client = served.client();
+    let memory = ram(1 << 20);
+    for _ in 0..3000 {
+        let command = match random() % 16 {
+            // A reset is slow, and a second VERSION is another test's.
+            13 => RESET,
+            other => u16::try_from(other).unwrap(),
+        };
+        if command == VERSION {
+            continue;
+        }
+        let length = usize::try_from(random() % 64).unwrap();
+        // Small numbers find more than large ones do.
+        let body: Vec<u8> = (0..length)
+            .map(|_| if random() % 4 == 0 { random().to_le_bytes()[0] } else { 0 })
+            .collect();
+        let handles = if random() % 8 == 0 { vec![memory.as_fd()] } else { Vec::new() };
+        client.ask(command, &body, &handles);
+    }
+    client.still_works();
+    assert!(served.proxy.death().is_none());
+    assert_eq!(client.read(0, 0, 4), b"PRBE");
+    drop(client);
+    served.until(|event| matches!(event, Event::Detached(_)));
+    assert_eq!(served.container.usage(), (0, 0));
+    assert_eq!(served.simulator.held("01:00.1").2, 0);
+}

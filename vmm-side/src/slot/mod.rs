@@ -18,6 +18,7 @@
 pub mod journal;
 pub mod state;
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -82,8 +83,12 @@ struct State {
     phase: Phase,
     child: Arc<Child>,
     generation: u64,
-    recoveries: Vec<Duration>,
+    /// Of the last [`MOST_REMEMBERED`] replacements.
+    recoveries: VecDeque<Duration>,
 }
+
+/// Replacements whose time is remembered: enough for a median, and no more in years of serving.
+const MOST_REMEMBERED: usize = 4096;
 
 /// A function and whoever serves it now.
 pub(crate) struct Slot {
@@ -106,7 +111,8 @@ impl Slot {
         let (tell, stop) = (died.signaller()?, stopped.signaller()?);
         let name = format!("slot {}", spec.subject);
         let child = Arc::new(child);
-        let state = State { phase: Phase::Serving, child, generation: 0, recoveries: Vec::new() };
+        let state =
+            State { phase: Phase::Serving, child, generation: 0, recoveries: VecDeque::new() };
         let shared = Arc::new(Shared {
             spec,
             recovery,
@@ -133,9 +139,14 @@ impl Slot {
         self.shared.state().child.pid()
     }
 
-    /// How long each replacement took, from noticing the death to serving again.
+    /// How often the process was replaced.
+    pub(crate) fn generation(&self) -> u64 {
+        self.shared.state().generation
+    }
+
+    /// How long the last replacements took, from noticing the death to serving again.
     pub(crate) fn recoveries(&self) -> Vec<Duration> {
-        self.shared.state().recoveries.clone()
+        self.shared.state().recoveries.iter().copied().collect()
     }
 
     /// Why the function is served no more, once it is.
@@ -301,7 +312,10 @@ impl Shared {
                     state.child = Arc::new(child);
                     state.generation += 1;
                     state.phase = Phase::Serving;
-                    state.recoveries.push(noticed.elapsed());
+                    if state.recoveries.len() == MOST_REMEMBERED {
+                        state.recoveries.pop_front();
+                    }
+                    state.recoveries.push_back(noticed.elapsed());
                 }),
                 Ok(None) => return,
                 Err(death) => {

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cordon_tests::{bin_dir, eventually, is_running, program, signal};
+use cordon_tests::{announce, bin_dir, eventually, is_running, program, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -72,6 +72,23 @@ fn an_image_that_cannot_be_used_is_named() {
         assert!(!ok);
         assert!(errors.contains(image), "{errors}");
     }
+}
+
+#[test]
+fn a_torture_of_500_kills_loses_corrupts_and_leaks_nothing() {
+    let output = Command::new(program("cordon"))
+        .args(["torture", "--kills", "500", "--seed", "7", "--json"])
+        .stderr(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert_eq!((&summary["kills"], &summary["recoveries"]), (&500.into(), &500.into()));
+    for zero in ["corrupt_bytes", "io_errors", "lost_interrupts", "leaked"] {
+        assert_eq!(summary[zero], 0, "{zero}: {text}");
+    }
+    announce(&format!("torture: {summary}"));
 }
 
 /// Runs the demo and kills the process called `victim` once `step` has begun; how it ended and

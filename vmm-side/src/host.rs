@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ipc::PciAddress;
 
@@ -183,6 +184,39 @@ impl Host {
                 Err(AttachError::Step { address, step: "watching the process", error })
             }
         }
+    }
+
+    /// How long a function process takes from spawn to ready, `count` times on a free function:
+    /// what a recovery is compared with.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn measure_spawn(
+        config: &HostConfig,
+        address: PciAddress,
+        count: usize,
+    ) -> Result<Vec<Duration>, AttachError> {
+        let started = |death| AttachError::Start { address, death };
+        let claiming = |error| AttachError::Step { address, step: "claiming", error };
+        let spec = config.spec(Some(address));
+        let connection = Connection::start(&spec).map_err(started)?;
+        connection.attach(address).map_err(claiming)?;
+        let mut times = Vec::new();
+        while times.len() < count {
+            let before = Instant::now();
+            match Supervisor::<FunctionProtocol>::start(&spec) {
+                Ok((process, _)) => {
+                    times.push(before.elapsed());
+                    process.stop();
+                }
+                // The dext may still be cleaning up after the one before.
+                Err(death) if death.to_string().contains("SetupInterrupts") => {}
+                Err(death) => return Err(started(death)),
+            }
+        }
+        connection.detach(address).map_err(claiming)?;
+        connection.stop();
+        Ok(times)
     }
 
     /// The connection process of the function's device with a place for the function: one that

@@ -5,7 +5,9 @@ mod devices;
 mod inspect;
 mod output;
 mod programs;
+mod rig;
 mod serve;
+mod torture;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +53,8 @@ enum Command {
     Serve(serve::ServeOptions),
     /// Start a simulated device and drive it end to end as a VMM would. Needs no hardware.
     Demo(demo::DemoOptions),
+    /// Kill function processes at random under verified I/O and interrupts on a simulated device.
+    Torture(torture::TortureOptions),
 }
 
 /// Where the dext is and how processes are started.
@@ -109,6 +113,7 @@ fn main() -> ExitCode {
         }
         Command::Serve(options) => serve::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Torture(options) => torture::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,31 +2,23 @@
 
 use std::sync::Arc;
 
-use ipc::event::Signaller;
-use ipc::wire::function::InterruptIndex;
 use ipc::{Access, Event, PciAddress, SharedMemory, Window};
 use serde_json::json;
 use vmm_side::container::GuestRegion;
-use vmm_side::device::InterruptSetup;
 use vmm_side::listing::Lister;
-use vmm_side::supervisor::Deadlines;
-use vmm_side::{Container, DmaMode, Host, HostConfig, PassthroughDevice as _, Proxy, selftest};
+use vmm_side::{
+    Container, DmaMode, Host, HostConfig, PassthroughDevice as _, Proxy, Recovery, selftest,
+};
 
-use super::leftovers::{self, Belongings};
-use super::nvme::{Memory, Nvme};
-use super::probe::Probe;
-use super::simulator::Simulator;
-use super::storage::{BUFFER, Storage};
-use super::{DemoOptions, Voice};
+use super::DemoOptions;
 use crate::output::{self, Sandbox};
+use crate::rig::leftovers::{self, Belongings};
+use crate::rig::nvme::{self, Memory, Nvme};
+use crate::rig::probe::Probe;
+use crate::rig::storage::{BUFFER, Storage};
+use crate::rig::{QUEUES, RAM, RAM_BASE, Voice, alive, register_window, vectors};
 use crate::{Failure, programs};
 
-/// Where guest RAM begins, as on Apple silicon.
-const RAM_BASE: u64 = 0x8000_0000;
-/// Guest RAM: the data buffer, queues and the probe's buffers.
-const RAM: u64 = BUFFER + (16 << 20);
-/// I/O queues of the NVMe function.
-const QUEUES: usize = 4;
 /// What moves while the other function's process is dead.
 const WHILE_DEAD: u64 = 8 << 20;
 
@@ -43,8 +35,6 @@ struct Summary {
 /// Runs every step; the first that does not hold ends the demo.
 pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
     let voice = Voice::new(options.json);
-    let device_proc = programs::find("device-proc", options.device_proc.as_deref())?;
-    let dext_sim = programs::find("dext-sim", options.dext_sim.as_deref())?;
     let prober = programs::find("sandbox-probe", options.sandbox_probe.as_deref())?;
     let (nvme, probe): (PciAddress, PciAddress) = ("01:00.0".parse()?, "01:00.1".parse()?);
     let mut summary = Summary::default();
@@ -58,17 +48,10 @@ pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
         Some(path) => format!("image={}", path.display()),
     };
     let devices = [format!("{nvme}=nvme,queues={QUEUES},{image}"), format!("{probe}=probe")];
-    let simulator = Simulator::start(&dext_sim, &devices)?;
+    let (simulator, config) = options.rig.start(&devices, Recovery::OFF)?;
     voice.say(&format!("dext-sim runs as process {}", simulator.pid()));
     voice.data(&json!({ "process": "dext-sim", "pid": simulator.pid() }));
     let before = Belongings::now()?;
-    let config = HostConfig {
-        device_proc,
-        dext: simulator.endpoint(),
-        strict: options.sandbox == crate::Sandbox::Strict,
-        deadlines: Deadlines::default(),
-        recovery: vmm_side::Recovery::OFF,
-    };
 
     drive(&config, options, [nvme, probe], &voice, &mut summary)?;
 
@@ -206,30 +189,6 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// The window at the start of BAR 0.
-fn register_window(proxy: &Proxy) -> Result<Window, Failure> {
-    let windows = proxy.windows()?;
-    let window = windows.iter().find(|window| window.bar == 0 && window.offset == 0);
-    Ok(window.ok_or("BAR 0 has no window at its start")?.map()?)
-}
-
-/// One event for each of `count` MSI-X vectors.
-fn vectors(proxy: &Proxy, count: usize) -> Result<Vec<Event>, Failure> {
-    let events: Vec<Event> = (0..count).map(|_| Event::new()).collect::<Result<_, _>>()?;
-    let signallers: Vec<Option<Signaller>> =
-        events.iter().map(|event| event.signaller().map(Some)).collect::<Result<_, _>>()?;
-    proxy.set_interrupts(InterruptIndex::Msix, InterruptSetup::Assign { start: 0, signallers })?;
-    Ok(events)
-}
-
-/// A dead process says more than what did not come of it.
-fn alive(proxy: &Proxy) -> Result<(), Failure> {
-    match proxy.death() {
-        None => Ok(()),
-        Some(death) => Err(death.into()),
-    }
-}
-
 fn exercise(
     guest: &Guest<'_>,
     options: &DemoOptions,
@@ -257,7 +216,7 @@ fn exercise(
     let alive = move || alive(disk);
     let mut nvme = Nvme::start(&guest.disk_registers, &mut memory, &guest.disk_events, &alive)?;
     let storage = Storage { memory: guest.ram, buffer: memory.take(BUFFER)? };
-    let bytes = nvme.blocks * super::nvme::BLOCK;
+    let bytes = nvme.blocks * nvme::BLOCK;
     voice.say(&format!("{}, {}, {QUEUES} I/O queues", nvme.model, output::size(bytes)));
 
     voice.step("Moving data by DMA in both directions, completions by MSI-X");

@@ -11,19 +11,19 @@ use serde::Deserialize;
 use crate::Failure;
 
 /// A running simulator.
-pub(super) struct Simulator {
+pub(crate) struct Simulator {
     child: Child,
     directory: PathBuf,
 }
 
 /// What its clients hold, as it sees it.
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct FunctionState {
-    pub(super) address: String,
-    pub(super) connections: usize,
-    pub(super) claims: usize,
-    pub(super) interrupts_held: bool,
-    pub(super) dma_regions: usize,
+pub(crate) struct FunctionState {
+    pub(crate) address: String,
+    pub(crate) connections: usize,
+    pub(crate) claims: usize,
+    pub(crate) interrupts_held: bool,
+    pub(crate) dma_regions: usize,
 }
 
 #[derive(Deserialize)]
@@ -50,7 +50,7 @@ impl std::fmt::Display for FunctionState {
 
 impl Simulator {
     /// Starts `program` with `devices` and waits until it listens.
-    pub(super) fn start(program: &Path, devices: &[String]) -> Result<Self, Failure> {
+    pub(crate) fn start(program: &Path, devices: &[String]) -> Result<Self, Failure> {
         let directory = private_directory()?;
         let mut command = Command::new(program);
         command
@@ -81,17 +81,17 @@ impl Simulator {
     }
 
     /// Where it is, as processes are told.
-    pub(super) fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("sim:{}", self.directory.join("dext").display())
     }
 
     /// Process id.
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What clients hold.
-    pub(super) fn state(&self) -> Result<Vec<FunctionState>, Failure> {
+    pub(crate) fn state(&self) -> Result<Vec<FunctionState>, Failure> {
         let gone = |error| format!("the simulated dext does not answer: {error}");
         let mut stream = UnixStream::connect(self.directory.join("control")).map_err(gone)?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -102,7 +102,7 @@ impl Simulator {
     }
 
     /// Waits until no client holds anything; what is left after `patience`.
-    pub(super) fn settled(&self, patience: Duration) -> Result<Vec<FunctionState>, Failure> {
+    pub(crate) fn settled(&self, patience: Duration) -> Result<Vec<FunctionState>, Failure> {
         let end = Instant::now() + patience;
         loop {
             let mut left = self.state()?;

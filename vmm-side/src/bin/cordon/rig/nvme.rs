@@ -18,30 +18,30 @@ const DOORBELLS: u64 = 0x1000;
 const ENTRIES: u16 = 64;
 const PAGE: u64 = 4096;
 /// Bytes of a block.
-pub(super) const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 /// Largest transfer of one command.
-pub(super) const MAX_TRANSFER: u64 = 128 << 10;
+pub(crate) const MAX_TRANSFER: u64 = 128 << 10;
 
 /// How long the controller may take for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Says whether the processes behind the device live, and why not.
-pub(super) type Alive<'a> = &'a dyn Fn() -> Result<(), Failure>;
+pub(crate) type Alive<'a> = &'a dyn Fn() -> Result<(), Failure>;
 
 /// Guest memory and who hands it out.
-pub(super) struct Memory<'m> {
-    pub(super) window: &'m Window,
-    pub(super) base: u64,
+pub(crate) struct Memory<'m> {
+    pub(crate) window: &'m Window,
+    pub(crate) base: u64,
     next: u64,
 }
 
 impl<'m> Memory<'m> {
-    pub(super) fn new(window: &'m Window, base: u64) -> Self {
+    pub(crate) fn new(window: &'m Window, base: u64) -> Self {
         Self { window, base, next: 0 }
     }
 
     /// Pages that nobody has: their offset.
-    pub(super) fn take(&mut self, bytes: u64) -> Result<u64, Failure> {
+    pub(crate) fn take(&mut self, bytes: u64) -> Result<u64, Failure> {
         let at = self.next;
         self.next += bytes.next_multiple_of(PAGE);
         if self.next > self.window.length() as u64 {
@@ -65,7 +65,7 @@ struct Queue {
 }
 
 /// The controller.
-pub(super) struct Nvme<'m> {
+pub(crate) struct Nvme<'m> {
     registers: &'m Window,
     memory: &'m Window,
     base: u64,
@@ -73,21 +73,21 @@ pub(super) struct Nvme<'m> {
     io: Vec<Queue>,
     events: &'m [Event],
     /// Blocks of the namespace.
-    pub(super) blocks: u64,
+    pub(crate) blocks: u64,
     /// What Identify says.
-    pub(super) model: String,
+    pub(crate) model: String,
     /// Interrupts taken, by vector.
-    pub(super) interrupts: Vec<u64>,
+    pub(crate) interrupts: Vec<u64>,
     alive: Alive<'m>,
 }
 
 /// A transfer: blocks of the disk and where in guest memory.
 #[derive(Clone, Copy)]
-pub(super) struct Transfer {
-    pub(super) write: bool,
-    pub(super) block: u64,
-    pub(super) bytes: u64,
-    pub(super) memory: u64,
+pub(crate) struct Transfer {
+    pub(crate) write: bool,
+    pub(crate) block: u64,
+    pub(crate) bytes: u64,
+    pub(crate) memory: u64,
 }
 
 impl Queue {
@@ -108,7 +108,7 @@ impl Queue {
 
 impl<'m> Nvme<'m> {
     /// Brings the controller up with one I/O queue for each event after the first.
-    pub(super) fn start(
+    pub(crate) fn start(
         registers: &'m Window,
         memory: &mut Memory<'m>,
         events: &'m [Event],
@@ -150,7 +150,7 @@ impl<'m> Nvme<'m> {
     }
 
     /// Stops the controller in order.
-    pub(super) fn stop(&mut self) -> Result<(), Failure> {
+    pub(crate) fn stop(&mut self) -> Result<(), Failure> {
         self.registers.store_u32(CC, 0)?;
         self.until_ready(false)
     }
@@ -222,7 +222,7 @@ impl<'m> Nvme<'m> {
     }
 
     /// Carries out transfers, spread over all queues, as many at once as fit.
-    pub(super) fn transfer(&mut self, transfers: &[Transfer]) -> Result<(), Failure> {
+    pub(crate) fn transfer(&mut self, transfers: &[Transfer]) -> Result<(), Failure> {
         let mut waiting = transfers.iter();
         loop {
             let mut idle = true;
@@ -292,7 +292,7 @@ fn ring(registers: &Window, queue: &Queue) -> Result<(), Failure> {
 
 /// Waits for a vector; one interrupt taken. Ends at once when `alive` says that there is nobody
 /// left to send it.
-pub(super) fn wait(event: &Event, alive: Alive<'_>) -> Result<u64, Failure> {
+pub(crate) fn wait(event: &Event, alive: Alive<'_>) -> Result<u64, Failure> {
     let deadline = Deadline::after(PATIENCE);
     while !event.wait(Deadline::after(Duration::from_millis(20)))? {
         alive()?;

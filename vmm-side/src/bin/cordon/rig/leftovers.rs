@@ -7,20 +7,20 @@ use crate::Failure;
 
 /// What this process has at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Belongings {
+pub(crate) struct Belongings {
     children: Vec<u32>,
     descriptors: Vec<String>,
 }
 
 impl Belongings {
     /// Counts.
-    pub(super) fn now() -> Result<Self, Failure> {
+    pub(crate) fn now() -> Result<Self, Failure> {
         Ok(Self { children: children()?, descriptors: descriptors()? })
     }
 }
 
 /// Children of every thread of this process.
-pub(super) fn children() -> Result<Vec<u32>, Failure> {
+pub(crate) fn children() -> Result<Vec<u32>, Failure> {
     let mut children = Vec::new();
     for task in std::fs::read_dir("/proc/self/task")? {
         // A thread that ends meanwhile has no children.
@@ -47,7 +47,7 @@ fn descriptors() -> Result<Vec<String>, Failure> {
 }
 
 /// One line for each thing that is there now and was not at `before`, or that the dext still has.
-pub(super) fn list(before: &Belongings, simulator: &Simulator) -> Result<Vec<String>, Failure> {
+pub(crate) fn list(before: &Belongings, simulator: &Simulator) -> Result<Vec<String>, Failure> {
     let mut left = Vec::new();
     for function in simulator.settled(Duration::from_secs(2))? {
         left.push(format!("the dext still has, of {function}"));

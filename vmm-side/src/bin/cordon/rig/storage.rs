@@ -15,12 +15,12 @@ const ENOUGH: u64 = 64 << 20;
 /// Bytes of an image that are compared, at most: the demo is to end in half a minute.
 const MOST_OF_IMAGE: u64 = 256 << 20;
 /// Bytes of guest memory that data passes through.
-pub(super) const BUFFER: u64 = 16 << 20;
+pub(crate) const BUFFER: u64 = 16 << 20;
 
 /// Data in guest memory on its way.
-pub(super) struct Storage<'m> {
-    pub(super) memory: &'m Window,
-    pub(super) buffer: u64,
+pub(crate) struct Storage<'m> {
+    pub(crate) memory: &'m Window,
+    pub(crate) buffer: u64,
 }
 
 /// Content that depends on where it is, so that a byte in the wrong place is seen.
@@ -58,7 +58,7 @@ impl Storage<'_> {
 
     /// Writes `total` bytes of pattern from the start of the disk, reads them back and compares;
     /// the bytes compared.
-    pub(super) fn write_and_verify(
+    pub(crate) fn write_and_verify(
         &self,
         nvme: &mut Nvme<'_>,
         seed: u64,
@@ -86,7 +86,7 @@ impl Storage<'_> {
     }
 
     /// 64 MiB out and back.
-    pub(super) fn exercise(&self, nvme: &mut Nvme<'_>, voice: &Voice) -> Result<u64, Failure> {
+    pub(crate) fn exercise(&self, nvme: &mut Nvme<'_>, voice: &Voice) -> Result<u64, Failure> {
         let verified = self.write_and_verify(nvme, 1, ENOUGH)?;
         voice.say(&format!("{} written, read back and compared", output::size(verified)));
         Ok(verified)
@@ -94,7 +94,7 @@ impl Storage<'_> {
 
     /// Reads the image through the device, compares it with the file, writes back what was read,
     /// and compares again: the file must not have changed.
-    pub(super) fn exercise_image(
+    pub(crate) fn exercise_image(
         &self,
         nvme: &mut Nvme<'_>,
         path: &Path,
@@ -138,13 +138,21 @@ impl Storage<'_> {
     }
 }
 
+/// Bytes that came back different.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{count} bytes are different, the first at {first:#x}: {found:#04x}, expected {expected:#04x}"
+)]
+pub(crate) struct Corrupt {
+    pub(crate) count: usize,
+    first: u64,
+    found: u8,
+    expected: u8,
+}
+
 fn compare(expected: &[u8], found: &[u8], offset: u64) -> Result<(), Failure> {
-    match expected.iter().zip(found).position(|(a, b)| a != b) {
-        None => Ok(()),
-        Some(at) => {
-            let at_disk = offset + at as u64;
-            Err(format!("byte {at_disk:#x} is {:#04x}, expected {:#04x}", found[at], expected[at])
-                .into())
-        }
-    }
+    let mut different = expected.iter().zip(found).enumerate().filter(|(_, (a, b))| a != b);
+    let Some((at, (expected, found))) = different.next() else { return Ok(()) };
+    let (first, count) = (offset + at as u64, 1 + different.count());
+    Err(Corrupt { count, first, found: *found, expected: *expected }.into())
 }

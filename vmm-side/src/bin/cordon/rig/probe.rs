@@ -9,21 +9,21 @@ use crate::Failure;
 const ID: u32 = u32::from_le_bytes(*b"PRBE");
 
 /// The probe device.
-pub(super) struct Probe<'p> {
-    pub(super) proxy: &'p Proxy,
-    pub(super) registers: &'p Window,
-    pub(super) events: &'p [Event],
-    pub(super) interrupts: Vec<u64>,
+pub(crate) struct Probe<'p> {
+    pub(crate) proxy: &'p Proxy,
+    pub(crate) registers: &'p Window,
+    pub(crate) events: &'p [Event],
+    pub(crate) interrupts: Vec<u64>,
     sequence: u32,
 }
 
 impl<'p> Probe<'p> {
-    pub(super) fn new(proxy: &'p Proxy, registers: &'p Window, events: &'p [Event]) -> Self {
+    pub(crate) fn new(proxy: &'p Proxy, registers: &'p Window, events: &'p [Event]) -> Self {
         Self { proxy, registers, events, interrupts: vec![0; events.len()], sequence: 0 }
     }
 
     /// Scratch registers by trap and through the window: each sees what the other wrote.
-    pub(super) fn scratch(&self) -> Result<(), Failure> {
+    pub(crate) fn scratch(&self) -> Result<(), Failure> {
         if self.trapped_read(0)? != ID {
             return Err("the probe does not say who it is".into());
         }
@@ -49,7 +49,7 @@ impl<'p> Probe<'p> {
     }
 
     /// Has the device copy guest memory; its completion comes on `vector`.
-    pub(super) fn copy(
+    pub(crate) fn copy(
         &mut self,
         source: u64,
         target: u64,
@@ -71,7 +71,7 @@ impl<'p> Probe<'p> {
     }
 
     /// Fires every vector once; each event must come, and no other.
-    pub(super) fn every_vector(&mut self) -> Result<(), Failure> {
+    pub(crate) fn every_vector(&mut self) -> Result<(), Failure> {
         for vector in 0..u16::try_from(self.events.len())? {
             self.sequence += 1;
             self.registers.write(0x64, u32::from(vector))?;
@@ -97,7 +97,7 @@ impl<'p> Probe<'p> {
     }
 
     /// Resets the device: what was written is gone.
-    pub(super) fn reset(&mut self) -> Result<(), Failure> {
+    pub(crate) fn reset(&mut self) -> Result<(), Failure> {
         self.registers.write(0x10, 0xdead_beef_u32)?;
         let before = self.trapped_read(0x0c)?;
         self.proxy.reset()?;

@@ -10,8 +10,8 @@ use vmm_side::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy};
 
 fn quick(simulator: &Simulator) -> HostConfig {
     let mut config = config(simulator);
-    config.deadlines.call = Duration::from_millis(400);
-    config.deadlines.stop = Duration::from_millis(400);
+    config.deadlines.call = Duration::from_secs(1);
+    config.deadlines.stop = Duration::from_secs(1);
     config
 }
 
@@ -54,7 +54,7 @@ fn a_stopped_function_process_is_killed_at_the_deadline() {
     signal(probe.pid(), Signal::STOP);
     let before = Instant::now();
     let error = probe.config_read(0, &mut [0; 4]).unwrap_err();
-    assert!(before.elapsed() < Duration::from_secs(3));
+    assert!(before.elapsed() < Duration::from_secs(5));
     assert!(error.to_string().contains("did not answer in time"), "{error}");
     assert!(!is_running(probe.pid()));
     reads_all_ones(&probe);

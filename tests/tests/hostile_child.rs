@@ -18,7 +18,7 @@ fn start(behaviour: &str) -> Result<Child, Arc<Death>> {
         strict: true,
         subject: "01:00.0".to_owned(),
         deadlines: Deadlines {
-            start: Duration::from_millis(700),
+            start: Duration::from_secs(2),
             call: Duration::from_millis(400),
             stop: Duration::from_millis(400),
         },

@@ -171,7 +171,7 @@ fn claim_dma_and_windows_are_not_touched() {
 
 #[test]
 fn a_process_that_hangs_is_replaced_and_its_caller_is_answered() {
-    let s = setup_with(|config| config.deadlines.call = Duration::from_millis(300), &[]);
+    let s = setup_with(|config| config.deadlines.call = Duration::from_secs(1), &[]);
     let stopped = s.probe.pid();
     signal(stopped, Signal::STOP);
     let mut id = [0; 4];

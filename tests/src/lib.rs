@@ -268,9 +268,3 @@ pub fn is_running(pid: u32) -> bool {
     let state = status.rsplit(')').next().unwrap_or_default().trim_start().chars().next();
     !matches!(state, None | Some('Z' | 'X'))
 }
-
-/// Whether this process is root, for what only root may look at.
-#[must_use]
-pub fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}

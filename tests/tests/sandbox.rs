@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use cordon_tests::{Simulator, Vmm, address, announce, bin_dir, config, is_root, program};
+use cordon_tests::{Simulator, Vmm, address, announce, bin_dir, config, program};
 use ipc::Event;
 use ipc::wire::function::InterruptIndex;
 use vmm_side::device::InterruptSetup;
@@ -22,7 +22,7 @@ fn at_least_25_forbidden_things_are_refused_in_each_role() {
         let of_role: Vec<_> = attempts.iter().filter(|attempt| attempt.role == role).collect();
         let holes: Vec<_> = of_role.iter().filter(|attempt| !attempt.outcome.held()).collect();
         assert!(holes.is_empty(), "{holes:?}");
-        println!("sandbox: {} things tried as {role}, all refused", of_role.len());
+        announce(&format!("sandbox: {} things tried as {role}, all refused", of_role.len()));
         assert!(of_role.len() >= 25);
     }
     let killed = attempts.iter().filter(|one| one.outcome == Outcome::Killed).count();
@@ -87,14 +87,8 @@ fn a_running_process_holds_what_it_should_and_nothing_else() {
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
     let (function, connection) = (probe.pid(), probe.connection().pid());
-    if !is_root() {
-        // Not dumpable: an ordinary user cannot even look at its own confined process. Run as
-        // root to see the inventory itself.
-        assert!(std::fs::read_dir(format!("/proc/{function}/fd")).is_err());
-        assert!(std::fs::read_to_string(format!("/proc/{function}/maps")).is_err());
-        announce("sandbox: the inventory is closed to ordinary users; run as root to see it");
-        return;
-    }
+    // Whoever made the user namespace may look into it, root or not, though the process is not
+    // dumpable; nobody else may.
     let events: Vec<Event> = (0..4).map(|_| Event::new().unwrap()).collect();
     let signallers = events.iter().map(|event| Some(event.signaller().unwrap())).collect();
     let setup = InterruptSetup::Assign { start: 0, signallers };

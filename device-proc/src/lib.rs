@@ -6,6 +6,7 @@
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
 //! | [`lister`] | lister | what the dext offers, for people |
 //! | [`dext`] | all | the dext's interface: typed client over a thin user-client trait |
+//! | [`misbehave`] | connection, function | wrong on purpose, where a test asks for it |
 //! | [`start`] | all | the order of life: handshake, open, confine, report, serve |
 //!
 //! Each process distrusts the guest and every byte it is sent, exits at once when its VMM side is
@@ -17,6 +18,7 @@ pub mod connection;
 pub mod dext;
 pub mod function;
 pub mod lister;
+pub mod misbehave;
 pub mod options;
 pub mod start;
 mod sys;

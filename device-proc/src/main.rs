@@ -18,7 +18,9 @@ fn main() -> ExitCode {
         .init();
     let ended = match Options::parse().role {
         RoleOptions::Connection { address, common } => connection::run(address, &common),
-        RoleOptions::Function { address, common } => function::run(address, &common),
+        RoleOptions::Function { address, standby, common } => {
+            function::run(address, standby, &common)
+        }
         RoleOptions::Lister { common } => lister::run(&common),
     };
     match ended {

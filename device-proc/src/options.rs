@@ -32,6 +32,9 @@ pub enum RoleOptions {
         /// The function.
         #[arg(long)]
         address: PciAddress,
+        /// Leave the interrupts to the process that serves the function now, and take over later.
+        #[arg(long)]
+        standby: bool,
         /// What all roles share.
         #[command(flatten)]
         common: Common,
@@ -56,6 +59,9 @@ pub struct Common {
     /// The inherited descriptor of the tube.
     #[arg(long, default_value_t = 3)]
     pub tube_fd: i32,
+    /// Do wrong when the VMM side says so: for tests of whoever must survive it.
+    #[arg(long)]
+    pub misbehave: bool,
 }
 
 /// What to do about a missing layer of the sandbox.

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::SharedMemory;
+
 /// What a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -98,10 +100,7 @@ impl Window {
         length: usize,
         access: Access,
     ) -> Result<Self, WindowError> {
-        let protection = match access {
-            Access::ReadOnly => ProtFlags::READ,
-            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
-        };
+        let protection = protection(access);
         // SAFETY: a fresh mapping at an address the kernel chooses overlaps nothing of ours, and
         // the arguments are plain values that the kernel checks.
         let base = unsafe {
@@ -126,6 +125,59 @@ impl Window {
     #[must_use]
     pub fn address(&self) -> usize {
         self.base.as_ptr() as usize
+    }
+
+    /// Puts other memory under the same addresses, in one step: whoever maps this window on, a
+    /// hypervisor for its guest, sees the other memory from here on.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`] when `memory` does not hold the window's length from `offset`,
+    /// [`WindowError::Map`]; the window is then as it was.
+    pub fn replace(&self, memory: &SharedMemory, offset: u64) -> Result<(), WindowError> {
+        let width = self.length as u64;
+        if offset.checked_add(width).is_none_or(|end| end > memory.size()) {
+            return Err(WindowError::OutOfRange { offset, width, length: memory.size() });
+        }
+        self.put(0, self.length, memory, offset, MapFlags::SHARED)
+    }
+
+    /// Puts copies of `pattern` under the same addresses, one after the other. Stores go to these
+    /// copies and nowhere else.
+    ///
+    /// # Errors
+    /// [`WindowError::Map`]; what was replaced until then stays replaced.
+    pub fn replace_with_copies(&self, pattern: &SharedMemory) -> Result<(), WindowError> {
+        let step = usize::try_from(pattern.size()).unwrap_or(usize::MAX).max(1);
+        let mut at = 0;
+        while at < self.length {
+            let length = step.min(self.length - at);
+            self.put(at, length, pattern, 0, MapFlags::PRIVATE)?;
+            at += length;
+        }
+        Ok(())
+    }
+
+    fn put(
+        &self,
+        at: usize,
+        length: usize,
+        memory: &SharedMemory,
+        offset: u64,
+        sharing: MapFlags,
+    ) -> Result<(), WindowError> {
+        let to = self.at(at as u64, length)?;
+        // SAFETY: `at` checked that the pages from `to` are this window's own mapping, which is
+        // never behind a reference; MAP_FIXED puts others in their place and leaves ours mapped.
+        let put = unsafe {
+            let flags = sharing | MapFlags::FIXED;
+            rustix::mm::mmap(to.cast(), length, protection(self.access), flags, memory, offset)
+        };
+        let failed = |error: rustix::io::Errno| WindowError::Map {
+            offset,
+            length: length as u64,
+            source: error.into(),
+        };
+        put.map(drop).map_err(failed)
     }
 
     /// Checks a range and gives the pointer to its first byte, valid for `width` bytes.
@@ -343,6 +395,14 @@ impl Window {
     }
 }
 
+/// Never executable (P7.6).
+fn protection(access: Access) -> ProtFlags {
+    match access {
+        Access::ReadOnly => ProtFlags::READ,
+        Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+    }
+}
+
 /// Bytes before `pointer` is 8-byte aligned, at most `length`.
 fn lead(pointer: *const u8, length: usize) -> usize {
     pointer.align_offset(8).min(length)
@@ -358,7 +418,6 @@ impl Drop for Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SharedMemory;
     use proptest::prelude::*;
 
     fn window() -> Window {
@@ -407,6 +466,31 @@ mod tests {
         a.set_bits_u64(8, 0b1010).unwrap();
         assert_eq!(b.swap_u64(8, 0).unwrap(), 0b1010);
         assert_eq!(a.read_width(8, 8).unwrap(), 0);
+    }
+
+    #[test]
+    fn other_memory_comes_under_the_same_addresses() {
+        let memory = |value: u8, size| {
+            let memory = SharedMemory::create("test", size).unwrap();
+            let filled = memory.map_all(Access::ReadWrite).unwrap();
+            filled.copy_in(0, &vec![value; filled.length()]).unwrap();
+            memory
+        };
+        let first = memory(1, 0x10000);
+        let window = first.map_all(Access::ReadWrite).unwrap();
+        let address = window.address();
+        let ones = memory(0xff, 0x4000);
+        window.replace_with_copies(&ones).unwrap();
+        assert_eq!(window.read::<u64>(0xfff8).unwrap(), u64::MAX);
+        window.write(0xc000, 0u32).unwrap();
+        let untouched = [&ones, &first].map(|memory| memory.map_all(Access::ReadOnly).unwrap());
+        assert_eq!(untouched[0].read::<u32>(0).unwrap(), u32::MAX);
+        assert_eq!(untouched[1].read::<u32>(0xc000).unwrap(), 0x0101_0101);
+        let second = memory(2, 0x14000);
+        window.replace(&second, 0x4000).unwrap();
+        assert_eq!((window.read::<u8>(0xffff).unwrap(), window.address()), (2, address));
+        assert!(matches!(window.replace(&second, 0x8000), Err(WindowError::OutOfRange { .. })));
+        assert_eq!(window.read::<u8>(0).unwrap(), 2);
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 
 use ipc::codec;
 use ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo, Up};
+use ipc::wire::faults::{Misbehaviour, Point, Wrong};
 use ipc::wire::handshake::{Hello, Role, VERSION};
 use ipc::wire::{connection, dext, function, listing, sandbox};
 use serde::Serialize;
@@ -34,6 +35,13 @@ fn identity() -> Identity {
 }
 
 const IDENTITY: &str = "010203 d0c0 0100 02080100";
+
+fn misbehaviour() -> Misbehaviour {
+    let wrong = Wrong::Selector { selector: 8, code: dext::IoReturn::NOT_OPEN };
+    Misbehaviour { point: Point::During, wrong }
+}
+
+const MISBEHAVIOUR: &str = "01000000 04000000 08000000 cd0200e0";
 
 #[test]
 fn hello() {
@@ -79,7 +87,9 @@ fn function_requests() {
     golden(Request::Reset, "05000000");
     golden(Request::Statistics, "06000000");
     golden(Request::Shutdown, "07000000");
-    unknown_tag::<Request>(8);
+    golden(Request::TakeOver, "08000000");
+    golden(Request::Misbehave(misbehaviour()), &format!("09000000 {MISBEHAVIOUR}"));
+    unknown_tag::<Request>(10);
     unknown_tag::<Action>(5);
     unknown_tag::<Index>(5);
 }
@@ -100,7 +110,8 @@ fn function_answers() {
         Failure { kind: FailureKind::Io, code: Some(0xe000_02cd), message: "no".to_owned() };
     golden(up(Err(failure)), "02000000 01000000 01000000 01 cd0200e0 0200000000000000 6e6f");
     unknown_tag::<Up<Ready, Reply>>(3);
-    unknown_tag::<Reply>(4);
+    golden(Reply::Vectors(32), "04000000 2000");
+    unknown_tag::<Reply>(5);
     unknown_tag::<FailureKind>(6);
 }
 
@@ -184,7 +195,9 @@ fn connection_messages() {
         Reply::Statistics(statistics),
         "03000000 0100000000000000 0200000000000000 0300000000000000 0400000000000000",
     );
-    unknown_tag::<Request>(8);
+    golden(Request::Reset { function: 2 }, "08000000 02");
+    golden(Request::Misbehave(misbehaviour()), &format!("09000000 {MISBEHAVIOUR}"));
+    unknown_tag::<Request>(10);
     unknown_tag::<Reply>(4);
     unknown_tag::<DmaOutcome>(3);
 }

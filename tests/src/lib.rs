@@ -59,6 +59,7 @@ pub fn address(text: &str) -> PciAddress {
 pub struct Simulator {
     child: Child,
     directory: tempfile::TempDir,
+    arguments: Vec<String>,
 }
 
 impl Simulator {
@@ -69,11 +70,17 @@ impl Simulator {
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let arguments: Vec<String> = arguments.iter().map(|one| (*one).to_owned()).collect();
+        let child = Self::spawn(directory.path(), &arguments);
+        Self { child, directory, arguments }
+    }
+
+    fn spawn(directory: &Path, arguments: &[String]) -> Child {
         let mut child = Command::new(program("dext-sim"))
             .arg("--socket")
-            .arg(directory.path().join("dext"))
+            .arg(directory.join("dext"))
             .arg("--control")
-            .arg(directory.path().join("control"))
+            .arg(directory.join("control"))
             .arg("--exit-with-stdin")
             .args(arguments)
             .stdin(Stdio::piped())
@@ -83,7 +90,24 @@ impl Simulator {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("ready"), "dext-sim said {line:?}");
-        Self { child, directory }
+        child
+    }
+
+    /// Starts it again after [`Simulator::kill`], at the same place with other devices.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn replace(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|one| (*one).to_owned()).collect();
+        self.restart();
+    }
+
+    /// Starts it again after [`Simulator::kill`], at the same place.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn restart(&mut self) {
+        self.child = Self::spawn(self.directory.path(), &self.arguments);
     }
 
     /// One with an NVMe function at 01:00.0 and a probe at 01:00.1.

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cordon_tests::{Simulator, Vmm, announce, config, eventually, is_running, signal};
+use cordon_tests::{
+    RAM, RAM_BASE, Simulator, Vmm, announce, config, eventually, is_running, signal,
+};
 use ipc::wire::function::InterruptIndex;
-use ipc::{Deadline, Event, Window};
+use ipc::{Deadline, Event, SharedMemory, Window};
 use rustix::process::Signal;
+use vmm_side::container::GuestRegion;
 use vmm_side::device::InterruptSetup;
 use vmm_side::supervisor::Cause;
-use vmm_side::{DmaMode, HostConfig, PassthroughDevice as _, Proxy, Recovery};
+use vmm_side::{DmaMode, HostConfig, PassthroughDevice as _, Presence, Proxy, Recovery};
 
 struct Setup {
     simulator: Simulator,
@@ -227,20 +230,176 @@ fn a_crash_loop_is_given_up() {
 }
 
 #[test]
-fn a_dead_connection_process_is_not_recovered_from() {
-    let s = setup();
-    signal(s.probe.connection().pid(), Signal::KILL);
-    assert!(eventually(|| s.probe.death().is_some()));
-    assert!(s.probe.config_read(0, &mut [0; 4]).is_ok() || s.probe.death().is_some());
-    s.vmm.host.detach(&s.probe);
-    s.simulator.assert_released("01:00.1");
-}
-
-#[test]
 fn the_sibling_does_not_notice() {
     let s = setup();
     let disk = s.vmm.attach("01:00.0");
     s.kill();
     assert!(disk.recoveries().is_empty());
     disk.config_read(0, &mut [0; 4]).unwrap();
+}
+
+fn is_away(proxy: &Proxy) -> bool {
+    matches!(proxy.presence(), Presence::Away(_))
+}
+
+/// Vendor id and command register, all ones when nobody answers.
+fn identity(proxy: &Proxy) -> [u8; 4] {
+    let mut bytes = [0; 4];
+    proxy.config_read_or_ones(0, &mut bytes);
+    bytes
+}
+
+const PROBE: [u8; 4] = [0xd0, 0xc0, 0x02, 0x00];
+
+/// The probe's DMA engine copies from one page of guest RAM to another.
+fn moves_data(s: &Setup, number: u8) {
+    let (from, to, length) = (RAM_BASE + 0x4000, RAM_BASE + 0x8000, 4096u32);
+    s.vmm.ram.copy_in(0x4000, &[number; 4096]).unwrap();
+    s.probe.config_write(4, &[6, 0]).unwrap();
+    let window = &s.registers;
+    for (at, value) in [(0x40, from), (0x48, to)] {
+        window.write(at, u32::try_from(value & 0xffff_ffff).unwrap()).unwrap();
+        window.write(at + 4, u32::try_from(value >> 32).unwrap()).unwrap();
+    }
+    window.write(0x50, length).unwrap();
+    window.write(0x54, u32::MAX).unwrap();
+    window.store_u32(0x58, number.into()).unwrap();
+    let mut found = vec![0; 4096];
+    let moved = eventually(|| {
+        s.vmm.ram.copy_out(0x8000, &mut found).unwrap();
+        found == [number; 4096]
+    });
+    assert!(moved, "status {:#x}", window.read::<u32>(0x60).unwrap());
+}
+
+#[test]
+fn a_connection_process_that_dies_is_a_surprise_removal_and_return() {
+    let s = setup();
+    let disk = s.vmm.attach("01:00.0");
+    let event = s.assign(InterruptIndex::Msix, 1).pop().unwrap();
+    let guest = s.probe.map_windows().unwrap();
+    let (first, address) = (guest[0].window(), guest[0].window().address());
+    moves_data(&s, 1);
+    let before = s.probe.connection().pid();
+    // What another connection still holds is cleaned up for a while; the device is away as long.
+    s.simulator.fault("cleanup-delay:ms=300");
+    signal(before, Signal::KILL);
+    assert!(eventually(|| is_away(&s.probe) && is_away(&disk)));
+    assert_eq!(identity(&s.probe), [0xff; 4]);
+    assert!(s.probe.config_write(4, &[6, 0]).is_err());
+    assert!(eventually(|| first.read::<u64>(0).unwrap() == u64::MAX));
+    first.write(0x10, 7u32).unwrap();
+    // Memory that comes and goes meanwhile, and interrupts that are set up.
+    let more = SharedMemory::create("more", 0x4000).unwrap();
+    let iova = RAM_BASE + RAM;
+    let region = GuestRegion { iova, size: 0x4000, memory: more, offset: 0, writable: true };
+    s.vmm.container.map(region).unwrap();
+    let two = s.assign(InterruptIndex::Msix, 2);
+    assert!(
+        eventually(|| s.probe.returns() == 1 && disk.returns() == 1),
+        "{:?}",
+        s.probe.presence()
+    );
+    assert_ne!(s.probe.connection().pid(), before);
+    assert_eq!(identity(&s.probe), PROBE);
+    assert_eq!(first.address(), address);
+    assert_eq!(first.read::<u32>(0).unwrap(), 0x4542_5250);
+    // It was reset and is as new; memory and interrupts are as the guest has them.
+    moves_data(&s, 2);
+    assert_eq!(s.simulator.held("01:00.1").2, 2);
+    assert!(comes(&two[1]));
+    two[1].clear().unwrap();
+    s.fire(1, 1);
+    assert!(comes(&two[1]));
+    drop(event);
+    disk.config_read(0, &mut [0; 4]).unwrap();
+    s.vmm.container.unmap(iova, 0x4000).unwrap();
+    s.vmm.host.detach(&s.probe);
+    s.vmm.host.detach(&disk);
+    s.simulator.assert_released("01:00.1");
+    s.simulator.assert_released("01:00.0");
+}
+
+#[test]
+fn a_dext_that_dies_and_returns_takes_its_devices_along_and_brings_them_back() {
+    let mut s = setup();
+    let guest = s.probe.map_windows().unwrap();
+    let stale = s.probe.windows().unwrap()[0].map().unwrap();
+    s.simulator.kill();
+    assert!(eventually(|| is_away(&s.probe)));
+    assert_eq!(identity(&s.probe), [0xff; 4]);
+    assert!(eventually(|| guest[0].window().read::<u32>(0).unwrap() == u32::MAX));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(is_away(&s.probe));
+    s.simulator.restart();
+    assert!(eventually(|| s.probe.returns() == 1), "{:?}", s.probe.presence());
+    assert_eq!(guest[0].window().read::<u32>(0).unwrap(), 0x4542_5250);
+    assert_eq!(identity(&s.probe), PROBE);
+    // What was mapped otherwise is memory that nobody serves.
+    assert_eq!(stale.read::<u32>(0).unwrap(), u32::MAX);
+    s.registers = s.probe.windows().unwrap()[0].map().unwrap();
+    moves_data(&s, 3);
+}
+
+#[test]
+fn a_device_that_does_not_come_back_in_time_is_given_up() {
+    let mut s = setup_with(|config| config.recovery.away = Duration::from_millis(300), &[]);
+    s.simulator.kill();
+    assert!(eventually(|| s.probe.death().is_some()));
+    assert!(s.probe.death().unwrap().to_string().contains("No dext at"), "{:?}", s.probe.death());
+    assert_eq!(identity(&s.probe), [0xff; 4]);
+    s.vmm.host.detach(&s.probe);
+}
+
+#[test]
+fn a_connection_process_in_a_crash_loop_is_given_up() {
+    let few = Recovery { most_deaths: 2, ..Recovery::default() };
+    let s = setup_with(|config| config.recovery = few, &[]);
+    for round in 1..=2 {
+        signal(s.probe.connection().pid(), Signal::KILL);
+        assert!(eventually(|| s.probe.returns() == round));
+    }
+    signal(s.probe.connection().pid(), Signal::KILL);
+    assert!(eventually(|| s.probe.death().is_some()));
+    assert!(matches!(s.probe.death().unwrap().cause, Cause::CrashLoop { deaths: 3, .. }));
+    assert_eq!(identity(&s.probe), [0xff; 4]);
+    s.vmm.host.detach(&s.probe);
+    s.simulator.assert_released("01:00.1");
+}
+
+#[test]
+fn a_device_that_returns_as_another_one_is_given_up() {
+    let mut s = setup();
+    s.simulator.kill();
+    assert!(eventually(|| is_away(&s.probe)));
+    s.simulator.replace(&["--device=01:00.1=nvme,size=16M"]);
+    assert!(eventually(|| s.probe.death().is_some()));
+    assert!(s.probe.death().unwrap().to_string().contains("another device"));
+    assert_eq!(identity(&s.probe), [0xff; 4]);
+}
+
+#[test]
+fn a_standby_takes_over() {
+    let s = setup_with(|config| config.recovery.standby = true, &[]);
+    let event = s.assign(InterruptIndex::Msix, 1).pop().unwrap();
+    for round in 1..20u32 {
+        assert!(eventually(|| s.probe.has_standby()));
+        let served = s.probe.pid();
+        s.kill();
+        assert_ne!(s.probe.pid(), served);
+        assert!(comes(&event));
+        event.clear().unwrap();
+        s.fire(0, round);
+        assert!(comes(&event));
+        event.clear().unwrap();
+        assert_eq!(identity(&s.probe), PROBE);
+    }
+    let mut recoveries = s.probe.recoveries();
+    recoveries.sort_unstable();
+    announce(&format!("recovery with a standby: {:?} median of 19", recoveries[9]));
+    // It goes and comes with the device, and ends with it.
+    signal(s.probe.connection().pid(), Signal::KILL);
+    assert!(eventually(|| s.probe.returns() == 1 && s.probe.has_standby()));
+    s.vmm.host.detach(&s.probe);
+    s.simulator.assert_released("01:00.1");
 }

@@ -3,17 +3,22 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use ipc::event::Signaller;
+use ipc::poll::{self, Source};
 use ipc::wire::common::{BarInfo, Identity};
 use ipc::wire::connection::{DmaEntry, DmaOutcome, DmaStatistics, Ready, Reply, Request};
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::SandboxReport;
-use ipc::{PciAddress, SharedMemory};
+use ipc::{Deadline, Event, PciAddress, SharedMemory};
 
 use crate::device::{BarMemory, DeviceError};
 use crate::memory::GuestRegion;
-use crate::supervisor::{CallError, Death, Protocol, Spec, Supervisor};
+use crate::recovery::{Deaths, Recovery};
+use crate::supervisor::{CallError, Cause, Death, Protocol, Spec, Supervisor};
 
 /// What is said to a connection process.
 #[derive(Debug)]
@@ -42,89 +47,263 @@ pub struct Claimed {
     pub windows: Vec<BarMemory>,
 }
 
-/// A connection process.
-pub struct Connection {
-    supervisor: Supervisor<ConnectionProtocol>,
-    functions: Vec<Identity>,
-    sandbox: SandboxReport,
-    state: Mutex<State>,
+/// Whether there is a connection process.
+#[derive(Clone, Debug)]
+pub(crate) enum Link {
+    /// The one of this generation serves; how the one before it died, if there was one.
+    Up(u64, Arc<Death>),
+    /// It died and is being replaced.
+    Away(Arc<Death>),
+    /// It died for good.
+    Gone(Arc<Death>),
 }
 
-#[derive(Default)]
+type Process = Supervisor<ConnectionProtocol>;
+
+/// The connection to a physical device: a connection process, replaced when it dies or when its
+/// dext did. What it held is lost with it, so those who hold functions through it [`watch`] the
+/// [`Link`] and claim them anew.
+///
+/// [`watch`]: Connection::watch
+pub struct Connection {
+    shared: Arc<Shared>,
+    stop: Signaller,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    died: Event,
+}
+
+struct Shared {
+    spec: Spec,
+    recovery: Recovery,
+    state: Mutex<State>,
+    died: Signaller,
+}
+
 struct State {
-    /// Functions that can be attached: each once in the life of the process, since a closed dext
+    link: Link,
+    process: Arc<Process>,
+    functions: Vec<Identity>,
+    sandbox: SandboxReport,
+    /// Functions that can be attached: each once in the life of a process, since a closed dext
     /// connection cannot be opened again from inside.
     free: BTreeSet<u8>,
     attached: BTreeSet<u8>,
+    watchers: Vec<(u8, Signaller)>,
+    generation: u64,
 }
 
-impl Connection {
-    /// Starts a connection process for the device of `address`.
-    ///
-    /// # Errors
-    /// The [`Death`] of a process that did not become ready.
-    pub fn start(spec: &Spec) -> Result<Self, Arc<Death>> {
-        let (supervisor, ready) = Supervisor::<ConnectionProtocol>::start(spec)?;
+impl State {
+    fn new(process: Process, ready: Ready, link: Link) -> Self {
         let free = ready.functions.iter().map(|identity| identity.address.function()).collect();
-        Ok(Self {
-            supervisor,
-            functions: ready.functions,
-            sandbox: ready.sandbox,
-            state: Mutex::new(State { free, ..State::default() }),
-        })
+        let (attached, watchers) = (BTreeSet::new(), Vec::new());
+        let Ready { functions, sandbox } = ready;
+        let process = Arc::new(process);
+        Self { link, process, functions, sandbox, free, attached, watchers, generation: 0 }
     }
+}
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Process id.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        change(&mut state);
+        state.watchers.iter().for_each(|(_, watcher)| watcher.signal());
+    }
+
+    /// The thread that replaces the process.
+    fn watch(&self, stopped: &Event) {
+        let mut deaths = Deaths::new(&self.recovery);
+        loop {
+            let process = Arc::clone(&self.state().process);
+            let sources =
+                [Source::readable(stopped, true), Source::readable(process.died(), false)];
+            match poll::wait(&sources, None) {
+                Ok(tokens) if tokens.contains(&true) => return,
+                Ok(_) => {}
+                Err(error) => tracing::error!("{}: cannot wait: {error}", self.spec.subject),
+            }
+            let Some(death) = process.death() else { continue };
+            let replaced = match deaths.on(Instant::now(), &death) {
+                Ok(()) => {
+                    self.change(|state| state.link = Link::Away(Arc::clone(&death)));
+                    self.replace(stopped)
+                }
+                Err(death) => Err(death),
+            };
+            match replaced {
+                Ok(Some((process, ready))) => self.change(|state| {
+                    let generation = state.generation + 1;
+                    let link = Link::Up(generation, death);
+                    let mut next = State::new(process, ready, link);
+                    next.generation = generation;
+                    next.attached = std::mem::take(&mut state.attached);
+                    next.watchers = std::mem::take(&mut state.watchers);
+                    next.free.retain(|function| !next.attached.contains(function));
+                    *state = next;
+                }),
+                Ok(None) => return,
+                Err(death) => {
+                    self.change(|state| state.link = Link::Gone(death));
+                    return self.died.signal();
+                }
+            }
+        }
+    }
+
+    /// Another process that has every function that is attached; `None` when it is not wanted any
+    /// more. The dext may be gone for a while as well.
+    fn replace(&self, stopped: &Event) -> Result<Option<(Process, Ready)>, Arc<Death>> {
+        let deadline = Deadline::after(self.recovery.away);
+        let mut pause = Duration::from_millis(2);
+        // Each attempt that fails is no news.
+        let spec = Spec { expendable: true, ..self.spec.clone() };
+        loop {
+            let death = match Process::start(&spec) {
+                Ok((process, ready)) => {
+                    let state = self.state();
+                    let has = |function: &u8| {
+                        ready.functions.iter().any(|one| one.address.function() == *function)
+                    };
+                    if state.attached.iter().all(has) {
+                        return Ok(Some((process, ready)));
+                    }
+                    let why = "the dext does not have all its functions any more".to_owned();
+                    drop(state);
+                    Arc::new(Death { cause: Cause::StartFailed(why), ..(*process.stop()).clone() })
+                }
+                Err(death) => death,
+            };
+            if deadline.passed() {
+                return Err(death);
+            }
+            if poll::wait_readable(stopped, Deadline::after(pause)).unwrap_or(true) {
+                return Ok(None);
+            }
+            pause = (pause * 2).min(Duration::from_millis(200));
+        }
+    }
+}
+
+impl Connection {
+    /// Starts a connection process for the device of `spec`.
+    ///
+    /// # Errors
+    /// The [`Death`] of a process that did not become ready.
+    pub fn start(spec: &Spec, recovery: Recovery) -> Result<Self, Arc<Death>> {
+        let (process, ready) = Process::start(spec)?;
+        let nobody =
+            Arc::new(Death { cause: Cause::Stopped, ..Death::of_connection(&spec.subject) });
+        let broken = |error: std::io::Error| {
+            let cause = Cause::StartFailed(format!("cannot be watched: {error}"));
+            Arc::new(Death { cause, ..(*nobody).clone() })
+        };
+        let (died, stopped) = (Event::new().map_err(broken)?, Event::new().map_err(broken)?);
+        let stop = stopped.signaller().map_err(broken)?;
+        let shared = Arc::new(Shared {
+            spec: spec.clone(),
+            recovery,
+            state: Mutex::new(State::new(process, ready, Link::Up(0, Arc::clone(&nobody)))),
+            died: died.signaller().map_err(broken)?,
+        });
+        let name = format!("link {}", spec.subject);
+        let watcher = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name(name).spawn(move || watcher.watch(&stopped));
+        let thread = Mutex::new(Some(thread.map_err(broken)?));
+        Ok(Self { shared, stop, thread, died })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+
+    /// Whether there is a process.
+    pub(crate) fn link(&self) -> Link {
+        self.state().link.clone()
+    }
+
+    /// Signals `watcher` whenever the [`Link`] changes, on behalf of a function; the generation
+    /// that it is claimed through.
+    pub(crate) fn watch(&self, address: PciAddress, watcher: Signaller) -> u64 {
+        let mut state = self.state();
+        state.watchers.push((address.function(), watcher));
+        state.generation
+    }
+
+    /// The function is not attached any more.
+    pub(crate) fn unwatch(&self, address: PciAddress) {
+        self.state().watchers.retain(|(function, _)| *function != address.function());
+    }
+
+    /// Process id of the one that serves now.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.supervisor.pid()
+        self.state().process.pid()
     }
 
     /// What confines the process.
     #[must_use]
-    pub fn sandbox(&self) -> &SandboxReport {
-        &self.sandbox
+    pub fn sandbox(&self) -> SandboxReport {
+        self.state().sandbox.clone()
     }
 
-    /// Readable once it is dead.
+    /// Readable once it is dead for good.
     #[must_use]
-    pub fn died(&self) -> &ipc::Event {
-        self.supervisor.died()
+    pub fn died(&self) -> &Event {
+        &self.died
     }
 
-    /// Its death, once it is dead.
+    /// Its death, once it is dead for good.
     #[must_use]
     pub fn death(&self) -> Option<Arc<Death>> {
-        self.supervisor.death()
+        let state = self.state();
+        match &state.link {
+            Link::Gone(death) => Some(Arc::clone(death)),
+            // Nobody will replace it: dead as soon as the process is.
+            Link::Up(..) if self.shared.recovery.most_deaths == 0 => state.process.death(),
+            Link::Up(..) | Link::Away(_) => None,
+        }
     }
 
     /// Whether `address` can be attached through this process; takes the place if so.
     pub(crate) fn reserve(&self, address: PciAddress) -> bool {
-        let ours = self.functions.iter().any(|identity| identity.address == address);
-        ours && self.death().is_none() && self.state().free.remove(&address.function())
+        let mut state = self.state();
+        let up = matches!(state.link, Link::Up(..)) && state.process.death().is_none();
+        let ours = state.functions.iter().any(|identity| identity.address == address);
+        up && ours && state.free.remove(&address.function())
     }
 
-    fn call(&self, request: Request, handles: Vec<OwnedFd>) -> Result<Reply, DeviceError> {
-        Ok(self.supervisor.call(request, handles)?.0)
+    /// The process that serves now.
+    fn process(&self) -> Result<Arc<Process>, DeviceError> {
+        let state = self.state();
+        match &state.link {
+            Link::Up(..) => Ok(Arc::clone(&state.process)),
+            Link::Away(death) | Link::Gone(death) => Err(DeviceError::Gone(Arc::clone(death))),
+        }
     }
 
     fn done(&self, request: Request, handles: Vec<OwnedFd>) -> Result<(), DeviceError> {
-        match self.call(request, handles)? {
+        match self.process()?.call(request, handles)?.0 {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Claims a function that was reserved and takes its windows.
+    fn ask(&self, request: Request) -> Result<Reply, DeviceError> {
+        Ok(self.process()?.ask(request)?)
+    }
+
+    /// Claims a function, one that was reserved or one that comes back, and takes its windows.
     pub(crate) fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
         let request = Request::Attach { function: address.function() };
-        let attached = self.supervisor.call(request, Vec::new()).inspect_err(|_| {
+        let attached = self.process()?.call(request, Vec::new()).inspect_err(|_| {
             // Refused before it was claimed: it can be tried again.
-            self.state().free.insert(address.function());
+            let mut state = self.state();
+            if !state.attached.contains(&address.function()) {
+                state.free.insert(address.function());
+            }
         });
         let (reply, handles) = attached?;
         let Reply::Attached(attached) = reply else {
@@ -165,6 +344,11 @@ impl Connection {
     /// Whether no function is attached.
     pub(crate) fn is_idle(&self) -> bool {
         self.state().attached.is_empty()
+    }
+
+    /// Resets a function that comes back (P8).
+    pub(crate) fn reset(&self, address: PciAddress) -> Result<(), DeviceError> {
+        self.done(Request::Reset { function: address.function() }, Vec::new())
     }
 
     /// Gives a function a region of guest memory.
@@ -217,7 +401,7 @@ impl Connection {
     }
 
     fn dma(&self, request: Request, count: usize) -> Result<Vec<DmaOutcome>, DeviceError> {
-        match self.supervisor.ask(request)? {
+        match self.ask(request)? {
             Reply::Dma(outcomes) if outcomes.len() == count => Ok(outcomes),
             other => Err(unexpected(&other)),
         }
@@ -228,15 +412,38 @@ impl Connection {
     /// # Errors
     /// [`DeviceError`].
     pub fn statistics(&self, address: PciAddress) -> Result<DmaStatistics, DeviceError> {
-        match self.supervisor.ask(Request::Statistics { function: address.function() })? {
+        match self.ask(Request::Statistics { function: address.function() })? {
             Reply::Statistics(statistics) => Ok(statistics),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Stops the process in order.
+    /// Ends the process, which is the one way to take everything from it; it counts as its death.
+    pub(crate) fn end_process(&self) {
+        let process = Arc::clone(&self.state().process);
+        process.stop();
+    }
+
+    /// Stops the process in order; it is not replaced.
     pub fn stop(&self) -> Arc<Death> {
-        self.supervisor.stop()
+        self.stop.signal();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of {} panicked", self.shared.spec.subject);
+        }
+        let process = Arc::clone(&self.state().process);
+        let death = process.stop();
+        self.shared.change(|state| state.link = Link::Gone(Arc::clone(&death)));
+        self.shared.died.signal();
+        death
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -25,10 +25,23 @@ pub enum DmaMode {
     Companion,
 }
 
-#[derive(Clone)]
 struct Member {
     address: PciAddress,
     connection: Arc<Connection>,
+    /// Its connection process is there and has the memory; one that died took it along.
+    present: bool,
+}
+
+impl Member {
+    fn is(&self, address: PciAddress, connection: &Arc<Connection>) -> bool {
+        self.address == address && Arc::ptr_eq(&self.connection, connection)
+    }
+}
+
+impl State {
+    fn find(&mut self, address: PciAddress, connection: &Arc<Connection>) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.is(address, connection))
+    }
 }
 
 #[derive(Default)]
@@ -113,11 +126,15 @@ impl Container {
             )));
         }
         for (done, member) in state.members.iter().enumerate() {
-            if let Err(error) = self.give(member, &region) {
-                for undo in &state.members[..done] {
-                    self.take(undo, &region);
+            match self.give(member, &region) {
+                // It is given everything when it comes back.
+                Ok(()) | Err(DeviceError::Gone(_)) => {}
+                Err(error) => {
+                    for undo in &state.members[..done] {
+                        self.take(undo, &region);
+                    }
+                    return Err(error);
                 }
-                return Err(error);
             }
         }
         state.regions.insert(region.iova, region);
@@ -157,25 +174,50 @@ impl Container {
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let member = Member { address, connection: Arc::clone(connection) };
+        let member = Member { address, connection: Arc::clone(connection), present: true };
+        self.give_all(&state, &member)?;
+        state.members.push(member);
+        Ok(())
+    }
+
+    fn give_all(&self, state: &State, member: &Member) -> Result<(), DeviceError> {
         for (done, region) in state.regions.values().enumerate() {
-            if let Err(error) = self.give(&member, region) {
+            if let Err(error) = self.give(member, region) {
                 for undo in state.regions.values().take(done) {
-                    self.take(&member, undo);
+                    self.take(member, undo);
                 }
                 return Err(error);
             }
         }
-        state.members.push(member);
+        Ok(())
+    }
+
+    /// A function's connection process died, and what was mapped for it is gone.
+    pub(crate) fn lose(&self, address: PciAddress, connection: &Arc<Connection>) {
+        if let Some(member) = self.state().find(address, connection) {
+            member.present = false;
+        }
+    }
+
+    /// A function that was lost is back: it is given all memory there is.
+    pub(crate) fn rejoin(
+        &self,
+        address: PciAddress,
+        connection: &Arc<Connection>,
+    ) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        let member = Member { address, connection: Arc::clone(connection), present: true };
+        self.give_all(&state, &member)?;
+        if let Some(known) = state.find(address, connection) {
+            known.present = true;
+        }
         Ok(())
     }
 
     /// A function leaves: everything that was mapped for it is removed.
     pub(crate) fn leave(&self, address: PciAddress, connection: &Arc<Connection>) {
         let mut state = self.state();
-        let is_it = |member: &Member| {
-            member.address == address && Arc::ptr_eq(&member.connection, connection)
-        };
+        let is_it = |member: &Member| member.is(address, connection);
         let Some(at) = state.members.iter().position(is_it) else {
             return;
         };
@@ -187,7 +229,10 @@ impl Container {
 
     /// Gives one function one region.
     fn give(&self, member: &Member, region: &GuestRegion) -> Result<(), DeviceError> {
-        let Member { address, connection } = member;
+        let Member { address, connection, present } = member;
+        if !present {
+            return Ok(());
+        }
         connection.add_memory(*address, region)?;
         let registered = match self.mode {
             DmaMode::Direct => register(*address, connection, region),
@@ -202,8 +247,8 @@ impl Container {
     /// Takes one region from one function. What cannot be removed in order is removed with the
     /// process: nobody may reach memory that the guest has got back.
     fn take(&self, member: &Member, region: &GuestRegion) {
-        let Member { address, connection } = member;
-        if connection.death().is_some() {
+        let Member { address, connection, present } = member;
+        if !present || connection.death().is_some() {
             return;
         }
         let unregistered = match self.mode {
@@ -217,11 +262,13 @@ impl Container {
             DmaMode::Companion => Ok(()),
         };
         let taken = unregistered.and_then(|()| connection.remove_memory(*address, region.iova));
-        if let Err(error) = taken
-            && connection.death().is_none()
-        {
-            tracing::error!("Function {address}: {error}: ending its connection process");
-            connection.stop();
+        match taken {
+            // What it had is gone with it.
+            Ok(()) | Err(DeviceError::Gone(_)) => {}
+            Err(error) => {
+                tracing::error!("Function {address}: {error}: ending its connection process");
+                connection.end_process();
+            }
         }
     }
 }

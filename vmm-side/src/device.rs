@@ -9,6 +9,7 @@ use ipc::{Access, SharedMemory, Window, WindowError};
 
 use crate::supervisor::{CallError, Death};
 use crate::text::printable;
+pub use crate::windows::GuestWindow;
 
 /// Regions of a device: six BARs, ROM, config space, VGA (P3).
 pub const REGIONS: u32 = 9;
@@ -42,7 +43,7 @@ pub enum DeviceError {
     /// A limit of the dext or of the platform is reached.
     #[error("{0}")]
     NoSpace(String),
-    /// The process that served it died: reads are all ones from here on, writes are dropped.
+    /// Nobody serves it, for now or for good: reads are all ones, writes are dropped.
     #[error("{0}")]
     Gone(Arc<Death>),
 }
@@ -155,6 +156,14 @@ impl BarMemory {
         let length = usize::try_from(self.length).map_err(too_long)?;
         self.memory.map(self.memory_offset, length, Access::ReadWrite)
     }
+
+    /// Whether both are parts of the same memory.
+    #[must_use]
+    pub(crate) fn is_same_memory(&self, other: &Self) -> bool {
+        let file =
+            |one: &Self| rustix::fs::fstat(&one.memory).map(|stat| (stat.st_dev, stat.st_ino));
+        matches!((file(self), file(other)), (Ok(one), Ok(two)) if one == two)
+    }
 }
 
 /// A change of the interrupt setup (VFIO's SET_IRQS).
@@ -230,6 +239,17 @@ pub trait PassthroughDevice: Send + Sync {
     /// # Errors
     /// [`DeviceError`] when the process is out of descriptors.
     fn windows(&self) -> Result<Vec<BarMemory>, DeviceError>;
+
+    /// Maps the parts of its BARs into this process, for a hypervisor to map on: while the device
+    /// is away they read all ones at the same addresses.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the process is out of descriptors or addresses.
+    fn map_windows(&self) -> Result<Vec<Arc<GuestWindow>>, DeviceError>;
+
+    /// Counts how often the device came back with other memory behind its windows, so that what
+    /// [`PassthroughDevice::windows`] gave before is not the device's any more.
+    fn windows_generation(&self) -> u64;
 
     /// Changes the interrupt setup (P9).
     ///

@@ -10,8 +10,9 @@ use crate::connection::{Claimed, Connection};
 use crate::container::Container;
 use crate::device::DeviceError;
 use crate::proxy::{FunctionProtocol, Proxy};
+use crate::recovery::Recovery;
 use crate::registry::{DuplicateOwner, Registry};
-use crate::slot::{Recovery, Slot};
+use crate::slot::{Parts, Slot};
 use crate::supervisor::{Deadlines, Death, Spec, Supervisor};
 
 /// How processes are started.
@@ -25,7 +26,7 @@ pub struct HostConfig {
     pub strict: bool,
     /// How long things may take.
     pub deadlines: Deadlines,
-    /// Whether and how a dead function process is replaced.
+    /// Whether and how a dead process is replaced.
     pub recovery: Recovery,
 }
 
@@ -172,11 +173,20 @@ impl Host {
             return Err(AttachError::Step { address, step: "comparing identities", error });
         }
         let name = name.unwrap_or_else(|| format!("apple-0000:{address}"));
-        let (shared, recovery) = (Arc::clone(connection), self.config.recovery);
-        match Slot::new(spec, recovery, shared, supervisor, ready) {
+        let parts = Parts {
+            address,
+            spec,
+            recovery: self.config.recovery,
+            connection: Arc::clone(connection),
+            container: Arc::clone(container),
+            claimed,
+            child: supervisor,
+            ready,
+        };
+        match Slot::new(parts) {
             Ok(slot) => {
                 let container = Arc::clone(container);
-                Ok(Proxy::new(slot, Arc::clone(connection), container, claimed.windows, name))
+                Ok(Proxy::new(slot, Arc::clone(connection), container, name))
             }
             Err(error) => {
                 container.leave(address, connection);
@@ -199,7 +209,7 @@ impl Host {
         let started = |death| AttachError::Start { address, death };
         let claiming = |error| AttachError::Step { address, step: "claiming", error };
         let spec = config.spec(Some(address));
-        let connection = Connection::start(&spec).map_err(started)?;
+        let connection = Connection::start(&spec, Recovery::OFF).map_err(started)?;
         connection.attach(address).map_err(claiming)?;
         let mut times = Vec::new();
         let mut patience = Deadline::after(config.deadlines.start);
@@ -228,7 +238,7 @@ impl Host {
         if let Some(connection) = connections.iter().find(|one| one.reserve(address)) {
             return Ok(Arc::clone(connection));
         }
-        let started = Connection::start(&self.config.spec(Some(address)));
+        let started = Connection::start(&self.config.spec(Some(address)), self.config.recovery);
         let connection = started.map_err(|death| AttachError::Start { address, death })?;
         if !connection.reserve(address) {
             let error = DeviceError::NoDevice(format!("the dext has no function {address}"));
@@ -267,10 +277,10 @@ impl Host {
         let connection = &proxy.connection;
         proxy.container.leave(address, connection);
         if self.published.release(address, connection) {
-            if connection.death().is_none()
-                && let Err(error) = connection.detach(address)
-            {
-                tracing::warn!("Function {address}: releasing the claim: {error}");
+            match connection.detach(address) {
+                // What a dead process had is released.
+                Ok(_) | Err(DeviceError::Gone(_)) => {}
+                Err(error) => tracing::warn!("Function {address}: releasing the claim: {error}"),
             }
             self.let_go(connection);
         }

@@ -7,6 +7,7 @@
 //! | [`proxy`] | the trait, carried out by a function process |
 //! | [`container`] | guest memory and DMA of the functions of one guest |
 //! | [`slot`] | a function and the process that serves it, replaced when it dies |
+//! | [`recovery`] | whether and how dead processes are replaced |
 //! | [`supervisor`] | one thread for each child process: spawn, handshake, requests, death |
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`registry`] | who owns which host function |
@@ -26,6 +27,7 @@ pub mod host;
 pub mod listing;
 mod memory;
 pub mod proxy;
+pub mod recovery;
 pub mod registry;
 pub mod selftest;
 pub mod slot;
@@ -33,9 +35,11 @@ pub mod supervisor;
 mod sys;
 pub mod text;
 pub mod vfio_user;
+mod windows;
 
 pub use container::{Container, DmaMode};
 pub use device::{DeviceError, PassthroughDevice};
 pub use host::{Host, HostConfig};
 pub use proxy::Proxy;
-pub use slot::Recovery;
+pub use recovery::Recovery;
+pub use slot::Presence;

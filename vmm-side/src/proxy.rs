@@ -11,10 +11,10 @@ use ipc::wire::sandbox::SandboxReport;
 use crate::connection::{Connection, unexpected};
 use crate::container::Container;
 use crate::device::{
-    self, BarMemory, DeviceError, DeviceInfo, InterruptInfo, InterruptSetup, PassthroughDevice,
-    RegionInfo,
+    self, BarMemory, DeviceError, DeviceInfo, GuestWindow, InterruptInfo, InterruptSetup,
+    PassthroughDevice, RegionInfo,
 };
-use crate::slot::Slot;
+use crate::slot::{Presence, Slot};
 use crate::supervisor::{Death, Protocol};
 
 /// What is said to a function process.
@@ -39,7 +39,6 @@ pub struct Proxy {
     pub(crate) connection: Arc<Connection>,
     pub(crate) container: Arc<Container>,
     info: DeviceInfo,
-    windows: Vec<BarMemory>,
 }
 
 impl Proxy {
@@ -47,7 +46,6 @@ impl Proxy {
         slot: Slot,
         connection: Arc<Connection>,
         container: Arc<Container>,
-        windows: Vec<BarMemory>,
         name: String,
     ) -> Self {
         let ready = slot.ready();
@@ -58,7 +56,7 @@ impl Proxy {
             msix: ready.msix,
             resettable: true,
         };
-        Self { slot, connection, container, info, windows }
+        Self { slot, connection, container, info }
     }
 
     /// Where it is on the host.
@@ -75,8 +73,8 @@ impl Proxy {
 
     /// What confines its function process.
     #[must_use]
-    pub fn sandbox(&self) -> &SandboxReport {
-        &self.slot.ready().sandbox
+    pub fn sandbox(&self) -> SandboxReport {
+        self.slot.ready().sandbox.clone()
     }
 
     /// The connection process of its device.
@@ -91,14 +89,38 @@ impl Proxy {
         self.slot.ready().vectors
     }
 
-    /// Why it is served no more, once it is: its function process died and is not replaced, or its
-    /// connection process died.
+    /// Where it is.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        self.slot.presence()
+    }
+
+    /// Signalled when [`Proxy::presence`] changes.
+    #[must_use]
+    pub fn news(&self) -> &ipc::Event {
+        self.slot.news()
+    }
+
+    /// How often the device went away and came back.
+    #[must_use]
+    pub fn returns(&self) -> u64 {
+        self.slot.returns()
+    }
+
+    /// Whether a standby waits for its function process's death.
+    #[must_use]
+    pub fn has_standby(&self) -> bool {
+        self.slot.has_standby()
+    }
+
+    /// Why it is served no more, once it is: its function process or its connection process died
+    /// and is not replaced.
     #[must_use]
     pub fn death(&self) -> Option<Arc<Death>> {
         self.slot.death().or_else(|| self.connection.death())
     }
 
-    /// Readable once its function process is dead and not replaced.
+    /// Readable once [`Proxy::death`] is there.
     #[must_use]
     pub fn died(&self) -> &ipc::Event {
         self.slot.died()
@@ -164,7 +186,7 @@ impl PassthroughDevice for Proxy {
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, DeviceError> {
-        let windowed = |bar| self.windows.iter().any(|window| window.bar == bar);
+        let windowed = |bar| self.slot.windows().has(bar);
         device::region_info(&self.info.bars, windowed, index)
     }
 
@@ -212,12 +234,15 @@ impl PassthroughDevice for Proxy {
     }
 
     fn windows(&self) -> Result<Vec<BarMemory>, DeviceError> {
-        let clone = |window: &BarMemory| {
-            let memory = window.memory.try_clone();
-            memory.map(|memory| BarMemory { memory, ..*window })
-        };
-        let windows: Result<_, _> = self.windows.iter().map(clone).collect();
-        windows.map_err(|error| DeviceError::NoSpace(error.to_string()))
+        self.slot.windows().memory()
+    }
+
+    fn map_windows(&self) -> Result<Vec<Arc<GuestWindow>>, DeviceError> {
+        self.slot.windows().map()
+    }
+
+    fn windows_generation(&self) -> u64 {
+        self.slot.windows().generation()
     }
 
     fn set_interrupts(

@@ -13,6 +13,7 @@ use crate::connection::{Connection, ConnectionProtocol};
 use crate::device::DeviceError;
 use crate::host::HostConfig;
 use crate::proxy::FunctionProtocol;
+use crate::recovery::Recovery;
 use crate::supervisor::{Cause, Death, ExitStatus, Protocol, Spec, Supervisor};
 
 /// Exit status of an attempt that came back with an error.
@@ -86,8 +87,8 @@ pub fn run(
 ) -> Result<Vec<Attempt>, SelfTestError> {
     let names = names(probe).map_err(|error| SelfTestError::Program(probe.to_owned(), error))?;
     let claim = |error| SelfTestError::Claim(address, error);
-    let connection =
-        Connection::start(&config.spec(Some(address))).map_err(SelfTestError::Start)?;
+    let connection = Connection::start(&config.spec(Some(address)), Recovery::OFF)
+        .map_err(SelfTestError::Start)?;
     connection.attach(address).map_err(claim)?;
     let mut attempts = Vec::new();
     for name in names {

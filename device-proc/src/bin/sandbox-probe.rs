@@ -95,7 +95,7 @@ fn confined(attempt: &Attempt, role: Role) -> ExitCode {
         start::run::<_, _, ipc::wire::function::Reply>(
             common,
             role,
-            |tube| function::prepare(*address, common, tube),
+            |tube| function::prepare(*address, false, common, tube),
             |_, _held| attempt_and_exit(&attempt.attempt, &target),
         )
     } else {

@@ -15,11 +15,13 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{MAX_BATCH, Ready, Reply, Request};
+use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
 
 use self::slot::Slot;
 use crate::dext::{self, DextError};
+use crate::misbehave::Misbehave;
 use crate::options::Common;
 use crate::start::{self, RoleError};
 
@@ -34,6 +36,7 @@ enum Token {
 pub struct ConnectionProcess {
     address: PciAddress,
     slots: Vec<Slot>,
+    misbehave: Misbehave,
 }
 
 /// Runs the role until the VMM side ends it.
@@ -58,7 +61,8 @@ pub fn prepare(
     common: &Common,
     tube: &Tube,
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
-    let registry = dext::registry(&common.dext)?;
+    let misbehave = Misbehave::new(common.misbehave);
+    let registry = misbehave.over(dext::registry(&common.dext)?);
     let clients = dext::open_matching(registry.as_ref(), |found| found.same_device(address))?;
     if !clients.iter().any(|client| client.address() == address) {
         return Err(DextError::NoSuchDevice(address).into());
@@ -68,7 +72,7 @@ pub fn prepare(
     let mut open = vec![tube.as_fd()];
     open.extend(slots.iter().flat_map(Slot::descriptors));
     let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
-    Ok((ConnectionProcess { address, slots }, Ready { functions, sandbox }))
+    Ok((ConnectionProcess { address, slots, misbehave }, Ready { functions, sandbox }))
 }
 
 impl ConnectionProcess {
@@ -109,6 +113,12 @@ impl ConnectionProcess {
             Err(error) => return Err(error.into()),
         };
         let id = received.id;
+        if let Request::Misbehave(wrong) = received.message {
+            let answer = self.misbehave.arm(wrong).map(|()| Reply::Done);
+            start::reply::<Ready, Reply>(tube, id, answer, &[])?;
+            return Ok(true);
+        }
+        self.misbehave.at(Point::Before, tube);
         if let Request::Attach { function } = received.message {
             let attached = self.attach(function, &received.handles);
             let (answer, windows) = match attached {
@@ -116,12 +126,16 @@ impl ConnectionProcess {
                 Err(failure) => (Err(failure), Vec::new()),
             };
             let handles: Vec<_> = windows.iter().map(|memory| memory.as_fd()).collect();
+            self.misbehave.at(Point::During, tube);
             start::reply::<Ready, Reply>(tube, id, answer, &handles)?;
+            self.misbehave.at(Point::After, tube);
             return Ok(true);
         }
         let more = received.message != Request::Shutdown;
         let answer = self.handle(received.message, received.handles);
+        self.misbehave.at(Point::During, tube);
         start::reply::<Ready, Reply>(tube, id, answer, &[])?;
+        self.misbehave.at(Point::After, tube);
         Ok(more)
     }
 
@@ -159,8 +173,9 @@ impl ConnectionProcess {
             Request::Statistics { function } => {
                 Ok(Reply::Statistics(self.slot(function)?.statistics()))
             }
+            Request::Reset { function } => self.slot(function)?.reset().map(|()| Reply::Done),
             Request::Shutdown => Ok(Reply::Done),
-            Request::Attach { .. } | Request::AddMemory { .. } => {
+            Request::Attach { .. } | Request::AddMemory { .. } | Request::Misbehave(_) => {
                 Err(start::invalid("Handled before".to_owned()))
             }
         }

@@ -113,6 +113,15 @@ impl Slot {
         Ok((attached, handles))
     }
 
+    /// Resets the function: it comes back after the connection process before this one died, and
+    /// whatever it was told then is to be forgotten before it reaches memory again (P8).
+    pub(super) fn reset(&mut self) -> Result<(), Failure> {
+        if !self.attached {
+            return Err(start::invalid(format!("Function {} is not attached", self.address())));
+        }
+        self.client.reset().map_err(|error| failure(&error))
+    }
+
     /// Registers a range of guest memory.
     pub(super) fn map(&mut self, entry: &DmaEntry) -> DmaOutcome {
         match self.try_map(entry) {

@@ -14,6 +14,7 @@ use std::os::fd::AsFd as _;
 
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
+use ipc::wire::faults::Point;
 use ipc::wire::function::{Ready, Reply, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
@@ -21,6 +22,7 @@ use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
 use self::bars::Bars;
 use self::interrupts::Interrupts;
 use crate::dext::{self, Client, DextError};
+use crate::misbehave::Misbehave;
 use crate::options::Common;
 use crate::start::{self, RoleError};
 use crate::{capabilities, failure};
@@ -40,18 +42,22 @@ enum Token {
 pub struct FunctionProcess {
     client: Client,
     bars: Bars,
-    interrupts: Interrupts,
+    /// Entries of the MSI-X table.
+    entries: u16,
+    /// `None` in a standby: one connection at a time holds a function's interrupts.
+    interrupts: Option<Interrupts>,
+    misbehave: Misbehave,
 }
 
 /// Runs the role until the VMM side ends it.
 ///
 /// # Errors
 /// [`RoleError`].
-pub fn run(address: PciAddress, common: &Common) -> Result<(), RoleError> {
+pub fn run(address: PciAddress, standby: bool, common: &Common) -> Result<(), RoleError> {
     start::run::<_, _, Reply>(
         common,
         Role::Function,
-        |tube| prepare(address, common, tube),
+        |tube| prepare(address, standby, common, tube),
         |tube, mut process| process.serve(tube),
     )
 }
@@ -62,21 +68,24 @@ pub fn run(address: PciAddress, common: &Common) -> Result<(), RoleError> {
 /// [`RoleError`].
 pub fn prepare(
     address: PciAddress,
+    standby: bool,
     common: &Common,
     tube: &Tube,
 ) -> Result<(FunctionProcess, Ready), RoleError> {
-    let registry = dext::registry(&common.dext)?;
+    let misbehave = Misbehave::new(common.misbehave);
+    let registry = misbehave.over(dext::registry(&common.dext)?);
     let mut client = dext::open_function(registry.as_ref(), address)?;
     let msix = capabilities::msix(&mut client)?;
     let bars = Bars::new(&mut client, msix)?;
     let entries = msix.map_or(0, |msix| msix.vectors);
-    let interrupts = Interrupts::new(&mut client, entries)?;
-    let (identity, infos, vectors) = (client.identity(), bars.infos(), interrupts.vectors());
+    let interrupts = if standby { None } else { Some(Interrupts::new(&mut client, entries)?) };
+    let (identity, infos) = (client.identity(), bars.infos());
+    let vectors = interrupts.as_ref().map_or(0, Interrupts::vectors);
     let mut open = vec![tube.as_fd()];
     open.extend(client.descriptors());
     let sandbox = start::confine(common, sandbox_profiles::Role::Function, &open)?;
     let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
-    Ok((FunctionProcess { client, bars, interrupts }, ready))
+    Ok((FunctionProcess { client, bars, entries, interrupts, misbehave }, ready))
 }
 
 impl FunctionProcess {
@@ -84,7 +93,11 @@ impl FunctionProcess {
         loop {
             for token in self.wait(tube)? {
                 match token {
-                    Token::Interrupt => self.interrupts.deliver(&mut self.client)?,
+                    Token::Interrupt => {
+                        if let Some(interrupts) = &mut self.interrupts {
+                            interrupts.deliver(&mut self.client)?;
+                        }
+                    }
                     Token::Tube => {
                         if !self.serve_one(tube)? {
                             return Ok(());
@@ -116,17 +129,37 @@ impl FunctionProcess {
 
     /// Serves one request; `false` when it was the last.
     fn serve_one(&mut self, tube: &mut Tube) -> Result<bool, RoleError> {
-        let (id, answer, more) = match tube.receive::<Request>(Deadline::now()) {
-            Ok(received) => {
-                let more = received.message != Request::Shutdown;
-                (received.id, self.handle(received.message, received.handles), more)
-            }
+        let received = match tube.receive::<Request>(Deadline::now()) {
+            Ok(received) => received,
             Err(TubeError::TimedOut) => return Ok(true),
             Err(TubeError::Disconnected) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        start::reply::<Ready, Reply>(tube, id, answer, &[])?;
+        if let Request::Misbehave(wrong) = received.message {
+            let answer = self.misbehave.arm(wrong).map(|()| Reply::Done);
+            start::reply::<Ready, Reply>(tube, received.id, answer, &[])?;
+            return Ok(true);
+        }
+        let more = received.message != Request::Shutdown;
+        self.misbehave.at(Point::Before, tube);
+        let answer = self.handle(received.message, received.handles);
+        self.misbehave.at(Point::During, tube);
+        start::reply::<Ready, Reply>(tube, received.id, answer, &[])?;
+        self.misbehave.at(Point::After, tube);
         Ok(more)
+    }
+
+    /// A standby becomes the one that serves; done again, it changes nothing. Refused while the
+    /// dext still cleans up after the one before.
+    fn take_over(&mut self) -> Result<Reply, Failure> {
+        if let Some(interrupts) = &self.interrupts {
+            return Ok(Reply::Vectors(interrupts.vectors()));
+        }
+        let set_up = Interrupts::new(&mut self.client, self.entries);
+        let interrupts = set_up.map_err(|error| failure(&error))?;
+        let vectors = interrupts.vectors();
+        self.interrupts = Some(interrupts);
+        Ok(Reply::Vectors(vectors))
     }
 
     fn handle(&mut self, request: Request, handles: Handles) -> Result<Reply, Failure> {
@@ -152,12 +185,19 @@ impl FunctionProcess {
                 self.bars.write(bar, offset, width, value).map(|()| Reply::Done)
             }
             Request::Interrupts { index, action } => {
-                self.interrupts.change(&mut self.client, index, action, handles)?;
+                let standby = || start::invalid("A standby has no interrupts yet".to_owned());
+                let interrupts = self.interrupts.as_mut().ok_or_else(standby)?;
+                interrupts.change(&mut self.client, index, action, handles)?;
                 Ok(Reply::Done)
             }
             Request::Reset => self.reset(),
-            Request::Statistics => Ok(Reply::Statistics(self.interrupts.statistics())),
-            Request::Shutdown => Ok(Reply::Done),
+            Request::Statistics => {
+                let statistics = self.interrupts.as_ref().map(Interrupts::statistics);
+                Ok(Reply::Statistics(statistics.unwrap_or_default()))
+            }
+            Request::TakeOver => self.take_over(),
+            // Misbehaving is arranged before requests are handled.
+            Request::Shutdown | Request::Misbehave(_) => Ok(Reply::Done),
         }
     }
 

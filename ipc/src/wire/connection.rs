@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::common::{BarInfo, Failure, Identity};
+use super::faults::Misbehaviour;
 use super::sandbox::SandboxReport;
 
 /// Most entries of one DMA request; a companion's batch is one message (apple-dma).
@@ -138,6 +139,13 @@ pub enum Request {
     },
     /// Exit in order.
     Shutdown,
+    /// Reset a claimed function: it comes back after its connection process died (P8).
+    Reset {
+        /// Function number 0..=7.
+        function: u8,
+    },
+    /// Do wrong at the next request; refused unless the process was started for that.
+    Misbehave(Misbehaviour),
 }
 
 /// What the connection process answers.

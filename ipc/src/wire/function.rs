@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::common::{BarInfo, Identity, MsixInfo};
+use super::faults::Misbehaviour;
 use super::sandbox::SandboxReport;
 
 /// Size of the config space that is served (P5.1).
@@ -20,7 +21,7 @@ pub struct Ready {
     pub bars: [Option<BarInfo>; 6],
     /// Its MSI-X capability.
     pub msix: Option<MsixInfo>,
-    /// Vectors that the dext registered.
+    /// Vectors that the dext registered; 0 from a standby, which has not asked yet.
     pub vectors: u16,
     /// What confines the process.
     pub sandbox: SandboxReport,
@@ -117,6 +118,10 @@ pub enum Request {
     Statistics,
     /// Exit in order.
     Shutdown,
+    /// A process that was started as a standby sets its interrupts up and serves from here on.
+    TakeOver,
+    /// Do wrong at the next request; refused unless the process was started for that.
+    Misbehave(Misbehaviour),
 }
 
 /// Interrupts since the process started.
@@ -141,4 +146,6 @@ pub enum Reply {
     Value(u64),
     /// To [`Request::Statistics`].
     Statistics(Statistics),
+    /// To [`Request::TakeOver`]: vectors that the dext registered.
+    Vectors(u16),
 }

@@ -59,6 +59,10 @@ fn run(options: &Options) -> Result<(), Failure> {
     }
     let registry = Arc::new(Registry::new(functions));
     let path = options.socket.display();
+    remove_stale(&options.socket);
+    if let Some(control) = &options.control {
+        remove_stale(control);
+    }
     let listener = Listener::bind(&options.socket)
         .map_err(|error| format!("cannot listen at {path}: {error}"))?;
     if let Some(path) = &options.control {
@@ -72,6 +76,15 @@ fn run(options: &Options) -> Result<(), Failure> {
     std::io::stdout().flush()?;
     server::serve(&listener, &registry)?;
     Ok(())
+}
+
+/// Removes the socket of one that was killed: nobody listens there any more.
+fn remove_stale(path: &std::path::Path) {
+    use std::io::ErrorKind::ConnectionRefused;
+    let connected = std::os::unix::net::UnixStream::connect(path);
+    if connected.is_err_and(|error| error.kind() == ConnectionRefused) {
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 /// One function and the thread that runs its device.

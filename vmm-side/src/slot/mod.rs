@@ -1,88 +1,90 @@
 //! A slot: one function and the process that serves it, replaced when it dies.
 //!
 //! ```text
-//!              died                      replayed
-//!   Serving ──────────▶ Recovering ─────────────────▶ Serving
-//!      │ stop               │ too many deaths, not replayed in time, connection process dead
-//!      ▼                    ▼
-//!   Stopped               Dead: reads are all ones from here on
+//!             died                    replaced
+//!   Serving ────────▶ Recovering ─────────────────▶ Serving
+//!      │                  │ too many deaths, not replaced in time
+//!      │ connection       ├──────────────▶ Dead: all ones, for good
+//!      │ process lost     │ lost                ▲
+//!      ▼                  ▼                     │ not back in time, another device
+//!    Away: all ones ◀─────┘     back            │
+//!      └──────────────────────────────▶ Returning ─────────▶ Serving
 //! ```
 //!
-//! What survives a death is not the process's: the claim, DMA and windows are the connection
-//! process's, the signallers are kept in the [`journal`]. Recovery, by the slot's one thread: a new
-//! process (again with back-off, since the dext cleans up after a dead client in its own time),
-//! the journal replayed, every vector in use signalled once, since an interrupt may have been
-//! lost. Callers wait meanwhile and their request is sent again: it is carried out at least once,
-//! and a read is always the device's answer. What comes next is decided in [`state`], without I/O.
+//! What survives the death of a function process is not the process's: the claim, DMA and windows
+//! are the connection process's, the signallers are kept in the [`journal`]. Recovery, by the
+//! slot's one thread: a new process (again with back-off, since the dext cleans up after a dead
+//! client in its own time) or the standby, the journal replayed, every vector in use signalled
+//! once, since an interrupt may have been lost. Callers wait meanwhile and their request is sent
+//! again: it is carried out at least once, and a read is always the device's answer.
+//!
+//! The death of a connection process, or of the dext, is a surprise removal: all ones under the
+//! windows and in every read, until the [`Connection`] has another process. Then the function is
+//! claimed, reset and given its memory, a function process is started, the journal is replayed.
+//! What comes next is decided in [`state`], without I/O.
 
 pub mod journal;
+mod standby;
 pub mod state;
+mod watcher;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipc::event::Signaller;
-use ipc::poll::{self, Source};
 use ipc::wire::function::{InterruptAction, InterruptIndex, MAX_ASSIGN, Ready, Reply, Request};
-use ipc::{Deadline, Event};
+use ipc::{Deadline, Event, PciAddress};
 
-use crate::connection::Connection;
+use crate::connection::{Claimed, Connection};
+use crate::container::Container;
 use crate::proxy::FunctionProtocol;
+use crate::recovery::Recovery;
 use crate::supervisor::{CallError, Cause, Death, Spec, Supervisor};
+use crate::windows::Windows;
 use journal::Journal;
-use state::{Next, Phase};
+use standby::Standby;
+use state::{Machine, Phase};
+use watcher::Watcher;
 
 type Child = Supervisor<FunctionProtocol>;
 
-/// Whether and how a dead function process is replaced.
-#[derive(Clone, Copy, Debug)]
-pub struct Recovery {
-    /// Deaths within [`Recovery::window`] after which the function is given up. 0: at the first,
-    /// so nothing is ever replaced.
-    pub most_deaths: u32,
-    /// See [`Recovery::most_deaths`].
-    pub window: Duration,
-    /// How long a caller waits in all, and how long replacing one process may take: 4.5 s by
-    /// default, below the 5 s after which QEMU gives up on a request.
-    pub patience: Duration,
-}
-
-impl Recovery {
-    /// A dead function stays dead.
-    pub const OFF: Self =
-        Self { most_deaths: 0, window: Duration::from_secs(1), patience: Duration::from_secs(4) };
-}
-
-impl Default for Recovery {
-    /// Up to 100 deaths in 10 s: many more than any accident, and few enough that a guest whose
-    /// requests kill the process does not keep the host busy.
-    fn default() -> Self {
-        Self {
-            most_deaths: 100,
-            window: Duration::from_secs(10),
-            patience: Duration::from_millis(4500),
-        }
-    }
+/// What a slot is made of.
+pub(crate) struct Parts {
+    pub(crate) address: PciAddress,
+    pub(crate) spec: Spec,
+    pub(crate) recovery: Recovery,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) container: Arc<Container>,
+    pub(crate) claimed: Claimed,
+    /// A process that is ready, and what it said.
+    pub(crate) child: Child,
+    pub(crate) ready: Ready,
 }
 
 struct Shared {
+    address: PciAddress,
     spec: Spec,
     recovery: Recovery,
     connection: Arc<Connection>,
+    container: Arc<Container>,
+    windows: Windows,
     ready: Ready,
     state: Mutex<State>,
     changed: Condvar,
     journal: Mutex<Journal>,
+    standby: Arc<Standby>,
     died: Signaller,
+    news: Signaller,
 }
 
 struct State {
-    phase: Phase,
+    machine: Machine,
     child: Arc<Child>,
     generation: u64,
+    returns: u64,
     /// Of the last [`MOST_REMEMBERED`] replacements.
     recoveries: VecDeque<Duration>,
 }
@@ -90,43 +92,60 @@ struct State {
 /// Replacements whose time is remembered: enough for a median, and no more in years of serving.
 const MOST_REMEMBERED: usize = 4096;
 
+/// Where a function is, as its VMM may tell people.
+#[derive(Clone, Debug)]
+pub enum Presence {
+    /// It is served; the death of its process may be under repair.
+    Present,
+    /// Its connection process or its dext died, and may come back: all ones meanwhile.
+    Away(Arc<Death>),
+    /// Given up: all ones.
+    Gone(Arc<Death>),
+}
+
 /// A function and whoever serves it now.
 pub(crate) struct Slot {
     shared: Arc<Shared>,
     stop: Signaller,
     died: Event,
+    news: Event,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Slot {
     /// Takes over a process that is ready.
-    pub(crate) fn new(
-        spec: Spec,
-        recovery: Recovery,
-        connection: Arc<Connection>,
-        child: Child,
-        ready: Ready,
-    ) -> std::io::Result<Self> {
-        let (died, stopped) = (Event::new()?, Event::new()?);
-        let (tell, stop) = (died.signaller()?, stopped.signaller()?);
+    pub(crate) fn new(parts: Parts) -> std::io::Result<Self> {
+        let Parts { address, spec, recovery, connection, container, claimed, child, ready } = parts;
+        let (died, stopped, news) = (Event::new()?, Event::new()?, Event::new()?);
+        let (tell_death, stop, tell) = (died.signaller()?, stopped.signaller()?, news.signaller()?);
+        let link = Event::new()?;
+        let generation = connection.watch(address, link.signaller()?);
         let name = format!("slot {}", spec.subject);
-        let child = Arc::new(child);
-        let state =
-            State { phase: Phase::Serving, child, generation: 0, recoveries: VecDeque::new() };
+        let state = State {
+            machine: Machine::new(&recovery),
+            child: Arc::new(child),
+            generation: 0,
+            returns: 0,
+            recoveries: VecDeque::new(),
+        };
         let shared = Arc::new(Shared {
+            address,
+            standby: Arc::new(Standby::new(&spec)),
             spec,
             recovery,
             connection,
+            container,
+            windows: Windows::new(claimed.windows),
             ready,
             state: Mutex::new(state),
             changed: Condvar::new(),
             journal: Mutex::default(),
-            died: tell,
+            died: tell_death,
+            news: tell,
         });
-        let for_thread = Arc::clone(&shared);
-        let thread =
-            std::thread::Builder::new().name(name).spawn(move || for_thread.watch(&stopped))?;
-        Ok(Self { shared, stop, died, thread: Mutex::new(Some(thread)) })
+        let watcher = Watcher { shared: Arc::clone(&shared), stopped, link, generation };
+        let thread = std::thread::Builder::new().name(name).spawn(move || watcher.run())?;
+        Ok(Self { shared, stop, died, news, thread: Mutex::new(Some(thread)) })
     }
 
     /// What the function is; it does not change with the process.
@@ -134,14 +153,29 @@ impl Slot {
         &self.shared.ready
     }
 
+    /// Its windows.
+    pub(crate) fn windows(&self) -> &Windows {
+        &self.shared.windows
+    }
+
     /// Process id of whoever serves it now.
     pub(crate) fn pid(&self) -> u32 {
         self.shared.state().child.pid()
     }
 
-    /// How often the process was replaced.
+    /// How often the process was replaced while the device was there.
     pub(crate) fn generation(&self) -> u64 {
         self.shared.state().generation
+    }
+
+    /// How often the device came back.
+    pub(crate) fn returns(&self) -> u64 {
+        self.shared.state().returns
+    }
+
+    /// Whether a standby waits.
+    pub(crate) fn has_standby(&self) -> bool {
+        self.shared.standby.is_ready()
     }
 
     /// How long the last replacements took, from noticing the death to serving again.
@@ -149,10 +183,20 @@ impl Slot {
         self.shared.state().recoveries.iter().copied().collect()
     }
 
+    /// Where the function is.
+    pub(crate) fn presence(&self) -> Presence {
+        let state = self.shared.state();
+        match state.machine.phase() {
+            Phase::Serving | Phase::Recovering => Presence::Present,
+            Phase::Away(death) | Phase::Returning(death) => Presence::Away(Arc::clone(death)),
+            Phase::Dead(death) => Presence::Gone(Arc::clone(death)),
+        }
+    }
+
     /// Why the function is served no more, once it is.
     pub(crate) fn death(&self) -> Option<Arc<Death>> {
         let state = self.shared.state();
-        match &state.phase {
+        match state.machine.phase() {
             Phase::Dead(death) => Some(Arc::clone(death)),
             // Nobody will replace it: dead as soon as its process is.
             Phase::Serving if self.shared.recovery.most_deaths == 0 => state.child.death(),
@@ -163,6 +207,11 @@ impl Slot {
     /// Readable once the function is served no more.
     pub(crate) fn died(&self) -> &Event {
         &self.died
+    }
+
+    /// Signalled when [`Slot::presence`] changes.
+    pub(crate) fn news(&self) -> &Event {
+        &self.news
     }
 
     /// Asks whoever serves the function, and again whoever comes after it.
@@ -186,7 +235,8 @@ impl Slot {
         }
     }
 
-    /// Assigns signallers, or takes them away; kept for whoever serves the function next.
+    /// Assigns signallers, or takes them away; kept for whoever serves the function next, also
+    /// while nobody does.
     pub(crate) fn assign(
         &self,
         index: InterruptIndex,
@@ -197,8 +247,10 @@ impl Slot {
         // Before it is asked: a process that dies right after must not take it along.
         let before = self.shared.journal().assign(index, start, &signallers);
         let done = assign(index, start, &signallers, |request, handles| self.ask(request, handles));
-        if let Err(CallError::Refused(_)) = done {
-            self.shared.journal().restore(before);
+        match done {
+            Err(CallError::Refused(_)) => self.shared.journal().restore(before),
+            Err(CallError::Dead(_)) if self.is_away() => return Ok(()),
+            _ => {}
         }
         done
     }
@@ -209,10 +261,18 @@ impl Slot {
         index: InterruptIndex,
         action: InterruptAction,
     ) -> Result<Reply, CallError> {
-        if action == InterruptAction::Disable {
+        let disable = action == InterruptAction::Disable;
+        if disable {
             self.shared.journal().disable(index);
         }
-        self.ask(&Request::Interrupts { index, action }, &[])
+        match self.ask(&Request::Interrupts { index, action }, &[]) {
+            Err(CallError::Dead(_)) if disable && self.is_away() => Ok(Reply::Done),
+            answered => answered,
+        }
+    }
+
+    fn is_away(&self) -> bool {
+        matches!(self.presence(), Presence::Away(_))
     }
 
     /// Remembers what a config write does to the interrupt capabilities.
@@ -224,6 +284,7 @@ impl Slot {
 
     /// Ends it: whoever serves the function now is stopped and not replaced.
     pub(crate) fn stop(&self) {
+        self.shared.connection.unwatch(self.shared.address);
         self.stop.signal();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
@@ -231,6 +292,7 @@ impl Slot {
         {
             tracing::error!("the slot thread of {} panicked", self.shared.spec.subject);
         }
+        self.shared.standby.close();
         let child = Arc::clone(&self.shared.state().child);
         child.stop();
     }
@@ -259,117 +321,32 @@ impl Shared {
     ) -> Result<(Arc<Child>, u64), CallError> {
         let mut state = self.state();
         loop {
-            match &state.phase {
-                Phase::Dead(death) => return Err(CallError::Dead(Arc::clone(death))),
-                Phase::Serving if after.is_none_or(|after| state.generation > after) => {
-                    return Ok((Arc::clone(&state.child), state.generation));
+            match state.machine.phase() {
+                Phase::Dead(death) | Phase::Away(death) | Phase::Returning(death) => {
+                    return Err(CallError::Dead(Arc::clone(death)));
                 }
-                _ => {}
+                Phase::Serving if after.is_none_or(|after| state.served() > after) => {
+                    return Ok((Arc::clone(&state.child), state.served()));
+                }
+                Phase::Serving | Phase::Recovering => {}
             }
             let Some(left) = deadline.remaining() else {
-                return Err(CallError::Dead(Arc::new(self.death(Cause::Overdue("come back")))));
+                return Err(CallError::Dead(self.death(Cause::Overdue("come back"))));
             };
             let waited = self.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn death(&self, cause: Cause) -> Death {
-        Death { cause, ..Death::of_function(&self.spec.subject) }
+    fn death(&self, cause: Cause) -> Arc<Death> {
+        Arc::new(Death { cause, ..Death::of_function(&self.spec.subject) })
     }
+}
 
-    fn set(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state());
-        self.changed.notify_all();
-    }
-
-    /// The slot's thread.
-    fn watch(&self, stopped: &Event) {
-        let mut deaths = state::Deaths::new(self.recovery.most_deaths, self.recovery.window);
-        loop {
-            let child = Arc::clone(&self.state().child);
-            let sources = [Source::readable(stopped, true), Source::readable(child.died(), false)];
-            match poll::wait(&sources, None) {
-                Ok(tokens) if tokens.contains(&true) => return,
-                Ok(_) => {}
-                Err(error) => tracing::error!("{}: cannot wait: {error}", self.spec.subject),
-            }
-            let noticed = Instant::now();
-            let death = child.death().unwrap_or_else(|| Arc::new(self.death(Cause::Ended)));
-            let next = match self.connection.death() {
-                Some(death) => Next::GiveUp(death),
-                None => deaths.on(noticed, death),
-            };
-            let replaced = match next {
-                Next::GiveUp(death) => Err(death),
-                Next::Replace => {
-                    self.set(|state| state.phase = Phase::Recovering);
-                    self.replace(stopped)
-                }
-            };
-            match replaced {
-                Ok(Some(child)) => self.set(|state| {
-                    state.child = Arc::new(child);
-                    state.generation += 1;
-                    state.phase = Phase::Serving;
-                    if state.recoveries.len() == MOST_REMEMBERED {
-                        state.recoveries.pop_front();
-                    }
-                    state.recoveries.push_back(noticed.elapsed());
-                }),
-                Ok(None) => return,
-                Err(death) => {
-                    tracing::warn!("{}: given up: {death}", self.spec.subject);
-                    self.set(|state| state.phase = Phase::Dead(death));
-                    return self.died.signal();
-                }
-            }
-        }
-    }
-
-    /// A new process with the journal replayed; `None` when the slot is stopped meanwhile.
-    fn replace(&self, stopped: &Event) -> Result<Option<Child>, Arc<Death>> {
-        let deadline = Deadline::after(self.recovery.patience);
-        let mut pause = Duration::from_millis(1);
-        loop {
-            let death = match Child::start(&self.spec) {
-                Ok((child, ready)) if ready == self.ready => match self.replay(&child) {
-                    Ok(()) => return Ok(Some(child)),
-                    Err(CallError::Dead(death)) => death,
-                    Err(CallError::Refused(failure)) => {
-                        Arc::new(self.death(Cause::StartFailed(failure.message)))
-                    }
-                },
-                Ok(_) => {
-                    Arc::new(self.death(Cause::StartFailed("it is another device".to_owned())))
-                }
-                Err(death) => death,
-            };
-            if deadline.passed() || self.connection.death().is_some() {
-                return Err(self.connection.death().unwrap_or(death));
-            }
-            // The dext may still be cleaning up after the dead one.
-            if poll::wait_readable(stopped, Deadline::after(pause)).unwrap_or(true) {
-                return Ok(None);
-            }
-            pause = (pause * 2).min(Duration::from_millis(50));
-        }
-    }
-
-    /// Sets the interrupts up as they were and signals each vector in use once.
-    fn replay(&self, child: &Child) -> Result<(), CallError> {
-        let journal = self.journal().clone();
-        for (offset, data) in journal.config_writes() {
-            child.ask(Request::ConfigWrite { offset, data })?;
-        }
-        let Some((index, signallers)) = journal.interrupts() else { return Ok(()) };
-        assign(index, 0, signallers, |request, handles| {
-            let handles = duplicate(handles).map_err(|error| refused(&error))?;
-            child.call(request.clone(), handles).map(|(reply, _)| reply)
-        })?;
-        let count = u16::try_from(signallers.len()).unwrap_or(u16::MAX);
-        let action = InterruptAction::Trigger { start: 0, count };
-        child.ask(Request::Interrupts { index, action }).map(drop)
+impl State {
+    /// Counts the processes that have served.
+    fn served(&self) -> u64 {
+        self.generation + self.returns
     }
 }
 

@@ -157,6 +157,13 @@ impl Death {
     }
 }
 
+impl Death {
+    /// A connection process that ended, nobody knows how.
+    pub(crate) fn of_connection(subject: &str) -> Self {
+        Self { process: format!("connection process of {subject}"), ..Self::of_function(subject) }
+    }
+}
+
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "The {}", self.process)?;

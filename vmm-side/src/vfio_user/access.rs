@@ -51,6 +51,25 @@ fn width(offset: u64, left: usize) -> usize {
         .unwrap_or(1)
 }
 
+/// REGION_READ where nobody answers.
+pub(super) fn read_nothing(
+    device: &dyn PassthroughDevice,
+    body: &[u8],
+) -> Result<Vec<u8>, Refusal> {
+    let access = Access::parse(device, body)?;
+    let mut answer = access.answer();
+    answer.resize(answer.len() + access.count as usize, 0xff);
+    Ok(answer)
+}
+
+/// REGION_WRITE where nobody answers.
+pub(super) fn write_nothing(
+    device: &dyn PassthroughDevice,
+    body: &[u8],
+) -> Result<Vec<u8>, Refusal> {
+    Ok(Access::parse(device, body)?.answer())
+}
+
 /// REGION_READ; the body of the answer.
 pub(super) fn read(
     device: &dyn PassthroughDevice,

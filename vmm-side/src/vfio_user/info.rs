@@ -1,7 +1,5 @@
 //! DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_GET_IRQ_INFO.
 
-use std::os::fd::AsFd as _;
-
 use super::protocol::{Refusal, at_least, refuse};
 use crate::PassthroughDevice;
 use crate::device::{BarMemory, INTERRUPT_INDEXES, REGIONS};
@@ -82,14 +80,11 @@ fn shared(windows: Vec<BarMemory>, index: u32) -> Vec<BarMemory> {
     let mut of_bar = of_bar.filter(|window| window.memory_offset >= window.offset);
     let Some(first) = of_bar.next() else { return Vec::new() };
     let distance = first.memory_offset - first.offset;
-    let inode = |window: &BarMemory| {
-        rustix::fs::fstat(window.memory.as_fd()).ok().map(|stat| (stat.st_dev, stat.st_ino))
-    };
-    let file = inode(&first);
+    let rest: Vec<_> = of_bar
+        .filter(|one| one.memory_offset - one.offset == distance && one.is_same_memory(&first))
+        .collect();
     let mut all = vec![first];
-    all.extend(of_bar.filter(|window| {
-        window.memory_offset - window.offset == distance && file.is_some() && inode(window) == file
-    }));
+    all.extend(rest);
     all
 }
 

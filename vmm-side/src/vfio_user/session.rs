@@ -20,6 +20,8 @@ pub(super) struct Session<'d> {
     config: VirtualConfig,
     maps: Maps,
     negotiated: bool,
+    /// Of the memory behind the windows when this client came.
+    windows: u64,
 }
 
 /// What is sent back.
@@ -42,7 +44,14 @@ impl<'d> Session<'d> {
         container: &'d Container,
     ) -> Self {
         let config = VirtualConfig::new(&device.info().bars);
-        Self { socket, device, container, config, maps: Maps::default(), negotiated: false }
+        let (maps, windows) = (Maps::default(), device.windows_generation());
+        Self { socket, device, container, config, maps, negotiated: false, windows }
+    }
+
+    /// Whether this client may still map windows of memory that is not the device's any more: its
+    /// dext died, and a client cannot be told to map again. All ones, until another client comes.
+    fn is_stale(&self) -> bool {
+        self.device.windows_generation() != self.windows
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -116,6 +125,10 @@ impl<'d> Session<'d> {
             command::SET_IRQS => {
                 interrupts::set(device, &body, descriptors)?;
                 Answer::default()
+            }
+            command::REGION_READ if self.is_stale() => access::read_nothing(device, &body)?.into(),
+            command::REGION_WRITE if self.is_stale() => {
+                access::write_nothing(device, &body)?.into()
             }
             command::REGION_READ => access::read(device, &self.config, &body)?.into(),
             command::REGION_WRITE => access::write(device, &mut self.config, &body)?.into(),

@@ -11,7 +11,7 @@ use ipc::PciAddress;
 use ipc::poll::{self, Source};
 use serde_json::{Value, json};
 use vmm_side::vfio_user::{Event, Server};
-use vmm_side::{Container, DmaMode, Host, PassthroughDevice, Proxy};
+use vmm_side::{Container, DmaMode, Host, PassthroughDevice, Presence, Proxy};
 
 use crate::{Common, Failure};
 
@@ -76,7 +76,8 @@ impl Log {
 struct Served {
     proxy: Arc<Proxy>,
     server: Server,
-    told: bool,
+    /// What was logged last.
+    told: &'static str,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -142,19 +143,19 @@ fn start(
             "connection_process": proxy.connection().pid(),
         });
         log.line(Some(address), "listening", Some(&detail.to_string()));
-        served.push(Served { proxy, server, told: false });
+        served.push(Served { proxy, server, told: "present" });
     }
     log.line(None, "ready", None);
     Ok(())
 }
 
-/// Waits for a signal; a death meanwhile is logged once, and the clients read all ones.
+/// Waits for a signal; a device that goes away, comes back or is given up meanwhile is logged, and
+/// its client reads all ones while it is not there.
 fn wait(signals: &UnixStream, served: &mut [Served], log: Log) {
     loop {
         let mut sources = vec![Source::readable(signals, None)];
-        for (at, one) in served.iter().enumerate().filter(|(_, one)| !one.told) {
-            sources.push(Source::readable(one.proxy.died(), Some(at)));
-            sources.push(Source::readable(one.proxy.connection().died(), Some(at)));
+        for (at, one) in served.iter().enumerate() {
+            sources.push(Source::readable(one.proxy.news(), Some(at)));
         }
         let tokens = poll::wait(&sources, None).unwrap_or_else(|_| {
             std::thread::sleep(Duration::from_millis(100));
@@ -163,9 +164,16 @@ fn wait(signals: &UnixStream, served: &mut [Served], log: Log) {
         for token in tokens {
             let Some(at) = token else { return };
             let one = &mut served[at];
-            if let Some(death) = one.proxy.death().filter(|_| !one.told) {
-                log.line(Some(one.proxy.address()), "died", Some(&death.to_string()));
-                one.told = true;
+            let _ = one.proxy.news().clear();
+            let (event, detail) = match one.proxy.presence() {
+                Presence::Present if one.told == "away" => ("back", None),
+                Presence::Present => continue,
+                Presence::Away(death) => ("away", Some(death.to_string())),
+                Presence::Gone(death) => ("died", Some(death.to_string())),
+            };
+            if one.told != event {
+                log.line(Some(one.proxy.address()), event, detail.as_deref());
+                one.told = event;
             }
         }
     }

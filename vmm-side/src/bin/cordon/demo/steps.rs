@@ -307,7 +307,7 @@ fn tree(disk: &Proxy, other: &Proxy, voice: &Voice) {
     ];
     voice.say(&format!("cordon (the VMM) [{}]", std::process::id()));
     for (name, pid, sandbox) in &all {
-        let sandbox = Sandbox::from(*sandbox);
+        let sandbox = Sandbox::from(sandbox);
         voice.say(&format!("  {name} [{pid}]: {}", sandbox.summary()));
         voice.data(&json!({ "process": name, "pid": pid, "sandbox": sandbox }));
     }

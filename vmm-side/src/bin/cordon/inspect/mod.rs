@@ -161,7 +161,11 @@ fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
         let info = proxy.interrupt_info(index)?;
         Ok(Interrupt { index: format!("{:?}", info.index), count: info.count })
     };
-    let process = |role, pid, sandbox| Process { role, pid, sandbox: Sandbox::from(sandbox) };
+    let process = |role, pid, sandbox: &ipc::wire::sandbox::SandboxReport| Process {
+        role,
+        pid,
+        sandbox: Sandbox::from(sandbox),
+    };
     let connection = proxy.connection();
     Ok(Attached {
         name: proxy.info().name.clone(),
@@ -169,8 +173,8 @@ fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
         interrupts: (0..INTERRUPT_INDEXES).map(interrupt).collect::<Result<_, _>>()?,
         dma: dma(proxy)?,
         processes: vec![
-            process("connection", connection.pid(), connection.sandbox()),
-            process("function", proxy.pid(), proxy.sandbox()),
+            process("connection", connection.pid(), &connection.sandbox()),
+            process("function", proxy.pid(), &proxy.sandbox()),
         ],
     })
 }

@@ -1,0 +1,170 @@
+//! Wrong on purpose, for people who test by killing. A process that was started with `--misbehave`
+//! does it when the VMM side says so; any other refuses.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ipc::wire::common::{Failure, FailureKind};
+use ipc::wire::dext::{IoReturn, Service};
+use ipc::wire::faults::{Misbehaviour, Point, Wrong};
+use ipc::{Event, Tube};
+
+use crate::dext::{Behind, CallError, DextError, Mapped, Registry, UserClient};
+
+/// What a process has been asked to do wrong.
+#[derive(Default)]
+pub struct Misbehave {
+    allowed: bool,
+    armed: Option<Misbehaviour>,
+    selector: Armed,
+}
+
+/// The selector whose next call fails, and its code.
+type Armed = Arc<Mutex<Option<(u32, IoReturn)>>>;
+
+impl Misbehave {
+    /// Obeys if `allowed`.
+    #[must_use]
+    pub fn new(allowed: bool) -> Self {
+        Self { allowed, ..Self::default() }
+    }
+
+    /// `registry`, with connections whose calls can be made to fail.
+    #[must_use]
+    pub fn over(&self, registry: Box<dyn Registry>) -> Box<dyn Registry> {
+        if self.allowed {
+            Box::new(Faulty { registry, selector: Arc::clone(&self.selector) })
+        } else {
+            registry
+        }
+    }
+
+    /// Remembers what to do wrong.
+    ///
+    /// # Errors
+    /// [`Failure`] unless that is allowed.
+    pub fn arm(&mut self, misbehaviour: Misbehaviour) -> Result<(), Failure> {
+        if !self.allowed {
+            let message = "This process was not started to do wrong".to_owned();
+            return Err(Failure { kind: FailureKind::NotSupported, code: None, message });
+        }
+        match misbehaviour.wrong {
+            Wrong::Selector { selector, code } => *lock(&self.selector) = Some((selector, code)),
+            _ => self.armed = Some(misbehaviour),
+        }
+        Ok(())
+    }
+
+    /// A request is at `point`: does wrong if that is when.
+    pub fn at(&mut self, point: Point, tube: &Tube) {
+        let Some(misbehaviour) = self.armed.take_if(|armed| armed.point == point) else { return };
+        // More than any message may say it has, and not as much as one says it has.
+        const LIE: [u8; 4] = 64u32.to_le_bytes();
+        match misbehaviour.wrong {
+            Wrong::Hang => loop {
+                std::hint::spin_loop();
+            },
+            Wrong::Garbage => send(tube, &[0xa5; 48]),
+            Wrong::Truncated => send(tube, &[&LIE[..], &[0; 16]].concat()),
+            Wrong::Closed => crate::sys::close_and_stay(tube.as_fd()),
+            Wrong::Selector { .. } => {}
+        }
+    }
+}
+
+fn send(tube: &Tube, bytes: &[u8]) {
+    let _ = rustix::net::send(tube, bytes, rustix::net::SendFlags::empty());
+}
+
+fn lock(armed: &Armed) -> std::sync::MutexGuard<'_, Option<(u32, IoReturn)>> {
+    armed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Hands out connections that fail when they are told to.
+struct Faulty {
+    registry: Box<dyn Registry>,
+    selector: Armed,
+}
+
+impl Registry for Faulty {
+    fn services(&self) -> Result<Vec<Service>, DextError> {
+        self.registry.services()
+    }
+
+    fn open(&self, service: u64, kind: u32) -> Result<Box<dyn UserClient>, DextError> {
+        let client = self.registry.open(service, kind)?;
+        Ok(Box::new(FaultyClient { client, selector: Arc::clone(&self.selector) }))
+    }
+}
+
+struct FaultyClient {
+    client: Box<dyn UserClient>,
+    selector: Armed,
+}
+
+impl FaultyClient {
+    fn check(&self, called: u32) -> Result<(), CallError> {
+        match lock(&self.selector).take_if(|(selector, _)| *selector == called) {
+            Some((_, code)) => Err(CallError::Code(code)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl UserClient for FaultyClient {
+    fn call(
+        &mut self,
+        selector: u32,
+        inputs: &[u64],
+        outputs: &mut [u64],
+        behind: Option<Behind<'_>>,
+    ) -> Result<(), CallError> {
+        self.check(selector)?;
+        self.client.call(selector, inputs, outputs, behind)
+    }
+
+    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError> {
+        self.check(selector)?;
+        self.client.call_async(selector, inputs)
+    }
+
+    fn map(&mut self, kind: u32) -> Result<Mapped, CallError> {
+        self.client.map(kind)
+    }
+
+    fn completion(&self) -> &Event {
+        self.client.completion()
+    }
+
+    fn liveness(&self) -> Option<BorrowedFd<'_>> {
+        self.client.liveness()
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.client.descriptors()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_not_started_for_it_does_nothing_wrong() {
+        let wrong = Misbehaviour { point: Point::Before, wrong: Wrong::Hang };
+        assert_eq!(Misbehave::new(false).arm(wrong).unwrap_err().kind, FailureKind::NotSupported);
+    }
+
+    #[test]
+    fn what_is_armed_happens_at_its_point_and_once() {
+        let (ours, theirs) = Tube::pair().unwrap();
+        let mut ours = ours;
+        let mut misbehave = Misbehave::new(true);
+        misbehave.arm(Misbehaviour { point: Point::During, wrong: Wrong::Garbage }).unwrap();
+        misbehave.at(Point::Before, &theirs);
+        let now = || ipc::Deadline::now();
+        assert!(matches!(ours.receive::<u32>(now()), Err(ipc::TubeError::TimedOut)));
+        misbehave.at(Point::During, &theirs);
+        assert!(matches!(ours.receive::<u32>(now()), Err(ipc::TubeError::Frame(_))));
+    }
+}

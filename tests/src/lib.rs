@@ -227,6 +227,7 @@ pub fn config(simulator: &Simulator) -> HostConfig {
         strict: true,
         deadlines: Deadlines::default(),
         recovery: vmm_side::Recovery::OFF,
+        faults: None,
     }
 }
 

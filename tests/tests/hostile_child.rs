@@ -22,6 +22,7 @@ fn start(behaviour: &str) -> Result<Child, Arc<Death>> {
             call: Duration::from_millis(400),
             stop: Duration::from_millis(400),
         },
+        faults: None,
         expendable: true,
     };
     Supervisor::start(&spec).map(|(child, _)| child)
@@ -67,6 +68,7 @@ fn a_program_that_is_not_there_is_named() {
         strict: true,
         subject: "01:00.0".to_owned(),
         deadlines: Deadlines::default(),
+        faults: None,
         expendable: true,
     };
     let death = Child::start(&spec).err().unwrap();

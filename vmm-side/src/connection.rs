@@ -11,6 +11,7 @@ use ipc::event::Signaller;
 use ipc::poll::{self, Source};
 use ipc::wire::common::{BarInfo, Identity};
 use ipc::wire::connection::{DmaEntry, DmaOutcome, DmaStatistics, Ready, Reply, Request};
+use ipc::wire::faults::Misbehaviour;
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::SandboxReport;
 use ipc::{Deadline, Event, PciAddress, SharedMemory};
@@ -33,6 +34,10 @@ impl Protocol for ConnectionProtocol {
 
     fn shutdown() -> Request {
         Request::Shutdown
+    }
+
+    fn misbehave(misbehaviour: Misbehaviour) -> Option<Request> {
+        Some(Request::Misbehave(misbehaviour))
     }
 }
 

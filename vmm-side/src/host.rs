@@ -9,6 +9,7 @@ use ipc::{Deadline, PciAddress};
 use crate::connection::{Claimed, Connection};
 use crate::container::Container;
 use crate::device::DeviceError;
+use crate::faults::Faults;
 use crate::proxy::{FunctionProtocol, Proxy};
 use crate::recovery::Recovery;
 use crate::registry::{DuplicateOwner, Registry};
@@ -28,6 +29,8 @@ pub struct HostConfig {
     pub deadlines: Deadlines,
     /// Whether and how a dead process is replaced.
     pub recovery: Recovery,
+    /// What is to go wrong, for tests of whoever must survive it.
+    pub faults: Option<Arc<Faults>>,
 }
 
 impl HostConfig {
@@ -35,6 +38,8 @@ impl HostConfig {
         let mode = if self.strict { "strict" } else { "relaxed" };
         let mut arguments = vec![format!("--dext={}", self.dext), format!("--sandbox={mode}")];
         arguments.extend(address.map(|address| format!("--address={address}")));
+        let roles = address.is_some();
+        arguments.extend((roles && self.faults.is_some()).then(|| "--misbehave".to_owned()));
         Spec {
             program: self.device_proc.clone(),
             arguments,
@@ -42,6 +47,7 @@ impl HostConfig {
             subject: address.map_or_else(|| "the dext".to_owned(), |address| address.to_string()),
             deadlines: self.deadlines,
             expendable: false,
+            faults: self.faults.clone(),
         }
     }
 }
@@ -196,41 +202,6 @@ impl Host {
         }
     }
 
-    /// How long a function process takes from spawn to ready, `count` times on a free function:
-    /// what a recovery is compared with.
-    ///
-    /// # Errors
-    /// [`AttachError`].
-    pub fn measure_spawn(
-        config: &HostConfig,
-        address: PciAddress,
-        count: usize,
-    ) -> Result<Vec<Duration>, AttachError> {
-        let started = |death| AttachError::Start { address, death };
-        let claiming = |error| AttachError::Step { address, step: "claiming", error };
-        let spec = config.spec(Some(address));
-        let connection = Connection::start(&spec, Recovery::OFF).map_err(started)?;
-        connection.attach(address).map_err(claiming)?;
-        let mut times = Vec::new();
-        let mut patience = Deadline::after(config.deadlines.start);
-        while times.len() < count {
-            let before = Instant::now();
-            match Supervisor::<FunctionProtocol>::start(&spec) {
-                Ok((process, _)) => {
-                    times.push(before.elapsed());
-                    process.stop();
-                    patience = Deadline::after(config.deadlines.start);
-                }
-                // The dext may still be cleaning up after the one before.
-                Err(_) if !patience.passed() => std::thread::sleep(Duration::from_millis(1)),
-                Err(death) => return Err(started(death)),
-            }
-        }
-        connection.detach(address).map_err(claiming)?;
-        connection.stop();
-        Ok(times)
-    }
-
     /// The connection process of the function's device with a place for the function: one that
     /// runs, or a new one.
     fn connection(&self, address: PciAddress) -> Result<Arc<Connection>, AttachError> {
@@ -284,5 +255,66 @@ impl Host {
             }
             self.let_go(connection);
         }
+    }
+}
+
+/// Measures what a bare function process takes from spawn to ready, on a free function: what a
+/// recovery is compared with.
+pub struct SpawnMeter {
+    spec: Spec,
+    connection: Connection,
+    address: PciAddress,
+}
+
+impl SpawnMeter {
+    /// Claims the function, which a function process needs.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn start(config: &HostConfig, address: PciAddress) -> Result<Self, AttachError> {
+        let mut spec = config.spec(Some(address));
+        spec.faults = None;
+        spec.expendable = true;
+        let started = Connection::start(&spec, Recovery::OFF);
+        let connection = started.map_err(|death| AttachError::Start { address, death })?;
+        connection.attach(address).map_err(|error| AttachError::Step {
+            address,
+            step: "claiming",
+            error,
+        })?;
+        Ok(Self { spec, connection, address })
+    }
+
+    /// Once.
+    ///
+    /// # Errors
+    /// [`AttachError::Start`].
+    pub fn measure(&self) -> Result<Duration, AttachError> {
+        let patience = Deadline::after(self.spec.deadlines.start);
+        loop {
+            let before = Instant::now();
+            match Supervisor::<FunctionProtocol>::start(&self.spec) {
+                Ok((process, _)) => {
+                    let taken = before.elapsed();
+                    process.stop();
+                    return Ok(taken);
+                }
+                // The dext may still be cleaning up after the one before.
+                Err(_) if !patience.passed() => std::thread::sleep(Duration::from_millis(1)),
+                Err(death) => return Err(AttachError::Start { address: self.address, death }),
+            }
+        }
+    }
+
+    /// Gives the function back.
+    ///
+    /// # Errors
+    /// [`AttachError::Step`].
+    pub fn stop(self) -> Result<(), AttachError> {
+        let released = self.connection.detach(self.address);
+        self.connection.stop();
+        let address = self.address;
+        let failed = |error| AttachError::Step { address, step: "releasing the claim", error };
+        released.map(drop).map_err(failed)
     }
 }

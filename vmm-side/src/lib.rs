@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`device`] | [`PassthroughDevice`], the trait that VMM authors see, and its errors |
+//! | [`faults`] | faults on purpose, as data |
 //! | [`host`] | attach and detach: processes started, claim taken, everything undone in reverse |
 //! | [`proxy`] | the trait, carried out by a function process |
 //! | [`container`] | guest memory and DMA of the functions of one guest |
@@ -23,6 +24,7 @@
 pub mod connection;
 pub mod container;
 pub mod device;
+pub mod faults;
 pub mod host;
 pub mod listing;
 mod memory;

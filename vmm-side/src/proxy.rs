@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::PciAddress;
+use ipc::wire::faults::Misbehaviour;
 use ipc::wire::function::{InterruptAction, InterruptIndex, Ready, Reply, Request, Statistics};
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::SandboxReport;
@@ -30,6 +31,10 @@ impl Protocol for FunctionProtocol {
 
     fn shutdown() -> Request {
         Request::Shutdown
+    }
+
+    fn misbehave(misbehaviour: Misbehaviour) -> Option<Request> {
+        Some(Request::Misbehave(misbehaviour))
     }
 }
 

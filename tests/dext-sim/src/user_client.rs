@@ -55,7 +55,6 @@ struct Region {
 struct Buffer {
     bus: u64,
     memory: SharedMemory,
-    key: u64,
 }
 
 /// The memory that a client's address means.
@@ -201,14 +200,13 @@ impl UserClient {
         let key = key.next_multiple_of(alignment);
         let dart = &self.function.hardware.dart;
         let bus = dart.map(key, mapped, 0, size).map_err(|_| IoReturn::NO_SPACE)?;
-        self.buffer = Some(Buffer { bus, memory, key });
+        self.buffer = Some(Buffer { bus, memory });
         let class = self.function.identity.class.into();
         Ok(vec![size, 0, 1, bus, size, class])
     }
 
     fn free_buffer(&mut self) {
         if let Some(buffer) = self.buffer.take() {
-            tracing::debug!(key = buffer.key, "DMA buffer freed");
             self.function.hardware.dart.unmap(buffer.bus);
         }
     }
@@ -367,10 +365,13 @@ impl Drop for UserClient {
             std::thread::sleep(time);
         }
         let hardware = &self.function.hardware;
-        if hardware.interrupts.release(self.id) {
+        {
+            // Held throughout: whoever sets interrupts up next must not be switched off again.
             let mut config = hardware.config();
-            config.enable_msix(false);
-            config.enable_msi(false);
+            if hardware.interrupts.release(self.id) {
+                config.enable_msix(false);
+                config.enable_msi(false);
+            }
         }
         for region in std::mem::take(&mut self.regions).into_values() {
             hardware.dart.unmap(region.bus);

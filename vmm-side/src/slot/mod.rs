@@ -130,7 +130,7 @@ impl Slot {
         };
         let shared = Arc::new(Shared {
             address,
-            standby: Arc::new(Standby::new(&spec)),
+            standby: Arc::new(Standby::new(&spec, link.signaller()?)),
             spec,
             recovery,
             connection,
@@ -175,7 +175,7 @@ impl Slot {
 
     /// Whether a standby waits.
     pub(crate) fn has_standby(&self) -> bool {
-        self.shared.standby.is_ready()
+        self.shared.standby.waiting().is_some_and(|child| child.death().is_none())
     }
 
     /// How long the last replacements took, from noticing the death to serving again.

@@ -17,7 +17,7 @@ use crate::supervisor::{CallError, Cause, Death};
 pub(super) struct Watcher {
     pub(super) shared: Arc<Shared>,
     pub(super) stopped: Event,
-    /// Signalled when the connection process dies or is back.
+    /// Signalled when the connection process dies or is back, and when a standby waits.
     pub(super) link: Event,
     /// The generation of the connection process that the function was claimed through.
     pub(super) generation: u64,
@@ -46,6 +46,8 @@ impl Watcher {
             if served {
                 sources.push(Source::readable(child.died(), false));
             }
+            let standby = self.shared.standby.waiting();
+            sources.extend(standby.iter().map(|waits| Source::readable(waits.died(), false)));
             match poll::wait(&sources, None) {
                 Ok(tokens) if tokens.contains(&true) => return,
                 Ok(_) => {}
@@ -53,6 +55,9 @@ impl Watcher {
             }
             let noticed = Instant::now();
             let _ = self.link.clear();
+            if standby.is_some_and(|waits| waits.death().is_some()) {
+                self.shared.standby.warm();
+            }
             let mut happened = match self.shared.connection.link() {
                 Link::Gone(death) => Some(Happened::GivenUp(death)),
                 Link::Away(death) => Some(Happened::Lost(death)),
@@ -103,7 +108,7 @@ impl Watcher {
         match replaced {
             Ok((child, returned)) => {
                 self.change(|state| {
-                    state.child = Arc::new(child);
+                    state.child = child;
                     state.machine.on(Happened::Replaced);
                     if returned {
                         state.returns += 1;
@@ -151,7 +156,7 @@ impl Watcher {
     }
 
     /// A new process with the journal replayed.
-    fn replace(&self) -> Result<Child, Failed> {
+    fn replace(&self) -> Result<Arc<Child>, Failed> {
         let deadline = Deadline::after(self.shared.recovery.patience);
         if let Some((child, ready)) = self.shared.standby.take(deadline) {
             match self.take_over(&child, &ready, deadline) {
@@ -166,7 +171,7 @@ impl Watcher {
         loop {
             let death = match Child::start(&self.shared.spec) {
                 Ok((child, ready)) if ready == self.shared.ready => match self.replay(&child) {
-                    Ok(()) => return Ok(child),
+                    Ok(()) => return Ok(Arc::new(child)),
                     Err(error) => self.not_replayed(error),
                 },
                 Ok(_) => self.other_device(),
@@ -221,7 +226,7 @@ impl Watcher {
 
     /// The function comes back through another connection process: claimed, reset so that it
     /// forgets every address it was told, given its memory, and served by a new process.
-    fn come_back(&self) -> Result<Child, Failed> {
+    fn come_back(&self) -> Result<Arc<Child>, Failed> {
         let deadline = Deadline::after(self.shared.recovery.patience);
         let mut pause = Duration::from_millis(1);
         let claimed = loop {

@@ -16,6 +16,7 @@
 //! A child that does not answer the request in flight within the deadline is killed and counts as
 //! dead. It distrusts the child: whatever breaks the protocol ends the child.
 
+mod mishap;
 pub mod state;
 mod thread;
 
@@ -29,11 +30,13 @@ use std::time::Duration;
 
 use ipc::event::Signaller;
 use ipc::wire::common::Failure;
+use ipc::wire::faults::Misbehaviour;
 use ipc::wire::handshake::Role;
 use ipc::{Event, Handles};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::faults::Faults;
 use crate::sys;
 pub use state::Cause;
 
@@ -51,6 +54,10 @@ pub trait Protocol: 'static {
     const COMMAND: &'static str;
     /// The request that ends it in order.
     fn shutdown() -> Self::Request;
+    /// The request to do wrong at the next one, where there is one.
+    fn misbehave(_: Misbehaviour) -> Option<Self::Request> {
+        None
+    }
     /// The name of a request, for people.
     fn name(request: &Self::Request) -> String {
         let text = format!("{request:?}");
@@ -95,6 +102,8 @@ pub struct Spec {
     pub deadlines: Deadlines,
     /// Whether its death is expected and no warning.
     pub expendable: bool,
+    /// What is to go wrong with it.
+    pub faults: Option<Arc<Faults>>,
 }
 
 /// How a process ended.

@@ -9,12 +9,15 @@ use std::time::Duration;
 use ipc::event::Signaller;
 use ipc::poll::{self, Source};
 use ipc::wire::common::Up;
+use ipc::wire::faults::{Misbehaviour, Point};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Event, Tube, TubeError};
 
+use super::mishap::Mishaps;
 use super::state::{Cause, Do, Happened, State};
 use super::{Call, CallError, Command, Death, ExitStatus, Protocol, Shared, Spec};
 
+use crate::faults::START;
 use crate::sys::{self, Isolation, Process};
 use crate::text::printable;
 
@@ -60,6 +63,7 @@ struct Thread<P: Protocol> {
     tube_open: bool,
     next: u32,
     last_request: Option<String>,
+    mishaps: Mishaps,
 }
 
 /// "function process of 01:00.0".
@@ -90,6 +94,10 @@ pub(super) fn run<P: Protocol>(context: Context<P>) {
     };
     let _ = context.shared.pid.set(child.process.pid());
     let deadline = Some(Deadline::after(context.spec.deadlines.start));
+    let mut mishaps = Mishaps::new(context.spec.faults.clone());
+    mishaps.begin(P::ROLE, &context.spec.subject, START);
+    mishaps.at(Point::Before, &child.process);
+    mishaps.at(Point::During, &child.process);
     let mut thread = Thread {
         context,
         child,
@@ -100,6 +108,7 @@ pub(super) fn run<P: Protocol>(context: Context<P>) {
         tube_open: true,
         next: 1,
         last_request: None,
+        mishaps,
     };
     thread.run();
 }
@@ -130,8 +139,14 @@ impl<P: Protocol> Thread<P> {
             self.happened(Happened::StartFailed(ipc::chain(&error)));
         }
         while !matches!(self.state, State::Dead(_)) {
-            match self.wait() {
-                Ok(tokens) if tokens.is_empty() => self.happened(Happened::Overdue),
+            let tokens = self.wait();
+            self.mishaps.on_time(&self.child.process);
+            match tokens {
+                Ok(tokens) if tokens.is_empty() => {
+                    if self.deadline.is_some_and(|deadline| deadline.passed()) {
+                        self.happened(Happened::Overdue);
+                    }
+                }
                 Ok(tokens) => tokens.into_iter().for_each(|token| self.handle(token)),
                 Err(error) => self.happened(Happened::Nonsense(format!("cannot wait: {error}"))),
             }
@@ -149,7 +164,7 @@ impl<P: Protocol> Thread<P> {
         if let Some(stderr) = &self.child.stderr {
             sources.push(Source::readable(stderr, Token::Stderr));
         }
-        poll::wait(&sources, self.deadline)
+        poll::wait(&sources, self.mishaps.sooner(self.deadline))
     }
 
     fn handle(&mut self, token: Token) {
@@ -196,8 +211,13 @@ impl<P: Protocol> Thread<P> {
         let deadline = Deadline::after(self.context.spec.deadlines.call);
         let name = P::name(&call.request);
         self.last_request = Some(name.clone());
+        for wrong in self.mishaps.begin(P::ROLE, &self.context.spec.subject, &name) {
+            self.misbehave(wrong, deadline);
+        }
+        self.mishaps.at(Point::Before, &self.child.process);
         let handles: Vec<_> = call.handles.iter().map(|handle| handle.as_fd()).collect();
         let sent = self.child.tube.send(id, &call.request, &handles, deadline);
+        self.mishaps.at(Point::During, &self.child.process);
         self.in_flight = Some((id, name, call.answer));
         self.deadline = Some(deadline);
         match sent {
@@ -214,6 +234,17 @@ impl<P: Protocol> Thread<P> {
                 };
                 self.answer(Err(CallError::Refused(failure)));
             }
+        }
+    }
+
+    /// Asks the child to do wrong at the next request. It answers before anything else.
+    fn misbehave(&mut self, wrong: Misbehaviour, deadline: Deadline) {
+        let Some(request) = P::misbehave(wrong) else { return };
+        let asked = self.child.tube.send(0, &request, &[], deadline);
+        let asked =
+            asked.and_then(|()| self.child.tube.receive::<Up<P::Ready, P::Reply>>(deadline));
+        if let Err(error) = asked {
+            tracing::warn!("a fault was not arranged: {error}");
         }
     }
 
@@ -243,6 +274,7 @@ impl<P: Protocol> Thread<P> {
         match received.message {
             Up::Ready(ready) if received.handles.is_empty() && self.state == State::Starting => {
                 self.happened(Happened::Ready);
+                self.mishaps.at(Point::After, &self.child.process);
                 if self.context.ready.send(Ok(ready)).is_err() {
                     self.happened(Happened::StopRequested);
                 }
@@ -264,6 +296,7 @@ impl<P: Protocol> Thread<P> {
     ) {
         match &self.in_flight {
             Some((expected, _, _)) if *expected == id => {
+                self.mishaps.at(Point::After, &self.child.process);
                 self.answer(match reply {
                     Ok(reply) => Ok((reply, handles)),
                     Err(failure) => Err(CallError::Refused(failure)),

@@ -233,6 +233,11 @@ impl Process {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
+    /// Stops it where it is, for good.
+    pub(crate) fn suspend(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::STOP);
+    }
+
     /// Waits for its end; blocks only while it is still alive, so wait for
     /// [`Process::as_fd`] to become readable first.
     pub(crate) fn reap(&self) -> Exit {

@@ -2,6 +2,7 @@
 
 mod demo;
 mod devices;
+mod faults;
 mod inspect;
 mod output;
 mod programs;
@@ -53,7 +54,7 @@ enum Command {
     Serve(serve::ServeOptions),
     /// Start a simulated device and drive it end to end as a VMM would. Needs no hardware.
     Demo(demo::DemoOptions),
-    /// Kill function processes at random under verified I/O and interrupts on a simulated device.
+    /// Strike function processes at random under verified I/O and interrupts on a simulated device.
     Torture(torture::TortureOptions),
 }
 
@@ -91,6 +92,7 @@ impl Common {
             strict: self.sandbox == Sandbox::Strict,
             deadlines: Deadlines::default(),
             recovery: vmm_side::Recovery::default(),
+            faults: None,
         })
     }
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use vmm_side::vfio_user::{Event, Server};
 use vmm_side::{Container, DmaMode, Host, PassthroughDevice, Presence, Proxy};
 
+use crate::faults::FaultOptions;
 use crate::{Common, Failure};
 
 /// What is served where.
@@ -29,6 +30,11 @@ pub(crate) struct ServeOptions {
     /// Who maps guest memory for the device.
     #[arg(long, value_enum, default_value_t = Dma::Direct)]
     dma: Dma,
+    /// Keep a standby for each function process, which takes over within a millisecond.
+    #[arg(long)]
+    standby: bool,
+    #[command(flatten)]
+    faults: FaultOptions,
     /// Log as JSON lines on standard output.
     #[arg(long)]
     json: bool,
@@ -91,7 +97,11 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
     for signal in [libc::SIGTERM, libc::SIGINT] {
         signal_hook::low_level::pipe::register(signal, ring.try_clone()?)?;
     }
-    let host = Host::new(options.common.config()?);
+    let mut config = options.common.config()?;
+    config.recovery.standby = options.standby;
+    config.faults = if options.faults.any() { Some(options.faults.arm()?) } else { None };
+    let faults = config.faults.clone();
+    let host = Host::new(config);
     let mut served = Vec::new();
     let started = start(options, &host, log, &mut served);
     if started.is_ok() {
@@ -101,6 +111,13 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
     for Served { proxy, server, .. } in served {
         drop(server);
         host.detach(&proxy);
+    }
+    for report in faults.iter().flat_map(|faults| faults.report()) {
+        let fired = match report.fired {
+            Some(pid) => format!("fired at process {pid}: {}", report.fault),
+            None => format!("never fired: {}", report.fault),
+        };
+        log.line(None, "fault", Some(&fired));
     }
     if started.is_ok() {
         log.line(None, "stopped", None);

@@ -48,7 +48,7 @@ pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
         Some(path) => format!("image={}", path.display()),
     };
     let devices = [format!("{nvme}=nvme,queues={QUEUES},{image}"), format!("{probe}=probe")];
-    let (simulator, config) = options.rig.start(&devices, Recovery::OFF)?;
+    let (simulator, config) = options.rig.start(&devices, Recovery::OFF, None)?;
     voice.say(&format!("dext-sim runs as process {}", simulator.pid()));
     voice.data(&json!({ "process": "dext-sim", "pid": simulator.pid() }));
     let before = Belongings::now()?;

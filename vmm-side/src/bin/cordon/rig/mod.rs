@@ -8,12 +8,14 @@ pub(crate) mod simulator;
 pub(crate) mod storage;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use ipc::event::Signaller;
 use ipc::wire::function::InterruptIndex;
 use ipc::{Event, Window};
 use vmm_side::device::InterruptSetup;
+use vmm_side::faults::Faults;
 use vmm_side::supervisor::Deadlines;
 use vmm_side::{HostConfig, PassthroughDevice as _, Proxy, Recovery};
 
@@ -40,6 +42,7 @@ impl RigOptions {
         &self,
         devices: &[String],
         recovery: Recovery,
+        faults: Option<Arc<Faults>>,
     ) -> Result<(Simulator, HostConfig), Failure> {
         let device_proc = programs::find("device-proc", self.device_proc.as_deref())?;
         let dext_sim = programs::find("dext-sim", self.dext_sim.as_deref())?;
@@ -50,6 +53,7 @@ impl RigOptions {
             strict: self.sandbox == Sandbox::Strict,
             deadlines: Deadlines::default(),
             recovery,
+            faults,
         };
         Ok((simulator, config))
     }
@@ -125,8 +129,8 @@ impl Voice {
 
     fn line(&self, value: &serde_json::Value) {
         use std::io::Write as _;
-        println!("{value}");
-        // A reader of the lines wants them now, not when the buffer is full.
-        let _ = std::io::stdout().flush();
+        // In one piece, and now: a reader sees whole lines, also of a program that is killed.
+        let mut output = std::io::stdout().lock();
+        let _ = output.write_all(format!("{value}\n").as_bytes()).and_then(|()| output.flush());
     }
 }

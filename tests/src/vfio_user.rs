@@ -16,7 +16,7 @@ use rustix::net::{
 };
 use vmm_side::vfio_user::protocol::{HEADER, Header, command, flag};
 use vmm_side::vfio_user::{Event, Server};
-use vmm_side::{Container, DmaMode, Host, PassthroughDevice, Proxy};
+use vmm_side::{Container, DmaMode, Host, HostConfig, PassthroughDevice, Proxy};
 
 use crate::{Simulator, address, config};
 
@@ -42,8 +42,19 @@ impl Served {
     /// When it cannot be served.
     #[must_use]
     pub fn start(function: &str) -> Self {
+        Self::start_with(function, |_| {})
+    }
+
+    /// Serves a function of the usual simulator by processes started otherwise.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn start_with(function: &str, change: impl FnOnce(&mut HostConfig)) -> Self {
         let simulator = Simulator::usual();
-        let host = Host::new(config(&simulator));
+        let mut config = config(&simulator);
+        change(&mut config);
+        let host = Host::new(config);
         let container = Arc::new(Container::new(DmaMode::Direct));
         let proxy = host.attach(address(function), &container, None).unwrap();
         let directory = tempfile::tempdir().unwrap();

@@ -1,9 +1,11 @@
 //! The death of each process: noticed, told, read as all ones; nobody hangs, nothing is left.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cordon_tests::{Simulator, Vmm, config, eventually, is_running, signal};
+use cordon_tests::{Simulator, Vmm, config, eventually, is_running, program, signal};
 use rustix::process::Signal;
 use vmm_side::supervisor::{Cause, ExitStatus};
 use vmm_side::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy};
@@ -111,4 +113,41 @@ fn a_dropped_vmm_leaves_nothing() {
     drop((disk, probe, vmm));
     assert!(pids.iter().all(|pid| !is_running(*pid)));
     simulator.assert_released("01:00.0");
+}
+
+#[test]
+fn a_vmm_that_is_killed_leaves_nothing_within_a_second() {
+    let simulator = Simulator::usual();
+    let sockets = tempfile::tempdir().unwrap();
+    let mut serve = Command::new(program("cordon"));
+    serve.args(["serve", "--json", "--standby", "--dext", &simulator.endpoint()]);
+    for device in ["01:00.0", "01:00.1"] {
+        serve.args(["--device", device, "--socket"]).arg(sockets.path().join(device));
+    }
+    let mut serve = serve.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(serve.stdout.take().unwrap()).lines();
+    while !lines.next().unwrap().unwrap().contains("\"ready\"") {}
+    // A connection process, two function processes and two standbys, each with connections.
+    assert!(eventually(|| children(serve.id()).len() == 5), "{:?}", children(serve.id()));
+    let pids = children(serve.id());
+    let before = Instant::now();
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+    let gone = || {
+        pids.iter().all(|pid| !is_running(*pid))
+            && ["01:00.0", "01:00.1"].iter().all(|one| simulator.held(one) == (0, 0, 0, false))
+    };
+    assert!(eventually(gone));
+    assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
+}
+
+/// Children of every thread of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let lists =
+        tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    let pids = lists.flat_map(|list| {
+        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+    });
+    pids.collect()
 }

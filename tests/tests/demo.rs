@@ -74,21 +74,81 @@ fn an_image_that_cannot_be_used_is_named() {
     }
 }
 
-#[test]
-fn a_torture_of_500_kills_loses_corrupts_and_leaks_nothing() {
+/// Runs a torture in which nothing may be lost; what it printed, line by line.
+fn torture(kills: u64, arguments: &[&str]) -> Vec<Value> {
     let output = Command::new(program("cordon"))
-        .args(["torture", "--kills", "500", "--seed", "7", "--json"])
+        .args(["torture", "--seed", "7", "--json", "--kills", &kills.to_string()])
+        .args(arguments)
         .stderr(Stdio::null())
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let summary = lines.last().unwrap();
     assert!(output.status.success(), "{text}");
-    assert_eq!((&summary["kills"], &summary["recoveries"]), (&500.into(), &500.into()));
+    assert_eq!(summary["kills"], kills);
     for zero in ["corrupt_bytes", "io_errors", "lost_interrupts", "leaked"] {
         assert_eq!(summary[zero], 0, "{zero}: {text}");
     }
-    announce(&format!("torture: {summary}"));
+    announce(&format!("torture {arguments:?}: {summary}"));
+    lines
+}
+
+#[test]
+fn a_torture_of_500_kills_loses_corrupts_and_leaks_nothing() {
+    let lines = torture(500, &[]);
+    assert_eq!(lines.last().unwrap()["recoveries"], 500);
+}
+
+#[test]
+fn nor_does_one_with_a_standby() {
+    let lines = torture(100, &["--standby"]);
+    assert_eq!(lines.last().unwrap()["recoveries"], 100);
+}
+
+#[test]
+fn nor_does_one_of_stops_hangs_and_nonsense_with_a_plan() {
+    let directory = tempfile::tempdir().unwrap();
+    let plan = directory.path().join("plan.json");
+    let faults = serde_json::json!({ "faults": [
+        { "process": "function", "device": "01:00.1", "request": "BarWrite", "nth": 30,
+          "when": "during", "what": "kill" },
+        { "process": "function", "request": "BarRead", "nth": 60, "when": "before",
+          "after-ms": 2, "what": "stop" },
+        { "process": "function", "request": "BarRead", "nth": 1_000_000, "when": "after",
+          "what": "garbage" },
+    ] });
+    std::fs::write(&plan, faults.to_string()).unwrap();
+    let with = "--with=kill,stop,hang,garbage,truncated,closed";
+    let lines = torture(40, &[with, "--plan", plan.to_str().unwrap()]);
+    let fired = |line: &Value| line.get("fault").map(|report| !report["fired"].is_null());
+    let fired: Vec<bool> = lines.iter().filter_map(fired).collect();
+    assert_eq!(fired, [true, true, false]);
+}
+
+#[test]
+fn plans_that_cannot_be_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let plan = directory.path().join("plan.json");
+    for (text, why) in [
+        ("{", "is no fault plan"),
+        (r#"{"faults":[{"process":"vmm","when":"before","what":"kill"}]}"#, "unknown variant"),
+        (r#"{"faults":[{"process":"function","when":"before","what":"kill","x":1}]}"#, "`x`"),
+        (
+            r#"{"faults":[{"process":"function","request":"Fly","when":"before","what":"kill"}]}"#,
+            "no request Fly",
+        ),
+        (r#"{"faults":[{"process":"connection","when":"before","what":"kill"}]}"#, "survives"),
+    ] {
+        std::fs::write(&plan, text).unwrap();
+        let output = Command::new(program("cordon"))
+            .args(["torture", "--kills", "1", "--plan"])
+            .arg(&plan)
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && errors.contains(why), "{text}: {errors}");
+    }
 }
 
 /// Runs the demo and kills the process called `victim` once `step` has begun; how it ended and

@@ -313,7 +313,7 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
     let mut kills = 0;
     // Until the guest says how it went.
     while !guest.has_said("GUEST-") {
-        if let Some(pid) = function_process(serve.child.id()) {
+        if let Some(pid) = process(serve.child.id(), "function", "01:00.0") {
             signal(pid, Signal::KILL);
             kills += 1;
         }
@@ -330,17 +330,45 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
     simulator.assert_released("01:00.0");
 }
 
-/// The function process among the children of `cordon serve`.
-fn function_process(serve: u32) -> Option<u32> {
+/// A process among the children of `cordon serve`.
+fn process(serve: u32, role: &str, address: &str) -> Option<u32> {
     let mut children = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{serve}/task")).ok()?.flatten() {
         let list = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
         children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
+    let address = format!("--address={address}");
     children.into_iter().find(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).nth(1) == Some(b"function")
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        words.get(1) == Some(&role.as_bytes()) && words.contains(&address.as_bytes())
     })
+}
+
+#[test]
+fn a_connection_process_that_dies_is_a_controller_reset_for_the_guest() {
+    let devices = ["--device=01:00.0=nvme,size=128M,queues=4", "--device=02:00.0=nvme,size=64M"];
+    let simulator = Simulator::start(&devices);
+    let serve = Serve::start(&simulator, &["01:00.0", "02:00.0"]);
+    let sockets = [serve.socket("01:00.0"), serve.socket("02:00.0")];
+    let mut guest = Guest::boot("return", "q35", &sockets, &["-no-reboot"]);
+    guest.says("GUEST-BUSY");
+    std::thread::sleep(Duration::from_millis(500));
+    // Long enough away for the guest to see it.
+    simulator.fault("cleanup-delay:ms=1000");
+    signal(process(serve.child.id(), "connection", "01:00.0").unwrap(), Signal::KILL);
+    guest.passes("return");
+    let said = guest.seen.iter().find(|line| line.contains("live after"));
+    announce(&format!("guest: {}", said.unwrap()));
+    guest.ends();
+    let seen = serve.until("detach");
+    let of = |event: &str| -> Vec<&Value> {
+        seen.iter().filter(|line| line["event"] == event).map(|line| &line["device"]).collect()
+    };
+    assert_eq!((of("away"), of("back")), (vec![&json!("01:00.0")], vec![&json!("01:00.0")]));
+    assert!(of("died").is_empty() && of("error").is_empty(), "{seen:?}");
+    serve.stop();
+    simulator.assert_released("01:00.0");
 }
 
 #[test]

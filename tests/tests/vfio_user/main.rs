@@ -11,6 +11,7 @@ mod irq_info;
 mod region_info;
 mod region_read;
 mod region_write;
+mod removal;
 mod set_irqs;
 mod stock_client;
 mod stream;

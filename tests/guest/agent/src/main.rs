@@ -50,6 +50,7 @@ fn run(test: &str) -> Result<End, String> {
         "queues" => off(nvme::queues()),
         "files" => off(nvme::files()),
         "hold" => off(nvme::hold()),
+        "return" => off(nvme::comes_back()),
         "probe" => off(probe::exercise()),
         "reboot" => nvme::reboot(),
         "marker" => off(nvme::marker()),

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{End, Outcome, busybox, sys};
@@ -149,6 +150,115 @@ pub(crate) fn hold() -> Outcome {
         (line.contains("nvme") || line.contains("EXT4")) && bad.iter().any(|bad| line.contains(bad))
     });
     complaint.map_or(Ok(()), |line| Err(format!("the kernel says: {line}")))
+}
+
+/// A controller and its disk.
+struct Controller {
+    name: String,
+    disk: String,
+}
+
+impl Controller {
+    /// Vendor and device id; all ones when nobody answers.
+    fn identity(&self) -> Result<u32, String> {
+        let config = format!("/sys/class/nvme/{}/device/config", self.name);
+        let mut file = context(&config, File::open(&config))?;
+        let mut bytes = [0; 4];
+        context(&config, file.read_exact(&mut bytes))?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+}
+
+/// The controllers, by the size of their disks: the first is larger.
+fn controllers() -> Result<[Controller; 2], String> {
+    let mut all = Vec::new();
+    for number in 0..2 {
+        let name = format!("nvme{number}");
+        let sectors = context("size", fs::read_to_string(format!("/sys/block/{name}n1/size")))?;
+        let size: u64 = sectors.trim().parse().map_err(|_| format!("size of {name}"))?;
+        all.push((size, Controller { disk: format!("/dev/{name}n1"), name }));
+    }
+    all.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+    all.into_iter().map(|(_, one)| one).collect::<Vec<_>>().try_into().map_err(|_| "two".to_owned())
+}
+
+/// Writes 4 MiB past the page cache and reads them back.
+fn write_and_verify(disk: &str, number: usize) -> Outcome {
+    let mut file = context(disk, OpenOptions::new().read(true).write(true).open(disk))?;
+    context("write", file.write_all(&content(number, 4 * FILE)))?;
+    context("sync", file.sync_all())?;
+    context("drop caches", fs::write("/proc/sys/vm/drop_caches", "3"))?;
+    verify(disk, number)
+}
+
+fn verify(disk: &str, number: usize) -> Outcome {
+    let mut file = context(disk, File::open(disk))?;
+    let mut found = vec![0; 4 * FILE];
+    context("read", file.read_exact(&mut found))?;
+    if found == content(number, 4 * FILE) {
+        Ok(())
+    } else {
+        Err(format!("{disk} came back different"))
+    }
+}
+
+/// A controller goes away and comes back while it is written to: a controller reset by the
+/// kernel's driver makes it whole again, and nothing that was written is lost. The other controller
+/// does not notice.
+pub(crate) fn comes_back() -> Outcome {
+    let [lost, other] = controllers()?;
+    write_and_verify(&lost.disk, 1)?;
+    write_and_verify(&other.disk, 2)?;
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writes = scope.spawn(|| {
+            let mut rounds = 0;
+            while !ended.load(Ordering::Relaxed) {
+                write_and_verify(&lost.disk, 3)?;
+                rounds += 1;
+            }
+            Ok::<_, String>(rounds)
+        });
+        println!("GUEST-BUSY");
+        let end = Instant::now() + Duration::from_secs(60);
+        let wait = |gone: bool| -> Outcome {
+            while (lost.identity()? == u32::MAX) != gone {
+                if Instant::now() > end {
+                    return Err(format!("{}: gone is not {gone}", lost.name));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        };
+        let seen = wait(true).and_then(|()| wait(false));
+        // Until it is there again, as a person would try it.
+        let reset = format!("/sys/class/nvme/{}/reset_controller", lost.name);
+        let state = format!("/sys/class/nvme/{}/state", lost.name);
+        let mut tries = 0;
+        let live = loop {
+            tries += 1;
+            let done = fs::write(&reset, "1");
+            let now = fs::read_to_string(&state).unwrap_or_default();
+            if done.is_ok() && now.trim() == "live" {
+                break Ok(());
+            }
+            if Instant::now() > end {
+                break Err(format!("{} is {}, {done:?}", lost.name, now.trim()));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        };
+        write_and_verify(&other.disk, 4)?;
+        ended.store(true, Ordering::Relaxed);
+        let rounds = writes.join().map_err(|_| "the writer panicked".to_owned())?;
+        seen.and(live)?;
+        println!("{} live after {tries} resets, {} rounds written across it", lost.name, rounds?);
+        write_and_verify(&lost.disk, 5)
+    })?;
+    let log = sys::kernel_log().map_err(|error| format!("kernel log: {error}"))?;
+    let other_line = log.lines().find(|line| {
+        line.contains(&other.name) && (line.contains("timeout") || line.contains("error"))
+    });
+    other_line.map_or(Ok(()), |line| Err(format!("the kernel says: {line}")))
 }
 
 /// The first boot leaves a marker on the disk and reboots; the second finds it.

@@ -69,6 +69,8 @@ enum Blow {
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A process that does not answer for this long is killed, where processes are stopped or hang.
 const DEADLINE: Duration = Duration::from_millis(250);
+/// Data moved before the first look at what processes hold.
+const WARM_BYTES: u64 = 64 << 20;
 /// Spawns that a recovery is compared with, spread over the run.
 const SPAWNS: u64 = 50;
 
@@ -287,6 +289,8 @@ impl Rack<'_> {
                 return Ok(outcome);
             }
             if number == warm {
+                // And after the first rounds of data.
+                let _ = wait(|| self.tally.bytes.load(Ordering::Relaxed) >= WARM_BYTES);
                 first = Some(watched.map(Size::of));
             }
             if number.is_multiple_of(kills.div_ceil(SPAWNS)) {

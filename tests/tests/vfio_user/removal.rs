@@ -1,0 +1,85 @@
+//! The device goes away under a client, and comes back: never an end of file, never a late reply.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use cordon_tests::vfio_user::{Served, map, ram, words};
+use cordon_tests::{eventually, signal};
+use ipc::{Access, SharedMemory};
+use rustix::process::Signal;
+use std::os::fd::AsFd as _;
+use vmm_side::vfio_user::Event;
+use vmm_side::vfio_user::protocol::command::{DMA_MAP, REGION_INFO};
+use vmm_side::{PassthroughDevice as _, Recovery};
+
+const CONFIG: u32 = 7;
+
+fn served() -> Served {
+    Served::start_with("01:00.1", |config| config.recovery = Recovery::default())
+}
+
+#[test]
+fn requests_meanwhile_are_answered_at_once_with_all_ones() {
+    let mut served = served();
+    let mut client = served.client();
+    let memory = ram(0x10000);
+    client.ask(DMA_MAP, &map(3, 0, 0x8000_0000, 0x10000), &[memory.as_fd()]);
+    served.simulator.kill();
+    let before = Instant::now();
+    assert!(eventually(|| client.read(CONFIG, 0, 4) == [0xff; 4]));
+    for _ in 0..20 {
+        assert_eq!(client.read(0, 0, 4), [0xff; 4]);
+        client.write(0, 0x10, &[1, 2, 3, 4]);
+        client.write(CONFIG, 4, &[6, 0]);
+        client.still_works();
+    }
+    assert!(before.elapsed() < Duration::from_secs(3));
+    served.simulator.restart();
+    assert!(eventually(|| served.proxy.returns() == 1));
+    client.still_works();
+}
+
+#[test]
+fn a_function_process_that_hangs_delays_a_reply_below_qemus_five_seconds() {
+    let served = served();
+    let mut client = served.client();
+    signal(served.proxy.pid(), Signal::STOP);
+    let before = Instant::now();
+    assert_eq!(client.read(CONFIG, 0, 4), [0xd0, 0xc0, 0x02, 0x00]);
+    assert!(before.elapsed() < Duration::from_millis(4500));
+}
+
+#[test]
+fn a_client_with_windows_of_a_dext_that_died_reads_all_ones_until_another_comes() {
+    let mut served = served();
+    let mut client = served.client();
+    let argument = words(&[32, 0, 2, 0, 0, 0, 0, 0]);
+    let window: OwnedFd = client.ask(REGION_INFO, &argument, &[]).descriptors.pop().unwrap();
+    let window = SharedMemory::from_peer(window).unwrap().map_all(Access::ReadWrite).unwrap();
+    window.write(0, 7u32).unwrap();
+    served.simulator.kill();
+    assert!(eventually(|| client.read(CONFIG, 0, 4) == [0xff; 4]));
+    served.simulator.restart();
+    assert!(eventually(|| served.proxy.returns() == 1));
+    assert_eq!(client.read(CONFIG, 0, 4), [0xff; 4]);
+    assert_eq!(client.read(0, 0, 4), [0xff; 4]);
+    client.write(CONFIG, 0x3c, &[1]);
+    assert!(eventually(|| window.read::<u32>(0).unwrap() == u32::MAX));
+    drop(client);
+    served.until(|event| matches!(event, Event::Detached(_)));
+    let mut client = served.client();
+    assert_eq!(client.read(CONFIG, 0, 4), [0xd0, 0xc0, 0x02, 0x00]);
+    let mut line = [0; 1];
+    served.proxy.config_read(0x3c, &mut line).unwrap();
+    assert_eq!(line, [0]);
+}
+
+#[test]
+fn a_client_keeps_its_windows_when_only_the_connection_process_died() {
+    let served = served();
+    let mut client = served.client();
+    signal(served.proxy.connection().pid(), Signal::KILL);
+    assert!(eventually(|| served.proxy.returns() == 1));
+    assert_eq!(client.read(CONFIG, 0, 4), [0xd0, 0xc0, 0x02, 0x00]);
+    assert_eq!(client.read(0, 0, 4), *b"PRBE");
+}

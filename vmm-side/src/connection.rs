@@ -66,10 +66,8 @@ pub(crate) enum Link {
 type Process = Supervisor<ConnectionProtocol>;
 
 /// The connection to a physical device: a connection process, replaced when it dies or when its
-/// dext did. What it held is lost with it, so those who hold functions through it [`watch`] the
-/// [`Link`] and claim them anew.
-///
-/// [`watch`]: Connection::watch
+/// dext did. What it held is lost with it, so those who hold functions through it watch the link
+/// and claim them anew.
 pub struct Connection {
     shared: Arc<Shared>,
     stop: Signaller,

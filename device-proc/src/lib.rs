@@ -6,6 +6,7 @@
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
 //! | [`lister`] | lister | what the dext offers, for people |
 //! | [`dext`] | all | the dext's interface: typed client over a thin user-client trait |
+//! | [`memory`] | connection, function | the table of guest memory |
 //! | [`misbehave`] | connection, function | wrong on purpose, where a test asks for it |
 //! | [`start`] | all | the order of life: handshake, open, confine, report, serve |
 //!
@@ -18,6 +19,7 @@ pub mod connection;
 pub mod dext;
 pub mod function;
 pub mod lister;
+pub mod memory;
 pub mod misbehave;
 pub mod options;
 pub mod start;

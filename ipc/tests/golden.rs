@@ -5,7 +5,7 @@ use ipc::codec;
 use ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo, Up};
 use ipc::wire::faults::{Misbehaviour, Point, Wrong};
 use ipc::wire::handshake::{Hello, Role, VERSION};
-use ipc::wire::{connection, dext, function, listing, sandbox};
+use ipc::wire::{connection, dext, dma, function, listing, sandbox};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -88,8 +88,20 @@ fn function_requests() {
     golden(Request::Statistics, "06000000");
     golden(Request::Shutdown, "07000000");
     golden(Request::TakeOver, "08000000");
-    golden(Request::Misbehave(misbehaviour()), &format!("09000000 {MISBEHAVIOUR}"));
-    unknown_tag::<Request>(10);
+    let layout = function::Layout::Packed64;
+    golden(Request::Companion { layout, max_entries: 4096 }, "09000000 01000000 00100000");
+    golden(
+        Request::AddMemory { base: 1, size: 2, offset: 3, writable: true },
+        "0a000000 0100000000000000 0200000000000000 0300000000000000 01",
+    );
+    golden(Request::RemoveMemory { base: 1 }, "0b000000 0100000000000000");
+    golden(
+        Request::Doorbell { page: Some(1), batch: 2 },
+        "0c000000 01 0100000000000000 0200000000000000",
+    );
+    golden(Request::Misbehave(misbehaviour()), &format!("0d000000 {MISBEHAVIOUR}"));
+    unknown_tag::<function::Layout>(2);
+    unknown_tag::<Request>(14);
     unknown_tag::<Action>(5);
     unknown_tag::<Index>(5);
 }
@@ -110,8 +122,9 @@ fn function_answers() {
         Failure { kind: FailureKind::Io, code: Some(0xe000_02cd), message: "no".to_owned() };
     golden(up(Err(failure)), "02000000 01000000 01000000 01 cd0200e0 0200000000000000 6e6f");
     unknown_tag::<Up<Ready, Reply>>(3);
-    golden(Reply::Vectors(32), "04000000 2000");
-    unknown_tag::<Reply>(5);
+    golden(Reply::Status(3), "04000000 03000000");
+    golden(Reply::Vectors(32), "05000000 2000");
+    unknown_tag::<Reply>(6);
     unknown_tag::<FailureKind>(6);
 }
 
@@ -156,7 +169,7 @@ fn ready_messages() {
 
 #[test]
 fn connection_messages() {
-    use connection::{Attached, BarWindow, DmaEntry, DmaOutcome, DmaStatistics, Reply, Request};
+    use connection::{Attached, BarWindow, DmaEntry, DmaStatistics, Reply, Request};
     golden(Request::Attach { function: 1 }, "00000000 01");
     golden(Request::Detach { function: 1 }, "01000000 01");
     golden(
@@ -164,21 +177,17 @@ fn connection_messages() {
         "02000000 05 0100000000000000 0200000000000000 0300000000000000 01",
     );
     golden(Request::RemoveMemory { function: 5, base: 1 }, "03000000 05 0100000000000000");
-    let entries = vec![DmaEntry { key: 1, address: 2, size: 3 }];
+    let entry = DmaEntry { key: 1, address: 2, size: 3 };
     golden(
-        Request::MapDma { function: 0, entries },
-        "04000000 00 0100000000000000 0100000000000000 0200000000000000 0300000000000000",
+        Request::MapDma { function: 0, entry },
+        "04000000 00 0100000000000000 0200000000000000 0300000000000000",
     );
-    golden(
-        Request::UnmapDma { function: 0, keys: vec![9] },
-        "05000000 00 0100000000000000 0900000000000000",
-    );
+    golden(Request::UnmapDma { function: 0, key: 9 }, "05000000 00 0900000000000000");
     golden(Request::Statistics { function: 7 }, "06000000 07");
     golden(Request::Shutdown, "07000000");
-    let outcomes = vec![DmaOutcome::Mapped { bus_address: 1, bus_length: 2 }, DmaOutcome::Unmapped];
     golden(
-        Reply::Dma(outcomes),
-        "02000000 0200000000000000 00000000 0100000000000000 0200000000000000 01000000",
+        Reply::Mapped { bus_address: 1, bus_length: 2 },
+        "02000000 0100000000000000 0200000000000000",
     );
     let window = BarWindow { bar: 0, offset: 0, length: 0x8000, memory_offset: 0 };
     let attached =
@@ -190,16 +199,55 @@ fn connection_messages() {
              00 0000000000000000 0080000000000000 0000000000000000 0000000000000000"
         ),
     );
-    let statistics = DmaStatistics { regions: 1, bytes: 2, peak_regions: 3, peak_bytes: 4 };
+    let statistics = DmaStatistics {
+        regions: 1,
+        bytes: 2,
+        peak_regions: 3,
+        peak_bytes: 4,
+        failed_bytes: 5,
+        failed_mappings: 6,
+        failed_segments: 7,
+    };
     golden(
         Reply::Statistics(statistics),
-        "03000000 0100000000000000 0200000000000000 0300000000000000 0400000000000000",
+        "03000000 0100000000000000 0200000000000000 0300000000000000 0400000000000000 \
+         0500000000000000 0600000000000000 0700000000000000",
     );
     golden(Request::Reset { function: 2 }, "08000000 02");
-    golden(Request::Misbehave(misbehaviour()), &format!("09000000 {MISBEHAVIOUR}"));
-    unknown_tag::<Request>(10);
+    golden(Request::Companion { function: 2 }, "09000000 02");
+    golden(Request::ReleaseDma { function: 2 }, "0a000000 02");
+    golden(Request::Misbehave(misbehaviour()), &format!("0b000000 {MISBEHAVIOUR}"));
+    unknown_tag::<Request>(12);
     unknown_tag::<Reply>(4);
-    unknown_tag::<DmaOutcome>(3);
+}
+
+#[test]
+fn dma_messages() {
+    use connection::DmaEntry;
+    use dma::{Outcome, Reply, Request};
+    let entries = vec![DmaEntry { key: 1, address: 2, size: 3 }];
+    golden(
+        Request::Map { batch: 7, entries },
+        "00000000 0700000000000000 0100000000000000 \
+         0100000000000000 0200000000000000 0300000000000000",
+    );
+    golden(
+        Request::Unmap { batch: 8, keys: vec![9] },
+        "01000000 0800000000000000 0100000000000000 0900000000000000",
+    );
+    let outcomes = vec![
+        Outcome::Mapped { bus_address: 1, bus_length: 2 },
+        Outcome::Unmapped,
+        Outcome::Failed(FailureKind::NoSpace),
+    ];
+    golden::<Reply>(
+        Ok(outcomes),
+        "00000000 0300000000000000 00000000 0100000000000000 0200000000000000 01000000 \
+         02000000 05000000",
+    );
+    golden::<Reply>(Err(FailureKind::InvalidArgument), "01000000 00000000");
+    unknown_tag::<Request>(2);
+    unknown_tag::<Outcome>(3);
 }
 
 #[test]

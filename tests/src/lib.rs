@@ -1,6 +1,7 @@
 //! What the suites share: the programs, a simulated dext, a VMM side over it.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+pub mod companion;
 pub mod vfio_user;
 
 use std::io::{BufRead as _, BufReader, Write as _};

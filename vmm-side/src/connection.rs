@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 use ipc::event::Signaller;
 use ipc::poll::{self, Source};
 use ipc::wire::common::{BarInfo, Identity};
-use ipc::wire::connection::{DmaEntry, DmaOutcome, DmaStatistics, Ready, Reply, Request};
+use ipc::wire::connection::{DmaEntry, DmaStatistics, Ready, Reply, Request};
 use ipc::wire::faults::Misbehaviour;
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::SandboxReport;
-use ipc::{Deadline, Event, PciAddress, SharedMemory};
+use ipc::{Deadline, Event, PciAddress, SharedMemory, Tube};
 
 use crate::device::{BarMemory, DeviceError};
 use crate::memory::GuestRegion;
 use crate::recovery::{Deaths, Recovery};
-use crate::supervisor::{CallError, Cause, Death, Protocol, Spec, Supervisor};
+use crate::supervisor::{Cause, Death, Protocol, Spec, Supervisor};
 
 /// What is said to a connection process.
 #[derive(Debug)]
@@ -377,37 +377,37 @@ impl Connection {
         self.done(Request::RemoveMemory { function: address.function(), base }, Vec::new())
     }
 
-    /// Registers ranges for a function.
+    /// Registers a range for a function, on behalf of the VMM; its bus address.
     ///
     /// # Errors
-    /// [`DeviceError`] for the batch as a whole; each entry has its own outcome.
-    pub fn map_dma(
-        &self,
-        address: PciAddress,
-        entries: Vec<DmaEntry>,
-    ) -> Result<Vec<DmaOutcome>, DeviceError> {
-        let count = entries.len();
-        self.dma(Request::MapDma { function: address.function(), entries }, count)
-    }
-
-    /// Removes registrations of a function.
-    ///
-    /// # Errors
-    /// As [`Connection::map_dma`].
-    pub fn unmap_dma(
-        &self,
-        address: PciAddress,
-        keys: Vec<u64>,
-    ) -> Result<Vec<DmaOutcome>, DeviceError> {
-        let count = keys.len();
-        self.dma(Request::UnmapDma { function: address.function(), keys }, count)
-    }
-
-    fn dma(&self, request: Request, count: usize) -> Result<Vec<DmaOutcome>, DeviceError> {
-        match self.ask(request)? {
-            Reply::Dma(outcomes) if outcomes.len() == count => Ok(outcomes),
+    /// [`DeviceError`].
+    pub fn map_dma(&self, address: PciAddress, entry: DmaEntry) -> Result<u64, DeviceError> {
+        match self.ask(Request::MapDma { function: address.function(), entry })? {
+            Reply::Mapped { bus_address, .. } => Ok(bus_address),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Removes such a registration.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn unmap_dma(&self, address: PciAddress, key: u64) -> Result<(), DeviceError> {
+        self.done(Request::UnmapDma { function: address.function(), key }, Vec::new())
+    }
+
+    /// Serves a function's companion over `tube`, whose other end is its function process's.
+    pub(crate) fn serve_companion(
+        &self,
+        address: PciAddress,
+        tube: Tube,
+    ) -> Result<(), DeviceError> {
+        self.done(Request::Companion { function: address.function() }, vec![tube.into()])
+    }
+
+    /// Removes everything that a function's companion registered.
+    pub(crate) fn release_dma(&self, address: PciAddress) -> Result<(), DeviceError> {
+        self.done(Request::ReleaseDma { function: address.function() }, Vec::new())
     }
 
     /// Registrations of a function, now and at most.
@@ -485,13 +485,4 @@ fn check_window(
 pub(crate) fn unexpected(reply: &impl std::fmt::Debug) -> DeviceError {
     let text: String = format!("{reply:?}").chars().take(60).collect();
     DeviceError::Io(format!("The process answered something else: {text}"))
-}
-
-/// Why one entry of a batch failed.
-pub(crate) fn outcome(outcome: DmaOutcome) -> Result<Option<u64>, DeviceError> {
-    match outcome {
-        DmaOutcome::Mapped { bus_address, .. } => Ok(Some(bus_address)),
-        DmaOutcome::Unmapped => Ok(None),
-        DmaOutcome::Failed(failure) => Err(CallError::Refused(failure).into()),
-    }
 }

@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipc::PciAddress;
 use ipc::wire::connection::DmaEntry;
 
-use crate::connection::{self, Connection};
+use crate::connection::Connection;
 use crate::device::DeviceError;
 pub use crate::memory::GuestRegion;
+use crate::slot::Ram;
 
 /// Who maps guest memory for the device (P2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ struct Member {
     connection: Arc<Connection>,
     /// Its connection process is there and has the memory; one that died took it along.
     present: bool,
+    /// Its function process, where a companion reads rings in guest RAM.
+    ram: Option<Ram>,
 }
 
 impl Member {
@@ -46,7 +49,7 @@ impl State {
 
 #[derive(Default)]
 struct State {
-    regions: BTreeMap<u64, GuestRegion>,
+    regions: BTreeMap<u64, Arc<GuestRegion>>,
     members: Vec<Member>,
 }
 
@@ -110,6 +113,7 @@ impl Container {
     /// # Errors
     /// [`DeviceError`]; the region is then known to no function.
     pub fn map(&self, region: GuestRegion) -> Result<(), DeviceError> {
+        let region = Arc::new(region);
         let mut state = self.state();
         let end = region.iova.checked_add(region.size).filter(|_| region.size > 0);
         let end = end.ok_or_else(|| {
@@ -174,7 +178,8 @@ impl Container {
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let member = Member { address, connection: Arc::clone(connection), present: true };
+        let member =
+            Member { address, connection: Arc::clone(connection), present: true, ram: None };
         self.give_all(&state, &member)?;
         state.members.push(member);
         Ok(())
@@ -206,12 +211,31 @@ impl Container {
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let member = Member { address, connection: Arc::clone(connection), present: true };
+        let member =
+            Member { address, connection: Arc::clone(connection), present: true, ram: None };
         self.give_all(&state, &member)?;
         if let Some(known) = state.find(address, connection) {
             known.present = true;
         }
         Ok(())
+    }
+
+    /// A function's process reads rings in guest RAM from here on, or does not any more.
+    pub(crate) fn share(
+        &self,
+        address: PciAddress,
+        connection: &Arc<Connection>,
+        ram: Option<Ram>,
+    ) -> Result<(), DeviceError> {
+        let mut state = self.state();
+        let State { regions, members } = &mut *state;
+        let member = members.iter_mut().find(|member| member.is(address, connection));
+        let Some(member) = member else { return Ok(()) };
+        if let Some(before) = std::mem::replace(&mut member.ram, ram) {
+            regions.keys().for_each(|base| before.remove(*base));
+        }
+        let Some(ram) = &member.ram else { return Ok(()) };
+        regions.values().try_for_each(|region| ram.add(Arc::clone(region)))
     }
 
     /// A function leaves: everything that was mapped for it is removed.
@@ -228,8 +252,11 @@ impl Container {
     }
 
     /// Gives one function one region.
-    fn give(&self, member: &Member, region: &GuestRegion) -> Result<(), DeviceError> {
-        let Member { address, connection, present } = member;
+    fn give(&self, member: &Member, region: &Arc<GuestRegion>) -> Result<(), DeviceError> {
+        let Member { address, connection, present, ram } = member;
+        if let Some(ram) = ram {
+            ram.add(Arc::clone(region))?;
+        }
         if !present {
             return Ok(());
         }
@@ -247,18 +274,15 @@ impl Container {
     /// Takes one region from one function. What cannot be removed in order is removed with the
     /// process: nobody may reach memory that the guest has got back.
     fn take(&self, member: &Member, region: &GuestRegion) {
-        let Member { address, connection, present } = member;
+        let Member { address, connection, present, ram } = member;
+        if let Some(ram) = ram {
+            ram.remove(region.iova);
+        }
         if !present || connection.death().is_some() {
             return;
         }
         let unregistered = match self.mode {
-            DmaMode::Direct => {
-                let removed = connection.unmap_dma(*address, vec![region.iova]);
-                removed.and_then(|mut one| match one.pop() {
-                    Some(one) => connection::outcome(one).map(drop),
-                    None => Ok(()),
-                })
-            }
+            DmaMode::Direct => connection.unmap_dma(*address, region.iova),
             DmaMode::Companion => Ok(()),
         };
         let taken = unregistered.and_then(|()| connection.remove_memory(*address, region.iova));
@@ -280,18 +304,13 @@ fn register(
     region: &GuestRegion,
 ) -> Result<(), DeviceError> {
     let entry = DmaEntry { key: region.iova, address: region.iova, size: region.size };
-    let mut outcomes = connection.map_dma(address, vec![entry])?;
-    let bus = match outcomes.pop() {
-        Some(one) => connection::outcome(one)?,
-        None => None,
-    };
-    if bus == Some(region.iova) {
+    let bus = connection.map_dma(address, entry)?;
+    if bus == region.iova {
         return Ok(());
     }
-    let _ = connection.unmap_dma(address, vec![region.iova]);
-    let bus = bus.map_or_else(|| "nowhere".to_owned(), |bus| format!("{bus:#x}"));
+    let _ = connection.unmap_dma(address, region.iova);
     Err(DeviceError::NotSupported(format!(
-        "Function {address}: direct DMA needs bus address == iova, but {:#x} is at {bus}: \
+        "Function {address}: direct DMA needs bus address == iova, but {:#x} is at {bus:#x}: \
          the platform needs companion mode",
         region.iova
     )))

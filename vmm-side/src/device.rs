@@ -267,6 +267,22 @@ pub trait PassthroughDevice: Send + Sync {
     /// [`DeviceError`].
     fn reset(&self) -> Result<(), DeviceError>;
 
+    /// Whoever used it is gone: the device may not reach its memory any more, and wakes nobody.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn quiesce(&self) -> Result<(), DeviceError> {
+        const COMMAND: u32 = 0x04;
+        const BUS_MASTER: u8 = 1 << 2;
+        let mut low = [0];
+        self.config_read(COMMAND, &mut low)?;
+        self.config_write(COMMAND, &[low[0] & !BUS_MASTER])?;
+        for index in [InterruptIndex::Intx, InterruptIndex::Msi, InterruptIndex::Msix] {
+            self.set_interrupts(index, InterruptSetup::Disable)?;
+        }
+        Ok(())
+    }
+
     /// VFIO's device features: there are none (P4).
     ///
     /// # Errors

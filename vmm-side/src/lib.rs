@@ -10,6 +10,7 @@
 //! | [`slot`] | a function and the process that serves it, replaced when it dies |
 //! | [`recovery`] | whether and how dead processes are replaced |
 //! | [`supervisor`] | one thread for each child process: spawn, handshake, requests, death |
+//! | [`companion`] | the DMA companion device |
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`registry`] | who owns which host function |
 //! | [`vfio_user`] | a function served to stock QEMU and others over vfio-user |
@@ -21,6 +22,7 @@
 //! checked, what they do not answer in time ends them, and their death is a value
 //! ([`DeviceError::Gone`]) that reads as all ones.
 
+pub mod companion;
 pub mod connection;
 pub mod container;
 pub mod device;
@@ -39,6 +41,7 @@ pub mod text;
 pub mod vfio_user;
 mod windows;
 
+pub use companion::{Companion, CompanionConfig};
 pub use container::{Container, DmaMode};
 pub use device::{DeviceError, PassthroughDevice};
 pub use host::{Host, HostConfig};

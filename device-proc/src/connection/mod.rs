@@ -2,11 +2,12 @@
 //!
 //! It opens every function of the device without claiming any, confines itself, and then does as
 //! the VMM side says: claim a function and export its BARs, take regions of guest memory, register
-//! ranges of them. It never sees a byte that a guest wrote. It distrusts function processes, which
-//! have no way to it, and checks every range against the memory table. It exits at once when the
+//! ranges of them. It never sees a byte that a guest wrote. It distrusts function processes: one
+//! that serves a companion may ask for registrations of its own function ([`companion`]), and every
+//! range is checked against the memory table. It exits at once when the
 //! VMM side or the dext is gone; the dext then releases everything.
 
-pub mod memory;
+mod companion;
 pub mod slot;
 pub mod windows;
 
@@ -14,11 +15,12 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::connection::{MAX_BATCH, Ready, Reply, Request};
+use ipc::wire::connection::{Ready, Reply, Request};
 use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
 
+use self::companion::Companion;
 use self::slot::Slot;
 use crate::dext::{self, DextError};
 use crate::misbehave::Misbehave;
@@ -30,12 +32,15 @@ use crate::start::{self, RoleError};
 enum Token {
     Tube,
     Dext,
+    /// A function process, of the function with this number.
+    Companion(u8),
 }
 
 /// The state of the process, owned by its one thread.
 pub struct ConnectionProcess {
     address: PciAddress,
     slots: Vec<Slot>,
+    companions: Vec<Companion>,
     misbehave: Misbehave,
 }
 
@@ -72,7 +77,10 @@ pub fn prepare(
     let mut open = vec![tube.as_fd()];
     open.extend(slots.iter().flat_map(Slot::descriptors));
     let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
-    Ok((ConnectionProcess { address, slots, misbehave }, Ready { functions, sandbox }))
+    Ok((
+        ConnectionProcess { address, slots, companions: Vec::new(), misbehave },
+        Ready { functions, sandbox },
+    ))
 }
 
 impl ConnectionProcess {
@@ -85,6 +93,7 @@ impl ConnectionProcess {
                             return Ok(());
                         }
                     }
+                    Token::Companion(function) => self.serve_companion(function),
                     Token::Dext => {
                         return Err(DextError::Lost {
                             subject: format!("Device of {}", self.address),
@@ -101,6 +110,9 @@ impl ConnectionProcess {
         let liveness: Vec<BorrowedFd<'_>> = self.slots.iter().filter_map(Slot::liveness).collect();
         let mut sources = vec![Source::readable(tube, Token::Tube)];
         sources.extend(liveness.iter().map(|fd| Source::hangup(fd, Token::Dext)));
+        sources.extend(self.companions.iter().map(|companion| {
+            Source::readable(companion.tube(), Token::Companion(companion.function()))
+        }));
         poll::wait(&sources, None).map_err(RoleError::Wait)
     }
 
@@ -139,6 +151,19 @@ impl ConnectionProcess {
         Ok(more)
     }
 
+    /// Serves one request of a function process; one that is gone or out of step is forgotten, and
+    /// what it registered stays: its successor may need it.
+    fn serve_companion(&mut self, function: u8) {
+        let Some(at) = self.companions.iter().position(|one| one.function() == function) else {
+            return;
+        };
+        let slot = self.slots.iter_mut().find(|slot| slot.address().function() == function);
+        let goes_on = slot.is_some_and(|slot| self.companions[at].serve_one(slot));
+        if !goes_on {
+            self.companions.remove(at);
+        }
+    }
+
     fn attach(&mut self, function: u8, handles: &Handles) -> Result<slot::Exported, Failure> {
         handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
         self.slot(function)?.attach()
@@ -150,34 +175,44 @@ impl ConnectionProcess {
             self.slot(function)?.memory.add(base, size, fd, offset, writable)?;
             return Ok(Reply::Done);
         }
+        if let Request::Companion { function } = request {
+            let fd = handles.one().map_err(|error| start::invalid(error.to_string()))?;
+            self.slot(function)?;
+            self.companions.retain(|one| one.function() != function);
+            self.companions.push(Companion::new(function, fd));
+            return Ok(Reply::Done);
+        }
         handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
         match request {
             Request::Detach { function } => {
                 self.slot(function)?.release();
                 self.slots.retain(|slot| slot.address().function() != function);
+                self.companions.retain(|one| one.function() != function);
                 Ok(Reply::Done)
             }
             Request::RemoveMemory { function, base } => {
-                self.slot(function)?.memory.remove(base).map(|()| Reply::Done)
+                self.slot(function)?.remove_memory(base).map(|()| Reply::Done)
             }
-            Request::MapDma { function, entries } => {
-                check_batch(entries.len())?;
-                let slot = self.slot(function)?;
-                Ok(Reply::Dma(entries.iter().map(|entry| slot.map(entry)).collect()))
+            Request::MapDma { function, entry } => {
+                let (bus_address, bus_length) = self.slot(function)?.map(&entry)?;
+                Ok(Reply::Mapped { bus_address, bus_length })
             }
-            Request::UnmapDma { function, keys } => {
-                check_batch(keys.len())?;
-                let slot = self.slot(function)?;
-                Ok(Reply::Dma(keys.iter().map(|key| slot.unmap(*key)).collect()))
+            Request::UnmapDma { function, key } => {
+                self.slot(function)?.unmap(key).map(|()| Reply::Done)
+            }
+            Request::ReleaseDma { function } => {
+                self.slot(function)?.release_companion(None);
+                Ok(Reply::Done)
             }
             Request::Statistics { function } => {
                 Ok(Reply::Statistics(self.slot(function)?.statistics()))
             }
             Request::Reset { function } => self.slot(function)?.reset().map(|()| Reply::Done),
             Request::Shutdown => Ok(Reply::Done),
-            Request::Attach { .. } | Request::AddMemory { .. } | Request::Misbehave(_) => {
-                Err(start::invalid("Handled before".to_owned()))
-            }
+            Request::Attach { .. }
+            | Request::AddMemory { .. }
+            | Request::Companion { .. }
+            | Request::Misbehave(_) => Err(start::invalid("Handled before".to_owned())),
         }
     }
 
@@ -193,13 +228,5 @@ impl ConnectionProcess {
                 address.device()
             ),
         })
-    }
-}
-
-fn check_batch(length: usize) -> Result<(), Failure> {
-    if (1..=MAX_BATCH).contains(&length) {
-        Ok(())
-    } else {
-        Err(start::invalid(format!("A batch of {length} entries: 1 to {MAX_BATCH} allowed")))
     }
 }

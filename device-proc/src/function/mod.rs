@@ -1,14 +1,17 @@
 //! The function process: config space, trapped BAR access, interrupts and reset of one function.
 //!
-//! It holds one dext connection, never claimed, its tube, the signallers it was given and its
-//! mappings of the BARs and of the interrupt page. It distrusts the guest, whose values arrive in
+//! It holds one dext connection, never claimed, its tube, the signallers it was given, its mappings
+//! of the BARs and of the interrupt page, and guest RAM and a tube to the connection process only
+//! where it has a companion. It distrusts the guest, whose values arrive in
 //! requests, and every byte of them. One thread, one wait loop over tokens. It exits at once
 //! when the VMM side or the dext is gone; nothing is lost with it but what was in flight: claim,
 //! DMA and BAR windows are the connection process's.
 
 pub mod bars;
+pub mod companion;
 pub mod config;
 pub mod interrupts;
+pub mod ring;
 
 use std::os::fd::AsFd as _;
 
@@ -20,8 +23,10 @@ use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
 
 use self::bars::Bars;
+use self::companion::Companion;
 use self::interrupts::Interrupts;
 use crate::dext::{self, Client, DextError};
+use crate::memory::MemoryTable;
 use crate::misbehave::Misbehave;
 use crate::options::Common;
 use crate::start::{self, RoleError};
@@ -46,6 +51,9 @@ pub struct FunctionProcess {
     entries: u16,
     /// `None` in a standby: one connection at a time holds a function's interrupts.
     interrupts: Option<Interrupts>,
+    /// Guest RAM, where a companion needs it.
+    memory: MemoryTable,
+    companion: Option<Companion>,
     misbehave: Misbehave,
 }
 
@@ -85,7 +93,10 @@ pub fn prepare(
     open.extend(client.descriptors());
     let sandbox = start::confine(common, sandbox_profiles::Role::Function, &open)?;
     let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
-    Ok((FunctionProcess { client, bars, entries, interrupts, misbehave }, ready))
+    let (memory, companion) = (MemoryTable::default(), None);
+    let process =
+        FunctionProcess { client, bars, entries, interrupts, memory, companion, misbehave };
+    Ok((process, ready))
 }
 
 impl FunctionProcess {
@@ -163,7 +174,10 @@ impl FunctionProcess {
     }
 
     fn handle(&mut self, request: Request, handles: Handles) -> Result<Reply, Failure> {
-        let wants_handles = matches!(request, Request::Interrupts { .. });
+        let wants_handles = matches!(
+            request,
+            Request::Interrupts { .. } | Request::Companion { .. } | Request::AddMemory { .. }
+        );
         if !wants_handles {
             handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
         }
@@ -196,6 +210,21 @@ impl FunctionProcess {
                 Ok(Reply::Statistics(statistics.unwrap_or_default()))
             }
             Request::TakeOver => self.take_over(),
+            Request::Companion { layout, max_entries } => {
+                let tube = handles.one().map_err(|error| start::invalid(error.to_string()))?;
+                self.companion = Some(Companion::join(tube, layout, max_entries)?);
+                Ok(Reply::Done)
+            }
+            Request::AddMemory { base, size, offset, writable } => {
+                let fd = handles.one().map_err(|error| start::invalid(error.to_string()))?;
+                self.memory.add(base, size, fd, offset, writable).map(|()| Reply::Done)
+            }
+            Request::RemoveMemory { base } => self.memory.remove(base).map(|()| Reply::Done),
+            Request::Doorbell { page, batch } => {
+                let none = || start::invalid("This function has no companion".to_owned());
+                let companion = self.companion.as_mut().ok_or_else(none)?;
+                Ok(Reply::Status(companion.doorbell(&self.memory, page, batch)))
+            }
             // Misbehaving is arranged before requests are handled.
             Request::Shutdown | Request::Misbehave(_) => Ok(Reply::Done),
         }

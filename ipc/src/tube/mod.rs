@@ -169,6 +169,13 @@ impl Tube {
     }
 }
 
+impl From<Tube> for OwnedFd {
+    /// Gives the end up, to be sent to another process.
+    fn from(tube: Tube) -> Self {
+        tube.transport.into()
+    }
+}
+
 impl AsFd for Tube {
     /// The socket: to wait on, and to hand to a child that is being spawned.
     fn as_fd(&self) -> BorrowedFd<'_> {

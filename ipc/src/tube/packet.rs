@@ -126,6 +126,12 @@ fn collect(control: &mut RecvAncillaryBuffer<'_>) -> Handles {
     handles.into()
 }
 
+impl From<PacketTransport> for OwnedFd {
+    fn from(transport: PacketTransport) -> Self {
+        transport.0
+    }
+}
+
 impl AsFd for PacketTransport {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

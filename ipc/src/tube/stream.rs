@@ -161,6 +161,13 @@ impl StreamTransport {
     }
 }
 
+impl From<StreamTransport> for OwnedFd {
+    /// What was received in part is lost: only a fresh end is given up.
+    fn from(transport: StreamTransport) -> Self {
+        transport.socket
+    }
+}
+
 impl AsFd for StreamTransport {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

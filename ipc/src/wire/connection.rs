@@ -2,12 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::common::{BarInfo, Failure, Identity};
+use super::common::{BarInfo, Identity};
 use super::faults::Misbehaviour;
 use super::sandbox::SandboxReport;
-
-/// Most entries of one DMA request; a companion's batch is one message (apple-dma).
-pub const MAX_BATCH: usize = 4096;
 
 /// Sent once every function of the device is open (none claimed) and the process is confined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,22 +52,6 @@ pub struct DmaEntry {
     pub size: u64,
 }
 
-/// What became of one entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DmaOutcome {
-    /// Registered; the device reaches it here.
-    Mapped {
-        /// Bus address.
-        bus_address: u64,
-        /// Bytes.
-        bus_length: u64,
-    },
-    /// Removed.
-    Unmapped,
-    /// Refused or failed; the other entries are not affected.
-    Failed(Failure),
-}
-
 /// DMA registrations of one function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DmaStatistics {
@@ -82,6 +63,12 @@ pub struct DmaStatistics {
     pub peak_regions: u64,
     /// Most bytes at once.
     pub peak_bytes: u64,
+    /// Entries that failed since the platform maps no more bytes (about 1.5 GiB).
+    pub failed_bytes: u64,
+    /// Entries that failed since there are no more mappings (65,536).
+    pub failed_mappings: u64,
+    /// Entries that failed since the platform had no single segment for them.
+    pub failed_segments: u64,
 }
 
 /// What the VMM side asks for.
@@ -111,26 +98,27 @@ pub enum Request {
         /// Whether devices may write it.
         writable: bool,
     },
-    /// Forget a region. Refused while registrations of it are left.
+    /// Forget a region, and remove what the function's companion registered of it. Refused while
+    /// registrations of the VMM's are left.
     RemoveMemory {
         /// Function number 0..=7.
         function: u8,
         /// Guest address that it was added at.
         base: u64,
     },
-    /// Register ranges for a function, at most [`MAX_BATCH`].
+    /// Register a range for a function, on behalf of the VMM (direct mode, P2.4).
     MapDma {
         /// Function number 0..=7.
         function: u8,
-        /// Ranges.
-        entries: Vec<DmaEntry>,
+        /// The range.
+        entry: DmaEntry,
     },
-    /// Remove registrations of a function, at most [`MAX_BATCH`].
+    /// Remove a registration that was made on behalf of the VMM.
     UnmapDma {
         /// Function number 0..=7.
         function: u8,
-        /// Keys.
-        keys: Vec<u64>,
+        /// Its key.
+        key: u64,
     },
     /// Registrations of a function.
     Statistics {
@@ -141,6 +129,17 @@ pub enum Request {
     Shutdown,
     /// Reset a claimed function: it comes back after its connection process died (P8).
     Reset {
+        /// Function number 0..=7.
+        function: u8,
+    },
+    /// Serve a function's companion: the tube to its function process travels beside, and replaces
+    /// the one before.
+    Companion {
+        /// Function number 0..=7.
+        function: u8,
+    },
+    /// Remove everything that a function's companion registered.
+    ReleaseDma {
         /// Function number 0..=7.
         function: u8,
     },
@@ -155,8 +154,13 @@ pub enum Reply {
     Done,
     /// To [`Request::Attach`]; one descriptor beside it for each window.
     Attached(Box<Attached>),
-    /// To a DMA request: one outcome for each entry, in order.
-    Dma(Vec<DmaOutcome>),
+    /// To [`Request::MapDma`]: where the device reaches it.
+    Mapped {
+        /// Bus address.
+        bus_address: u64,
+        /// Bytes.
+        bus_length: u64,
+    },
     /// To [`Request::Statistics`].
     Statistics(DmaStatistics),
 }

@@ -42,6 +42,16 @@ pub enum InterruptIndex {
     Req,
 }
 
+/// How the entries of a companion's ring are laid out (C3): there is no way to detect it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layout {
+    /// 32-bit lengths.
+    #[default]
+    Packed32,
+    /// 64-bit lengths.
+    Packed64,
+}
+
 /// A change of the interrupt setup, after VFIO's SET_IRQS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InterruptAction {
@@ -120,6 +130,36 @@ pub enum Request {
     Shutdown,
     /// A process that was started as a standby sets its interrupts up and serves from here on.
     TakeOver,
+    /// Serve a companion's doorbell; the tube to the connection process travels beside.
+    Companion {
+        /// Layout of its entries.
+        layout: Layout,
+        /// Entries that a batch may have, 1..=4096.
+        max_entries: u32,
+    },
+    /// A region of guest RAM, for the companion's rings; its descriptor travels beside.
+    AddMemory {
+        /// Guest address.
+        base: u64,
+        /// Bytes.
+        size: u64,
+        /// Where in the memory behind the descriptor it begins.
+        offset: u64,
+        /// Whether devices may write it.
+        writable: bool,
+    },
+    /// Forget a region.
+    RemoveMemory {
+        /// Guest address that it was added at.
+        base: u64,
+    },
+    /// The guest rang the companion's doorbell: carry out one batch.
+    Doorbell {
+        /// Guest address of the command page, once it was set.
+        page: Option<u64>,
+        /// Number of the doorbell; the same when it is carried out again.
+        batch: u64,
+    },
     /// Do wrong at the next request; refused unless the process was started for that.
     Misbehave(Misbehaviour),
 }
@@ -146,6 +186,8 @@ pub enum Reply {
     Value(u64),
     /// To [`Request::Statistics`].
     Statistics(Statistics),
+    /// To [`Request::Doorbell`]: the status register's value.
+    Status(u32),
     /// To [`Request::TakeOver`]: vectors that the dext registered.
     Vectors(u16),
 }

@@ -7,6 +7,7 @@
 pub mod common;
 pub mod connection;
 pub mod dext;
+pub mod dma;
 pub mod faults;
 pub mod function;
 pub mod handshake;

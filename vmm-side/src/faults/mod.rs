@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use text::FaultError;
 
 /// The requests of a function process, by name.
-pub const FUNCTION_REQUESTS: [&str; 8] = [
+pub const FUNCTION_REQUESTS: [&str; 12] = [
     "ConfigRead",
     "ConfigWrite",
     "BarRead",
@@ -37,10 +37,24 @@ pub const FUNCTION_REQUESTS: [&str; 8] = [
     "Reset",
     "Statistics",
     "TakeOver",
+    "Companion",
+    "AddMemory",
+    "RemoveMemory",
+    "Doorbell",
 ];
 /// The requests of a connection process, by name.
-pub const CONNECTION_REQUESTS: [&str; 8] =
-    ["Attach", "Detach", "AddMemory", "RemoveMemory", "MapDma", "UnmapDma", "Statistics", "Reset"];
+pub const CONNECTION_REQUESTS: [&str; 10] = [
+    "Attach",
+    "Detach",
+    "AddMemory",
+    "RemoveMemory",
+    "MapDma",
+    "UnmapDma",
+    "Statistics",
+    "Reset",
+    "Companion",
+    "ReleaseDma",
+];
 /// The start of a process, which is no request: before is right after the spawn, after is when it
 /// is ready.
 pub const START: &str = "Start";

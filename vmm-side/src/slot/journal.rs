@@ -5,18 +5,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipc::event::Signaller;
-use ipc::wire::function::InterruptIndex;
+use ipc::wire::function::{InterruptIndex, Layout};
+
+use crate::memory::GuestRegion;
 
 /// Signallers by vector, for the index in use.
-type Interrupts = Option<(InterruptIndex, Vec<Option<Arc<Signaller>>>)>;
+pub(crate) type Interrupts = Option<(InterruptIndex, Vec<Option<Arc<Signaller>>>)>;
 
-/// Interrupt setup of one function.
+/// Interrupt setup and companion of one function.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Journal {
     interrupts: Interrupts,
     /// Bytes of the MSI-X control word as the guest wrote them: setting interrupts up anew makes
     /// the dext enable what the guest may have disabled.
     control: BTreeMap<u32, u8>,
+    /// Layout and size of the batches of the function's companion.
+    pub(super) companion: Option<(Layout, u32)>,
+    /// Guest RAM, where a companion needs it.
+    pub(super) memory: BTreeMap<u64, Arc<GuestRegion>>,
 }
 
 impl Journal {
@@ -27,8 +33,8 @@ impl Journal {
         index: InterruptIndex,
         start: u16,
         signallers: &[Option<Arc<Signaller>>],
-    ) -> Self {
-        let before = self.clone();
+    ) -> Interrupts {
+        let before = self.interrupts.clone();
         let (used, mut all) = self.interrupts.take().unwrap_or((index, Vec::new()));
         if used != index {
             // The process refuses a second index; the first stays.
@@ -54,8 +60,8 @@ impl Journal {
     }
 
     /// Back to what `assign` returned.
-    pub(crate) fn restore(&mut self, before: Self) {
-        *self = before;
+    pub(crate) fn restore(&mut self, before: Interrupts) {
+        self.interrupts = before;
     }
 
     /// A config write of the guest's; `capability` is the offset of its MSI-X capability.

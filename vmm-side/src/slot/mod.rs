@@ -23,6 +23,7 @@
 //! claimed, reset and given its memory, a function process is started, the journal is replayed.
 //! What comes next is decided in [`state`], without I/O.
 
+mod companion;
 pub mod journal;
 mod standby;
 pub mod state;
@@ -30,6 +31,7 @@ mod watcher;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -40,10 +42,12 @@ use ipc::{Deadline, Event, PciAddress};
 
 use crate::connection::{Claimed, Connection};
 use crate::container::Container;
+use crate::device::DeviceError;
 use crate::proxy::FunctionProtocol;
 use crate::recovery::Recovery;
 use crate::supervisor::{CallError, Cause, Death, Spec, Supervisor};
 use crate::windows::Windows;
+pub(crate) use companion::Ram;
 use journal::Journal;
 use standby::Standby;
 use state::{Machine, Phase};
@@ -75,6 +79,8 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     journal: Mutex<Journal>,
+    /// Doorbells rung so far.
+    batches: AtomicU64,
     standby: Arc<Standby>,
     died: Signaller,
     news: Signaller,
@@ -140,6 +146,7 @@ impl Slot {
             state: Mutex::new(state),
             changed: Condvar::new(),
             journal: Mutex::default(),
+            batches: AtomicU64::new(0),
             died: tell_death,
             news: tell,
         });
@@ -220,19 +227,7 @@ impl Slot {
         request: &Request,
         handles: &[&Signaller],
     ) -> Result<Reply, CallError> {
-        let deadline = Deadline::after(self.shared.recovery.patience);
-        let mut after = None;
-        loop {
-            let (child, generation) = self.shared.serving(after, deadline)?;
-            let handles = duplicate(handles).map_err(|error| refused(&error))?;
-            match child.call(request.clone(), handles) {
-                Err(CallError::Dead(death)) if self.shared.recovery.most_deaths == 0 => {
-                    return Err(CallError::Dead(death));
-                }
-                Err(CallError::Dead(_)) => after = Some(generation),
-                answered => return answered.map(|(reply, _)| reply),
-            }
-        }
+        self.shared.ask(request, || duplicate(handles))
     }
 
     /// Assigns signallers, or takes them away; kept for whoever serves the function next, also
@@ -313,6 +308,27 @@ impl Shared {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks whoever serves the function, and again whoever comes after it, each with `handles`.
+    fn ask(
+        &self,
+        request: &Request,
+        mut handles: impl FnMut() -> std::io::Result<Vec<OwnedFd>>,
+    ) -> Result<Reply, CallError> {
+        let deadline = Deadline::after(self.recovery.patience);
+        let mut after = None;
+        loop {
+            let (child, generation) = self.serving(after, deadline)?;
+            let handles = handles().map_err(|error| refused(&error))?;
+            match child.call(request.clone(), handles) {
+                Err(CallError::Dead(death)) if self.recovery.most_deaths == 0 => {
+                    return Err(CallError::Dead(death));
+                }
+                Err(CallError::Dead(_)) => after = Some(generation),
+                answered => return answered.map(|(reply, _)| reply),
+            }
+        }
+    }
+
     /// Whoever serves the function, of a later generation than `after`; waits for it.
     fn serving(
         &self,
@@ -374,7 +390,9 @@ fn duplicate(signallers: &[&Signaller]) -> std::io::Result<Vec<OwnedFd>> {
 }
 
 fn refused(error: &std::io::Error) -> CallError {
-    use ipc::wire::common::{Failure, FailureKind};
-    let message = format!("No descriptor left for a signaller: {error}");
-    CallError::Refused(Failure { kind: FailureKind::NoSpace, code: None, message })
+    CallError::Refused(companion::failure(format!("No descriptor left to send: {error}")))
+}
+
+fn refused_because(error: &DeviceError) -> CallError {
+    CallError::Refused(companion::failure(error.to_string()))
 }

@@ -282,6 +282,8 @@ impl Watcher {
         for (offset, data) in journal.config_writes() {
             child.ask(Request::ConfigWrite { offset, data })?;
         }
+        let memory = journal.memory.values().cloned();
+        self.shared.replay_companion(child, journal.companion, memory)?;
         let Some((index, signallers)) = journal.interrupts() else { return Ok(()) };
         assign(index, 0, signallers, |request, handles| {
             let handles = duplicate(handles).map_err(|error| refused(&error))?;

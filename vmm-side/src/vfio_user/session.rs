@@ -2,14 +2,12 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use ipc::wire::function::InterruptIndex;
-
 use super::config::VirtualConfig;
 use super::dma::Maps;
 use super::protocol::{Refusal, command, flag, refuse};
 use super::socket::{Message, Socket, SocketError};
 use super::{access, info, interrupts, negotiate};
-use crate::device::{BarMemory, InterruptSetup};
+use crate::device::BarMemory;
 use crate::{Container, DeviceError, PassthroughDevice};
 
 /// A connected client.
@@ -144,23 +142,11 @@ impl<'d> Session<'d> {
     /// The client is gone: the device may not touch its memory any more, and wakes nobody. The
     /// device itself stays as it is for the next client.
     pub(super) fn end(mut self) {
-        if let Err(error) = self.quiesce()
+        if let Err(error) = self.device.quiesce()
             && !matches!(error, DeviceError::Gone(_))
         {
             tracing::warn!("quiescing after a client: {error}");
         }
         self.maps.clear(self.container);
-    }
-
-    fn quiesce(&self) -> Result<(), DeviceError> {
-        const COMMAND: u32 = 0x04;
-        const BUS_MASTER: u8 = 1 << 2;
-        let mut low = [0];
-        self.device.config_read(COMMAND, &mut low)?;
-        self.device.config_write(COMMAND, &[low[0] & !BUS_MASTER])?;
-        for index in [InterruptIndex::Intx, InterruptIndex::Msi, InterruptIndex::Msix] {
-            self.device.set_interrupts(index, InterruptSetup::Disable)?;
-        }
-        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The guest memory table: which guest addresses are RAM, and where that RAM is mapped here.
 //!
-//! The VMM side fills it; a DMA registration must lie in one region of it, whoever asks.
+//! The VMM side fills it. In a connection process a DMA registration must lie in one region of it,
+//! whoever asks; in a function process a companion's rings are read through it.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -34,6 +35,10 @@ pub struct Found<'t> {
     pub base: u64,
     /// Where the range is mapped in this process.
     pub address: usize,
+    /// The mapping of its region.
+    pub window: &'t Window,
+    /// Where in the mapping the range begins.
+    pub into: u64,
     /// The memory behind it.
     pub behind: Behind<'t>,
 }
@@ -113,7 +118,8 @@ impl MemoryTable {
         let in_process = usize::try_from(into).map_err(|_| outside())?;
         let (memory, writable) = (&region.memory, region.writable);
         let behind = Behind { memory, offset: region.offset + into, writable };
-        Ok(Found { base: *base, address: region.window.address() + in_process, behind })
+        let (base, window) = (*base, &region.window);
+        Ok(Found { base, address: window.address() + in_process, window, into, behind })
     }
 
     /// One registration more.

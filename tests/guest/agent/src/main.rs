@@ -3,6 +3,7 @@
 //!
 //! Linked statically and put into an initramfs with busybox, so that a guest needs nothing else.
 
+mod companion;
 mod nvme;
 mod probe;
 mod sys;
@@ -50,6 +51,7 @@ fn run(test: &str) -> Result<End, String> {
         "queues" => off(nvme::queues()),
         "files" => off(nvme::files()),
         "hold" => off(nvme::hold()),
+        "companion" => off(companion::exercise()),
         "return" => off(nvme::comes_back()),
         "probe" => off(probe::exercise()),
         "reboot" => nvme::reboot(),

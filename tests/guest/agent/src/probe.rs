@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::Outcome;
@@ -15,16 +15,50 @@ const TABLE: usize = 0x8000;
 const COPY: usize = 64 << 10;
 const PAGE: usize = 4096;
 
-/// The function with the probe's ids.
-fn find() -> Result<PathBuf, String> {
+/// The function with these ids, and its path in sysfs.
+pub(crate) fn find(vendor: &str, device: &str) -> Result<PathBuf, String> {
     let entries = fs::read_dir("/sys/bus/pci/devices").map_err(|error| error.to_string())?;
     for entry in entries.flatten() {
         let read = |name| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
-        if read("vendor").trim() == "0xc0d0" && read("device").trim() == "0x0002" {
+        if read("vendor").trim() == vendor && read("device").trim() == device {
             return Ok(entry.path());
         }
     }
-    Err("there is no probe device".to_owned())
+    Err(format!("there is no device {vendor}:{device}"))
+}
+
+/// Switches a function on and maps its BAR 0.
+pub(crate) fn open_bar(path: &Path, length: usize) -> Result<Mapping, String> {
+    let open = |name: &str| {
+        let opened = OpenOptions::new().read(true).write(true).open(path.join(name));
+        opened.map_err(|error| format!("{name}: {error}"))
+    };
+    fs::write(path.join("enable"), "1").map_err(|error| format!("enable: {error}"))?;
+    let config = Config(open("config")?);
+    config.write(0x04, config.read(0x04)? | 0b110)?;
+    Mapping::of(&open("resource0")?, length).map_err(|error| format!("BAR 0: {error}"))
+}
+
+/// The probe.
+pub(crate) fn open() -> Result<(PathBuf, Mapping), String> {
+    let path = find("0xc0d0", "0x0002")?;
+    let bar = open_bar(&path, BAR)?;
+    if bar.read(0) != u32::from_le_bytes(*b"PRBE") {
+        return Err(format!("BAR 0 begins with {:#x}", bar.read(0)));
+    }
+    Ok((path, bar))
+}
+
+/// Has the probe copy by the addresses that it reaches memory by; its status.
+pub(crate) fn copy_by(bar: Mapping, from: u64, to: u64, length: u32) -> Result<u32, String> {
+    let number = bar.read(0x5c).wrapping_add(1);
+    bar.write(0x54, u32::MAX);
+    bar.write_double(0x40, from);
+    bar.write_double(0x48, to);
+    bar.write(0x50, length);
+    bar.write(0x58, number);
+    until("a copy", || bar.read(0x5c) == number)?;
+    Ok(bar.read(0x60))
 }
 
 /// Config space by its file.
@@ -56,7 +90,7 @@ impl Config {
 }
 
 /// Where a page of this program is in physical memory.
-fn physical(address: usize) -> Result<u64, String> {
+pub(crate) fn physical(address: usize) -> Result<u64, String> {
     let map = File::open("/proc/self/pagemap").map_err(|error| error.to_string())?;
     let mut entry = [0; 8];
     let at = (address / PAGE * 8) as u64;
@@ -81,18 +115,9 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) -> Outcome {
 
 /// Registers, DMA engine and every vector.
 pub(crate) fn exercise() -> Outcome {
-    let path = find()?;
-    let open = |name: &str| {
-        let opened = OpenOptions::new().read(true).write(true).open(path.join(name));
-        opened.map_err(|error| format!("{name}: {error}"))
-    };
-    fs::write(path.join("enable"), "1").map_err(|error| format!("enable: {error}"))?;
-    let config = Config(open("config")?);
-    config.write(0x04, config.read(0x04)? | 0b110)?;
-    let bar = Mapping::of(&open("resource0")?, BAR).map_err(|error| format!("BAR 0: {error}"))?;
-    if bar.read(0) != u32::from_le_bytes(*b"PRBE") {
-        return Err(format!("BAR 0 begins with {:#x}", bar.read(0)));
-    }
+    let (path, bar) = open()?;
+    let config = OpenOptions::new().read(true).write(true).open(path.join("config"));
+    let config = Config(config.map_err(|error| format!("config: {error}"))?);
     for word in 0..12 {
         bar.write(0x10 + 4 * word, 0x1234_0000 + u32::try_from(word).unwrap_or(0));
     }
@@ -112,17 +137,11 @@ fn copy(bar: Mapping) -> Outcome {
     for word in 0..COPY / 4 {
         memory.write(4 * word, u32::try_from(word).unwrap_or(0).wrapping_mul(0x9e37_79b9));
     }
-    bar.write(0x54, u32::MAX);
     for page in 0..COPY / PAGE {
         let at = memory.address() + page * PAGE;
-        let number = u32::try_from(page + 1).unwrap_or(0);
-        bar.write_double(0x40, physical(at)?);
-        bar.write_double(0x48, physical(at + COPY)?);
-        bar.write(0x50, u32::try_from(PAGE).unwrap_or(0));
-        bar.write(0x58, number);
-        until("a copy", || bar.read(0x5c) == number)?;
-        if bar.read(0x60) != 0 {
-            return Err(format!("copy {number} ended with status {}", bar.read(0x60)));
+        let status = copy_by(bar, physical(at)?, physical(at + COPY)?, 4096)?;
+        if status != 0 {
+            return Err(format!("copy of page {page} ended with status {status}"));
         }
     }
     for word in 0..COPY / 4 {

@@ -71,6 +71,11 @@ pub(crate) struct Mapping {
     length: usize,
 }
 
+// SAFETY: a raw range that is never given back, accessed by volatile loads and stores only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; what threads do to it at once is what the guest's processors do.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     /// Maps a file: a BAR's resource.
     pub(crate) fn of(file: &File, length: usize) -> io::Result<Self> {
@@ -90,6 +95,17 @@ impl Mapping {
     /// Memory that stays where it is in physical memory.
     pub(crate) fn locked(length: usize) -> io::Result<Self> {
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_LOCKED | libc::MAP_POPULATE;
+        // SAFETY: a new anonymous mapping at an address the kernel chooses.
+        Self::checked(length, unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), length, access, flags, -1, 0)
+        })
+    }
+
+    /// Memory that is contiguous in each 2 MiB of physical memory, and stays where it is. The
+    /// kernel must have set as many huge pages aside.
+    pub(crate) fn huge(length: usize) -> io::Result<Self> {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_POPULATE;
         // SAFETY: a new anonymous mapping at an address the kernel chooses.
         Self::checked(length, unsafe {
             let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -117,6 +133,11 @@ impl Mapping {
     pub(crate) fn read(self, offset: usize) -> u32 {
         // SAFETY: `at` checked range and alignment; the mapping is never given back.
         unsafe { self.at::<u32>(offset).read_volatile() }
+    }
+
+    pub(crate) fn read_double(self, offset: usize) -> u64 {
+        // SAFETY: as in `read`.
+        unsafe { self.at::<u64>(offset).read_volatile() }
     }
 
     pub(crate) fn write(self, offset: usize, value: u32) {

@@ -1,5 +1,6 @@
 //! `cordon`: look at what the dext offers, inspect a function, see the whole path work.
 
+mod control;
 mod demo;
 mod devices;
 mod faults;
@@ -43,6 +44,9 @@ enum Command {
         address: PciAddress,
         #[command(flatten)]
         common: Common,
+        /// The control socket of the `cordon serve` that has the function: shows what it knows.
+        #[arg(long, value_name = "PATH")]
+        control: Option<PathBuf>,
         /// Do not attach the function even if it is free.
         #[arg(long)]
         passive: bool,
@@ -110,8 +114,8 @@ fn main() -> ExitCode {
         .init();
     let done = match options.command {
         Command::Devices { common, json } => devices::run(&common, json),
-        Command::Inspect { address, common, passive, json } => {
-            inspect::run(address, &common, passive, json)
+        Command::Inspect { address, common, control, passive, json } => {
+            inspect::run(address, &common, control.as_deref(), passive, json)
         }
         Command::Serve(options) => serve::run(&options),
         Command::Demo(options) => demo::run(&options),

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +10,13 @@ use clap::{Args, ValueEnum};
 use ipc::PciAddress;
 use ipc::poll::{self, Source};
 use serde_json::{Value, json};
+use vmm_side::companion::Layout;
 use vmm_side::vfio_user::{Event, Server};
-use vmm_side::{Container, DmaMode, Host, PassthroughDevice, Presence, Proxy};
+use vmm_side::{
+    Companion, CompanionConfig, Container, DmaMode, Host, PassthroughDevice, Presence, Proxy,
+};
 
+use crate::control::Control;
 use crate::faults::FaultOptions;
 use crate::{Common, Failure};
 
@@ -30,6 +34,22 @@ pub(crate) struct ServeOptions {
     /// Who maps guest memory for the device.
     #[arg(long, value_enum, default_value_t = Dma::Direct)]
     dma: Dma,
+    /// Where to serve the DMA companion of each --device, as a device of its own, in the same
+    /// order; needs --dma companion.
+    #[arg(long = "companion-socket", value_name = "PATH")]
+    companions: Vec<PathBuf>,
+    /// Where the guest of each --companion-socket has its device, as its driver looks it up.
+    #[arg(long = "companion-guest", value_name = "BB:DD.F")]
+    guests: Vec<PciAddress>,
+    /// How guests lay out the entries of a companion's ring.
+    #[arg(long, value_enum, default_value_t = CompanionLayout::Packed32)]
+    companion_layout: CompanionLayout,
+    /// Entries that a companion's batch may have, at most 4096; 0 means that many.
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    companion_entries: u32,
+    /// Where `cordon inspect --control` may ask what is served.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// Keep a standby for each function process, which takes over within a millisecond.
     #[arg(long)]
     standby: bool,
@@ -47,6 +67,15 @@ enum Dma {
     Direct,
     /// Nothing is mapped by itself.
     Companion,
+}
+
+/// How the entries of a companion's ring are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CompanionLayout {
+    /// 32-bit lengths, as the reference series has them.
+    Packed32,
+    /// 64-bit lengths.
+    Packed64,
 }
 
 /// Logs one line.
@@ -81,7 +110,8 @@ impl Log {
 /// One served function.
 struct Served {
     proxy: Arc<Proxy>,
-    server: Server,
+    server: Option<Server>,
+    companion: Option<Server>,
     /// What was logged last.
     told: &'static str,
 }
@@ -91,6 +121,17 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
     if options.devices.len() != options.sockets.len() {
         let (devices, sockets) = (options.devices.len(), options.sockets.len());
         return Err(format!("{devices} --device but {sockets} --socket: one each").into());
+    }
+    let (companions, guests) = (options.companions.len(), options.guests.len());
+    if companions > 0 && (companions, guests) != (options.devices.len(), options.devices.len()) {
+        let devices = options.devices.len();
+        let said = format!(
+            "{devices} --device, {companions} --companion-socket, {guests} --companion-guest: one each"
+        );
+        return Err(said.into());
+    }
+    if companions > 0 && options.dma == Dma::Direct {
+        return Err("--companion-socket needs --dma companion".into());
     }
     let log = Log { json: options.json };
     let (signals, ring) = UnixStream::pair()?;
@@ -103,13 +144,19 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
     let faults = config.faults.clone();
     let host = Host::new(config);
     let mut served = Vec::new();
-    let started = start(options, &host, log, &mut served);
+    let started = start(options, &host, log, &mut served).and_then(|()| {
+        let proxies = served.iter().map(|one| Arc::clone(&one.proxy)).collect();
+        let control = options.control.as_deref();
+        let control = control.map(|path| Control::start(path, proxies)).transpose()?;
+        log.line(None, "ready", None);
+        Ok(control)
+    });
     if started.is_ok() {
         wait(&signals, &mut served, log);
         log.line(None, "stopping", None);
     }
-    for Served { proxy, server, .. } in served {
-        drop(server);
+    for Served { proxy, server, companion, .. } in served {
+        drop((server, companion));
         host.detach(&proxy);
     }
     for report in faults.iter().flat_map(|faults| faults.report()) {
@@ -122,7 +169,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
     if started.is_ok() {
         log.line(None, "stopped", None);
     }
-    started
+    started.map(drop)
 }
 
 fn start(
@@ -135,35 +182,80 @@ fn start(
         Dma::Direct => DmaMode::Direct,
         Dma::Companion => DmaMode::Companion,
     };
-    for (&address, path) in options.devices.iter().zip(&options.sockets) {
+    for (at, (&address, path)) in options.devices.iter().zip(&options.sockets).enumerate() {
         // Each client has a guest of its own, or its own view of one.
         let container = Arc::new(Container::new(mode));
-        let proxy = host.attach(address, &container, None)?;
-        let device: Arc<dyn PassthroughDevice> = Arc::clone(&proxy) as _;
-        let server = Server::start(path, device, container, move |event| match event {
-            Event::Attached => log.line(Some(address), "attach", None),
-            Event::Detached(why) => log.line(Some(address), "detach", Some(&why)),
-            Event::Refused(why) => log.line(Some(address), "error", Some(&why)),
-            Event::Busy => log.line(Some(address), "error", Some("another client was sent away")),
-            Event::Failed(why) => log.line(Some(address), "failed", Some(&why)),
-        });
-        let server = match server {
-            Ok(server) => server,
-            Err(error) => {
-                host.detach(&proxy);
-                return Err(error.into());
+        let (proxy, companion) = match options.guests.get(at) {
+            None => (host.attach(address, &container, None)?, None),
+            Some(guest) => {
+                let config = CompanionConfig {
+                    guest: *guest,
+                    layout: match options.companion_layout {
+                        CompanionLayout::Packed32 => Layout::Packed32,
+                        CompanionLayout::Packed64 => Layout::Packed64,
+                    },
+                    max_entries: options.companion_entries,
+                };
+                let both = host.attach_with_companion(address, &container, None, config)?;
+                (both.0, Some(both.1))
             }
         };
-        let detail = json!({
-            "socket": server.path().display().to_string(),
-            "function_process": proxy.pid(),
-            "connection_process": proxy.connection().pid(),
-        });
-        log.line(Some(address), "listening", Some(&detail.to_string()));
-        served.push(Served { proxy, server, told: "present" });
+        let mut one = Served { proxy, server: None, companion: None, told: "present" };
+        let started = start_servers(options, at, &mut one, &container, companion, path, log);
+        // Also one that is not served whole is detached in the end.
+        served.push(one);
+        started?;
     }
-    log.line(None, "ready", None);
     Ok(())
+}
+
+fn start_servers(
+    options: &ServeOptions,
+    at: usize,
+    one: &mut Served,
+    container: &Arc<Container>,
+    companion: Option<Arc<Companion>>,
+    path: &Path,
+    log: Log,
+) -> Result<(), Failure> {
+    let address = one.proxy.address();
+    let device: Arc<dyn PassthroughDevice> = Arc::clone(&one.proxy) as _;
+    let server = Server::start(path, device, Arc::clone(container), logged(address, log, None))?;
+    let mut detail = json!({
+        "socket": server.path().display().to_string(),
+        "function_process": one.proxy.pid(),
+        "connection_process": one.proxy.connection().pid(),
+    });
+    one.server = Some(server);
+    if let (Some(companion), Some(path)) = (companion, options.companions.get(at)) {
+        // Its client announces the guest's memory too; the function's client gives it.
+        let container = Arc::new(Container::new(DmaMode::Companion));
+        let server =
+            Server::start(path, companion, container, logged(address, log, Some("companion")))?;
+        detail["companion_socket"] = server.path().display().to_string().into();
+        one.companion = Some(server);
+    }
+    log.line(Some(address), "listening", Some(&detail.to_string()));
+    Ok(())
+}
+
+/// Logs what happens to a server: of the function itself, or of something beside it.
+fn logged(
+    address: PciAddress,
+    log: Log,
+    beside: Option<&'static str>,
+) -> impl Fn(Event) + Send + 'static {
+    move |event| {
+        let (event, detail) = match event {
+            Event::Attached => ("attach", None),
+            Event::Detached(why) => ("detach", Some(why)),
+            Event::Refused(why) => ("error", Some(why)),
+            Event::Busy => ("error", Some("another client was sent away".to_owned())),
+            Event::Failed(why) => ("failed", Some(why)),
+        };
+        let event = beside.map_or_else(|| event.to_owned(), |what| format!("{what}-{event}"));
+        log.line(Some(address), &event, detail.as_deref());
+    }
 }
 
 /// Waits for a signal; a device that goes away, comes back or is given up meanwhile is logged, and

@@ -6,6 +6,7 @@
 
 mod decode;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use ipc::wire::listing::Function;
@@ -16,6 +17,7 @@ use vmm_side::device::{INTERRUPT_INDEXES, PassthroughDevice as _, REGIONS};
 use vmm_side::listing::Lister;
 use vmm_side::{Container, DmaMode, Host, Proxy};
 
+use crate::control::{self, Served};
 use crate::output::{self, Sandbox};
 use crate::{Common, Failure, devices};
 
@@ -30,6 +32,7 @@ struct Inspection {
     config: decode::Decoded,
     bars: Vec<output::Bar>,
     attached: Option<Attached>,
+    served: Option<Served>,
     reader: Sandbox,
 }
 
@@ -66,10 +69,8 @@ struct Interrupt {
 struct Dma {
     addresses: &'static str,
     page_size: u64,
-    live_regions: u64,
-    live_bytes: u64,
-    peak_regions: u64,
-    peak_bytes: u64,
+    #[serde(flatten)]
+    registrations: control::Dma,
 }
 
 #[derive(Serialize)]
@@ -83,6 +84,7 @@ struct Process {
 pub(crate) fn run(
     address: PciAddress,
     common: &Common,
+    control: Option<&Path>,
     passive: bool,
     json: bool,
 ) -> Result<(), Failure> {
@@ -108,7 +110,13 @@ pub(crate) fn run(
         host.detach(&proxy);
         Some(attached?)
     };
-    let inspection = inspection(&function, &bytes, attached, reader);
+    let mut inspection = inspection(&function, &bytes, attached, reader);
+    if let Some(control) = control {
+        let served = control::ask(control)?.into_iter();
+        let of_it = served.into_iter().find(|one| one.address == inspection.address);
+        let none = || format!("the cordon serve at {} does not have {address}", control.display());
+        inspection.served = Some(of_it.ok_or_else(none)?);
+    }
     if json {
         return output::json(&inspection);
     }
@@ -136,6 +144,7 @@ fn inspection(
         config: decode::decode(bytes),
         bars: output::bars(&function.bars),
         attached,
+        served: None,
         reader,
     }
 }
@@ -183,7 +192,6 @@ fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
 fn dma(proxy: &Proxy) -> Result<Dma, Failure> {
     const BASE: u64 = 0x4000_0000;
     const SIZE: u64 = 16 * 1024;
-    let (connection, address) = (proxy.connection(), proxy.address());
     let container = Container::new(DmaMode::Direct);
     let memory = SharedMemory::create("inspect", SIZE)?;
     container.map(GuestRegion { iova: BASE, size: SIZE, memory, offset: 0, writable: true })?;
@@ -194,15 +202,8 @@ fn dma(proxy: &Proxy) -> Result<Dma, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
-    let statistics = connection.statistics(address)?;
-    Ok(Dma {
-        addresses,
-        page_size: container.page_size(),
-        live_regions: statistics.regions,
-        live_bytes: statistics.bytes,
-        peak_regions: statistics.peak_regions,
-        peak_bytes: statistics.peak_bytes,
-    })
+    let registrations = control::Dma::of(proxy)?;
+    Ok(Dma { addresses, page_size: container.page_size(), registrations })
 }
 
 fn print(inspection: &Inspection, passive: bool) {
@@ -232,13 +233,32 @@ fn print(inspection: &Inspection, passive: bool) {
     match (&inspection.claimed_by, &inspection.attached) {
         (Some(owners), _) => {
             println!("    Claimed; open in {}", owners.join(", "));
-            println!("    (interrupts, DMA and processes are its owner's to show)");
+            match &inspection.served {
+                Some(served) => print_served(served),
+                None => println!("    (interrupts, DMA and processes are its owner's to show)"),
+            }
         }
         (None, None) if passive => println!("    Free; not attached for this look (--passive)"),
         (None, None) => println!("    Free"),
         (None, Some(attached)) => print_attached(attached),
     }
     println!("    Read by: lister process, {}", inspection.reader.summary());
+}
+
+fn print_served(served: &Served) {
+    let why = served.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+    println!("    Served as {}, {}{why}", served.name, served.presence);
+    println!(
+        "        function process {}, replaced {} times{}; connection process {}, device back {} times",
+        served.function_process,
+        served.replacements,
+        if served.standby { ", a standby waits" } else { "" },
+        served.connection_process,
+        served.returns
+    );
+    for line in served.dma.iter().flat_map(control::Dma::lines) {
+        println!("        {line}");
+    }
 }
 
 fn print_attached(attached: &Attached) {
@@ -261,10 +281,9 @@ fn print_attached(attached: &Attached) {
     }
     let dma = &attached.dma;
     println!("        DMA: {}; pages of {} bytes", dma.addresses, dma.page_size);
-    println!(
-        "        DMA registrations: {} ({} bytes) now, {} ({} bytes) at most",
-        dma.live_regions, dma.live_bytes, dma.peak_regions, dma.peak_bytes
-    );
+    for line in dma.registrations.lines() {
+        println!("        {line}");
+    }
     for process in &attached.processes {
         println!("        {} process {}: {}", process.role, process.pid, process.sandbox.summary());
         for layer in &process.sandbox.layers {

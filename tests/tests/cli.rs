@@ -96,6 +96,16 @@ fn what_cannot_be_served_is_named_and_nothing_is_left() {
     serve(&["--device=01:00.0"], 2, &["--socket"]);
     serve(&["--device=01:00.0", "--device=01:00.1", &socket], 1, &["2 --device but 1 --socket"]);
     serve(&["--device=01:00.0", "--socket=/nonexistent/s"], 1, &["/nonexistent/s"]);
+    let beside = format!("--companion-socket={}", directory.path().join("c").display());
+    let guest = "--companion-guest=00:05.0";
+    let one = "--device=01:00.0";
+    serve(&[one, &socket, &beside], 1, &["1 --companion-socket", "0 --companion-guest"]);
+    serve(&[one, &socket, &beside, guest], 1, &["needs --dma companion"]);
+    serve(&[one, &socket, &beside, "--companion-guest=00:05"], 2, &["00:05"]);
+    let companion = "--dma=companion";
+    let many = "--companion-entries=5000";
+    serve(&[one, &socket, companion, &beside, guest, many], 1, &["01:00.0", "5000", "4096"]);
+    serve(&[one, &socket, "--control=/nonexistent/c"], 1, &["/nonexistent/c"]);
     let long = format!("--socket=/tmp/{}", "x".repeat(200));
     serve(&["--device=01:00.0", &long], 1, &["Cannot listen"]);
     let twice = ["--device=01:00.0", "--device=01:00.0", &socket, &socket];

@@ -24,6 +24,7 @@ fn assert_summary(summary: &Value) {
     assert_eq!(summary["connection_processes"], 1);
     assert_eq!(summary["leftovers"], 0);
     assert!(summary["bytes_verified"].as_u64().unwrap() >= 64 << 20);
+    assert_eq!(summary["bytes_mapped_on_demand"], 1 << 20);
     for (function, vectors) in [("01:00.0", 5), ("01:00.1", 32)] {
         let interrupts = summary["interrupts"][function].as_array().unwrap();
         assert_eq!(interrupts.len(), vectors);
@@ -195,7 +196,7 @@ fn killing_any_process_at_any_step_never_hangs_the_demo_and_leaves_nothing() {
     let _ = bin_dir();
     let mut failed = 0;
     for victim in ["cordon", "dext-sim", "connection", "function 01:00.0", "function 01:00.1"] {
-        for step in 1..=12 {
+        for step in 1..=13 {
             let (ok, pids) = killed_at(victim, step);
             failed += usize::from(!ok);
             let gone = eventually(|| pids.iter().all(|pid| !is_running(*pid)));

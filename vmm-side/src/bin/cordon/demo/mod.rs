@@ -3,6 +3,7 @@
 //! Each step either holds or ends the demo with one line and exit status 1. Every wait has a
 //! deadline, so nothing that is killed meanwhile hangs it.
 
+mod companion;
 mod steps;
 
 use std::path::PathBuf;

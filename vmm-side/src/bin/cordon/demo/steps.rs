@@ -24,8 +24,10 @@ const WHILE_DEAD: u64 = 8 << 20;
 
 /// Everything the last line says.
 #[derive(Default)]
-struct Summary {
-    bytes: u64,
+pub(super) struct Summary {
+    pub(super) bytes: u64,
+    /// Bytes of them by bus addresses that the platform chose.
+    pub(super) on_demand: u64,
     interrupts: serde_json::Map<String, serde_json::Value>,
     tried: usize,
     refused: usize,
@@ -55,6 +57,8 @@ pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
 
     drive(&config, options, [nvme, probe], &voice, &mut summary)?;
 
+    super::companion::run(&options.rig, &voice, &mut summary)?;
+
     voice.step("Trying forbidden things from inside the sandbox of each role");
     try_forbidden(&config, &prober, nvme, &voice, &mut summary)?;
 
@@ -83,6 +87,7 @@ fn finish(voice: &Voice, summary: &Summary) {
         "functions": 2,
         "connection_processes": 1,
         "bytes_verified": summary.bytes,
+        "bytes_mapped_on_demand": summary.on_demand,
         "interrupts": summary.interrupts,
         "sandbox": {
             "tried": summary.tried,

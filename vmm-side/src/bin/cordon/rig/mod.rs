@@ -19,7 +19,7 @@ use vmm_side::faults::Faults;
 use vmm_side::supervisor::Deadlines;
 use vmm_side::{HostConfig, PassthroughDevice as _, Proxy, Recovery};
 
-use self::simulator::Simulator;
+use self::simulator::{Dart, Simulator};
 use crate::{Failure, Sandbox, programs};
 
 /// Which programs make up the rig, and how its processes are confined.
@@ -44,9 +44,20 @@ impl RigOptions {
         recovery: Recovery,
         faults: Option<Arc<Faults>>,
     ) -> Result<(Simulator, HostConfig), Failure> {
+        self.start_on(Dart::Identity, devices, recovery, faults)
+    }
+
+    /// [`RigOptions::start`] with a DART of this kind.
+    pub(crate) fn start_on(
+        &self,
+        dart: Dart,
+        devices: &[String],
+        recovery: Recovery,
+        faults: Option<Arc<Faults>>,
+    ) -> Result<(Simulator, HostConfig), Failure> {
         let device_proc = programs::find("device-proc", self.device_proc.as_deref())?;
         let dext_sim = programs::find("dext-sim", self.dext_sim.as_deref())?;
-        let simulator = Simulator::start(&dext_sim, devices)?;
+        let simulator = Simulator::start(&dext_sim, dart, devices)?;
         let config = HostConfig {
             device_proc,
             dext: simulator.endpoint(),

@@ -10,6 +10,15 @@ use serde::Deserialize;
 
 use crate::Failure;
 
+/// Who chooses bus addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Dart {
+    /// Bus address == key.
+    Identity,
+    /// The platform, within its limits.
+    Strict,
+}
+
 /// A running simulator.
 pub(crate) struct Simulator {
     child: Child,
@@ -50,7 +59,7 @@ impl std::fmt::Display for FunctionState {
 
 impl Simulator {
     /// Starts `program` with `devices` and waits until it listens.
-    pub(crate) fn start(program: &Path, devices: &[String]) -> Result<Self, Failure> {
+    pub(crate) fn start(program: &Path, dart: Dart, devices: &[String]) -> Result<Self, Failure> {
         let directory = private_directory()?;
         let mut command = Command::new(program);
         command
@@ -59,6 +68,10 @@ impl Simulator {
             .arg("--control")
             .arg(directory.join("control"))
             .arg("--exit-with-stdin")
+            .arg(match dart {
+                Dart::Identity => "--dart=identity",
+                Dart::Strict => "--dart=strict",
+            })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         for device in devices {

@@ -3,7 +3,7 @@
 //! It opens every function of the device without claiming any, confines itself, and then does as
 //! the VMM side says: claim a function and export its BARs, take regions of guest memory, register
 //! ranges of them. It never sees a byte that a guest wrote. It distrusts function processes: one
-//! that serves a companion may ask for registrations of its own function ([`companion`]), and every
+//! that serves a companion may ask for registrations of its own function , and every
 //! range is checked against the memory table. It exits at once when the
 //! VMM side or the dext is gone; the dext then releases everything.
 

@@ -1,7 +1,7 @@
 //! Confinement of the processes below the VMM.
 //!
-//! The policy is data ([`policy`]): one entry for each system call, with who needs it. [`confine`]
-//! applies every layer to the calling process, in this order, and reports what really holds:
+//! The policy is data (`policy` on Linux: one entry for each system call, with who needs it;
+//! [`seatbelt`] on macOS). [`confine`] applies every layer to the calling process, in this order, and reports what really holds:
 //!
 //! 1. the descriptors that are open are the expected ones;
 //! 2. user and pid namespaces, which the spawning VMM side made, are there;
@@ -17,9 +17,12 @@
 //! (Landlock of an older kernel) is reported as partial in both.
 //!
 //! Called once, by a process that has a single thread and has opened all that it needs: nothing
-//! can be opened afterwards. On macOS the layers are Seatbelt's.
+//! can be opened afterwards. On macOS the layers are the descriptors, resource limits and the
+//! role's Seatbelt profile.
 
+#[cfg(target_os = "linux")]
 pub mod policy;
+pub mod seatbelt;
 mod sys;
 
 pub use sys::confine;

@@ -241,13 +241,14 @@ fn segments_limit(ring: &Ring, pages: &[(u64, u32)]) -> Outcome {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
         let (status, responses) = ring.map(&pages[..2])?;
-        if status == OK {
-            ring.unmap_all(&pages[..2])?;
-        } else if (responses[0].1, responses[1].1) == (1, OK) {
-            ring.unmap_all(&pages[1..2])?;
-            break;
-        } else if responses[0].1 == OK {
-            return Err(format!("the second failed: {responses:?}"));
+        let mapped: Vec<_> =
+            pages.iter().copied().zip(&responses).filter(|(_, r)| r.1 == OK).collect();
+        let mapped: Vec<(u64, u32)> = mapped.into_iter().map(|(page, _)| page).collect();
+        ring.unmap_all(&mapped)?;
+        match (status, mapped.len()) {
+            (OK, 2) => {}
+            (IO_ERROR, 1) => break,
+            other => return Err(format!("two ranges came to {other:?}")),
         }
         if Instant::now() > end {
             return Err("no registration came back in pieces".to_owned());

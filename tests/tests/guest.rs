@@ -436,7 +436,8 @@ fn a_guest_maps_on_demand_through_the_companion_of_a_strict_dart() {
     assert_eq!((&after["live_regions"], &after["peak_regions"]), (&0.into(), &65_536.into()));
     assert_eq!(after["peak_bytes"], 3u64 << 29);
     for limit in ["failed_bytes", "failed_mappings", "failed_segments"] {
-        assert_eq!(after[limit], 1, "{limit}");
+        // The hostile rings ask for whatever they like, so there may be more.
+        assert!(after[limit].as_u64().unwrap() >= 1, "{limit}: {after}");
     }
     serve.stop();
     simulator.assert_released("01:00.0");

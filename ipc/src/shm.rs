@@ -120,15 +120,12 @@ impl AsFd for SharedMemory {
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn memory_that_its_owner_could_shorten_is_refused() {
-        let file = tempfile();
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = rustix::fs::memfd_create("unsealed", flags).unwrap();
         assert!(matches!(SharedMemory::from_peer(file), Err(SharedMemoryError::NotSealed)));
-    }
-
-    #[cfg(target_os = "linux")]
-    fn tempfile() -> OwnedFd {
-        rustix::fs::memfd_create("unsealed", rustix::fs::MemfdFlags::CLOEXEC).unwrap()
     }
 
     #[cfg(target_os = "linux")]

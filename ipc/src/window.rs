@@ -83,6 +83,18 @@ pub struct Window {
     base: NonNull<u8>,
     length: usize,
     access: Access,
+    /// Who unmaps it, where that is not us.
+    owner: Option<Box<dyn Owner>>,
+}
+
+/// Keeps a mapping that is not ours, and takes it back when it is dropped.
+pub trait Owner: Send + Sync {}
+impl<T: Send + Sync> Owner for T {}
+
+impl std::fmt::Debug for dyn Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Owner")
+    }
 }
 
 // SAFETY: the window owns its mapping, which stays valid wherever the value moves.
@@ -110,8 +122,23 @@ impl Window {
             .and_then(|base| {
                 NonNull::new(base.cast()).ok_or_else(|| std::io::Error::other("mapped at 0"))
             })
-            .map(|base| Self { base, length, access })
+            .map(|base| Self { base, length, access, owner: None })
             .map_err(|source| WindowError::Map { offset, length: length as u64, source })
+    }
+
+    /// Memory that somebody else mapped, and unmaps when `owner` is dropped.
+    ///
+    /// # Safety
+    /// From `base` on `length` bytes are mapped with `access` for as long as `owner` lives, and
+    /// nobody forms a reference into them.
+    #[must_use]
+    pub unsafe fn foreign(
+        base: NonNull<u8>,
+        length: usize,
+        access: Access,
+        owner: Box<dyn Owner>,
+    ) -> Self {
+        Self { base, length, access, owner: Some(owner) }
     }
 
     /// Length in bytes.
@@ -410,6 +437,9 @@ fn lead(pointer: *const u8, length: usize) -> usize {
 
 impl Drop for Window {
     fn drop(&mut self) {
+        if self.owner.take().is_some() {
+            return;
+        }
         // SAFETY: the range is exactly what `map` mapped, and nothing borrows from it.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
     }

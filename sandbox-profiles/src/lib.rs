@@ -25,6 +25,8 @@ pub mod policy;
 pub mod seatbelt;
 mod sys;
 
+#[cfg(target_os = "macos")]
+pub use sys::allows;
 pub use sys::confine;
 
 /// Whose policy applies.

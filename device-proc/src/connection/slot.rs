@@ -138,7 +138,11 @@ impl Slot {
                     continue;
                 }
             };
-            let memory = Arc::new(mapped.memory);
+            let Some(memory) = mapped.memory.map(Arc::new) else {
+                let why = "its memory cannot be handed on by a descriptor";
+                warnings.push(format!("BAR {bar} is served by traps only: {why}"));
+                continue;
+            };
             for (offset, length) in guest_windows(bar, &info, memory.size(), msix.as_ref()) {
                 windows.push(BarWindow { bar, offset, length, memory_offset: offset });
                 handles.push(Arc::clone(&memory));

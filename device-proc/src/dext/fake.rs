@@ -206,7 +206,7 @@ impl UserClient for Connection {
         if kind == memory::INTERRUPT_STATE {
             state.page = Some(map());
         }
-        Ok(Mapped { window: map(), memory: shared })
+        Ok(Mapped { window: map(), memory: Some(shared) })
     }
 
     fn completion(&self) -> &Event {

@@ -9,6 +9,8 @@
 pub mod client;
 #[cfg(test)]
 pub(crate) mod fake;
+#[cfg(target_os = "macos")]
+pub mod iokit;
 pub mod sim;
 
 use std::os::fd::BorrowedFd;
@@ -121,7 +123,7 @@ pub struct Mapped {
     /// The mapping.
     pub window: Window,
     /// The memory behind it, where it can be handed on.
-    pub memory: SharedMemory,
+    pub memory: Option<SharedMemory>,
 }
 
 /// One connection to one service: an `io_connect_t`.
@@ -183,6 +185,9 @@ pub trait Registry {
 pub fn registry(endpoint: &Endpoint) -> Result<Box<dyn Registry>, DextError> {
     match endpoint {
         Endpoint::Simulated(path) => Ok(Box::new(sim::SimulatedRegistry::new(path))),
+        #[cfg(target_os = "macos")]
+        Endpoint::IoKit => Ok(Box::new(iokit::IoKitRegistry)),
+        #[cfg(not(target_os = "macos"))]
         Endpoint::IoKit => Err(DextError::NoDext {
             place: "iokit".to_owned(),
             why: "this build has no IOKit backend; use sim:PATH with a running dext-sim".to_owned(),

@@ -152,7 +152,7 @@ impl UserClient for SimulatedClient {
         }
         let window =
             memory.map_all(Access::ReadWrite).map_err(|error| invalid(error.to_string()))?;
-        Ok(Mapped { window, memory })
+        Ok(Mapped { window, memory: Some(memory) })
     }
 
     fn completion(&self) -> &Event {

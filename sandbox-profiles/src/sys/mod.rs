@@ -4,3 +4,8 @@
 mod linux;
 #[cfg(target_os = "linux")]
 pub use linux::confine;
+
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+pub use macos::{allows, confine};

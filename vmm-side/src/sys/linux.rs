@@ -10,6 +10,9 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
+/// Received descriptors close on exec: the flag sees to it.
+pub(crate) fn received(_: &OwnedFd) {}
+
 /// Received descriptors close on exec.
 pub(crate) const CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::CMSG_CLOEXEC;
 

@@ -103,7 +103,7 @@ impl Socket {
                 Ok(came) => {
                     for message in control.drain() {
                         if let RecvAncillaryMessage::ScmRights(rights) = message {
-                            descriptors.extend(rights);
+                            descriptors.extend(rights.inspect(crate::sys::received));
                         }
                     }
                     let cut = came.flags.contains(ReturnFlags::CTRUNC);

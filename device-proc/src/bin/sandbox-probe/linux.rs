@@ -1,124 +1,8 @@
-//! `sandbox-probe`: confines itself exactly as a role of `device-proc` does, then tries one
-//! forbidden thing and says how it went by its exit status: [`REFUSED`] or [`SUCCEEDED`]. Most
-//! attempts never return, since the filter kills the process.
-//!
-//! A program of its own, so that the product's program holds none of this.
-#![expect(unsafe_code, reason = "it makes system calls that no library would")]
+//! What is tried on Linux: raw system calls.
 
 use std::ffi::{CString, c_int, c_long, c_void};
-use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use device_proc::options::Common;
-use device_proc::{connection, function, start};
-use ipc::PciAddress;
-use ipc::wire::handshake::Role;
-
-/// The attempt came back with an error.
-const REFUSED: c_int = 3;
-/// The attempt worked.
-const SUCCEEDED: c_int = 99;
-/// There is no such attempt.
-const UNKNOWN: c_int = 4;
-
-/// Tries one forbidden thing from inside the sandbox.
-#[derive(Parser)]
-#[command(version, about)]
-struct Options {
-    #[command(subcommand)]
-    role: RoleOptions,
-}
-
-#[derive(Subcommand)]
-enum RoleOptions {
-    /// As a connection process.
-    Connection(Attempt),
-    /// As a function process.
-    Function(Attempt),
-    /// Without any confinement, to show that the attempts are real.
-    Unconfined {
-        /// What to try.
-        #[arg(long)]
-        attempt: String,
-        /// A process to meddle with.
-        #[arg(long)]
-        victim: i32,
-    },
-    /// Print the names of all attempts.
-    List,
-}
-
-#[derive(Args)]
-struct Attempt {
-    #[arg(long)]
-    address: PciAddress,
-    #[command(flatten)]
-    common: Common,
-    /// What to try.
-    #[arg(long)]
-    attempt: String,
-    /// A process to meddle with.
-    #[arg(long)]
-    victim: i32,
-}
-
-/// What an attempt works with.
-struct Target {
-    victim: c_long,
-    tube: c_long,
-}
-
-/// An attempt: its name and what it does. Negative is an error.
-type Entry = (&'static str, fn(&Target) -> c_long);
-
-fn main() -> ExitCode {
-    match Options::parse().role {
-        RoleOptions::List => {
-            for (name, _) in ATTEMPTS {
-                println!("{name}");
-            }
-            ExitCode::SUCCESS
-        }
-        RoleOptions::Unconfined { attempt, victim } => {
-            attempt_and_exit(&attempt, &Target { victim: victim.into(), tube: -1 })
-        }
-        RoleOptions::Function(attempt) => confined(&attempt, Role::Function),
-        RoleOptions::Connection(attempt) => confined(&attempt, Role::Connection),
-    }
-}
-
-/// Starts as the role does, says that it is ready, and tries; what the role holds is held meanwhile.
-fn confined(attempt: &Attempt, role: Role) -> ExitCode {
-    let Attempt { address, common, .. } = attempt;
-    let target = Target { victim: attempt.victim.into(), tube: common.tube_fd.into() };
-    let ended = if role == Role::Function {
-        start::run::<_, _, ipc::wire::function::Reply>(
-            common,
-            role,
-            |tube| function::prepare(*address, false, common, tube),
-            |_, _held| attempt_and_exit(&attempt.attempt, &target),
-        )
-    } else {
-        start::run::<_, _, ipc::wire::connection::Reply>(
-            common,
-            role,
-            |tube| connection::prepare(*address, common, tube),
-            |_, _held| attempt_and_exit(&attempt.attempt, &target),
-        )
-    };
-    drop(ended);
-    ExitCode::FAILURE
-}
-
-fn attempt_and_exit(name: &str, target: &Target) -> ! {
-    let Some((_, run)) = ATTEMPTS.iter().find(|(known, _)| *known == name) else {
-        std::process::exit(UNKNOWN);
-    };
-    let code = if run(target) < 0 { REFUSED } else { SUCCEEDED };
-    // No clean-up: an attempt may have left the process in any state.
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(code) }
-}
+use crate::{Entry, Target};
 
 /// A raw system call with up to six arguments.
 macro_rules! call {
@@ -222,7 +106,7 @@ const SHARED: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const RWX: c_int = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
 
 /// Everything that is tried, in both roles.
-const ATTEMPTS: &[Entry] = &[
+pub(crate) const ATTEMPTS: &[Entry] = &[
     ("open-file", |_| open("/etc/passwd", libc::O_RDONLY)),
     ("open-root-directory", |_| open("/", libc::O_RDONLY | libc::O_DIRECTORY)),
     ("read-proc-self", |_| open("/proc/self/maps", libc::O_RDONLY)),

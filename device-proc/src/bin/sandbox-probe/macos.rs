@@ -1,0 +1,110 @@
+//! What is tried on macOS: calls that the profile denies, and the profile's own probes asked of the
+//! system.
+
+use std::ffi::{CStr, CString, c_int, c_long};
+
+use sandbox_profiles::seatbelt::PROBES;
+
+use crate::{Entry, Target};
+
+fn open(path: &CStr, flags: c_int) -> c_long {
+    // SAFETY: an attempt to be refused; a path that ends in NUL.
+    unsafe { libc::open(path.as_ptr(), flags, 0o600) }.into()
+}
+
+fn socket(family: c_int) -> c_long {
+    // SAFETY: an attempt to be refused; plain numbers.
+    unsafe { libc::socket(family, libc::SOCK_STREAM, 0) }.into()
+}
+
+fn exec(path: &CStr) -> c_long {
+    let arguments = [path.as_ptr(), std::ptr::null()];
+    // SAFETY: an attempt to be refused; a path and a list that ends in null.
+    unsafe { libc::execv(path.as_ptr(), arguments.as_ptr()) }.into()
+}
+
+fn fork() -> c_long {
+    // SAFETY: an attempt to be refused; a child that came to be ends at once.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::_exit(0);
+        }
+        child.into()
+    }
+}
+
+fn signal(pid: c_long) -> c_long {
+    let pid = libc::pid_t::try_from(pid).unwrap_or(-1);
+    // SAFETY: asks whether the process could be signalled; signal 0 does nothing.
+    unsafe { libc::kill(pid, 0) }.into()
+}
+
+fn read_variable(name: &CStr) -> c_long {
+    let mut value = [0u8; 256];
+    let mut length = value.len();
+    // SAFETY: an attempt to be refused; a name that ends in NUL, a buffer of the length given.
+    unsafe {
+        libc::sysctlbyname(
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+            std::ptr::null_mut(),
+            0,
+        )
+    }
+    .into()
+}
+
+/// Leads a socket that is open already somewhere else.
+fn connect_elsewhere(target: &Target) -> c_long {
+    let mut address = [0u8; 106];
+    address[..2].copy_from_slice(&[106, 1]);
+    address[2..18].copy_from_slice(b"/var/run/syslog\0");
+    let tube = c_int::try_from(target.tube).unwrap_or(-1);
+    let length = libc::socklen_t::try_from(address.len()).unwrap_or(0);
+    // SAFETY: an attempt to be refused; an address of the length given.
+    unsafe { libc::connect(tube, address.as_ptr().cast(), length) }.into()
+}
+
+/// Whether the dext could be opened again, as it was before.
+fn open_again(_: &Target) -> c_long {
+    let opened = device_proc::dext::registry(&device_proc::options::Endpoint::IoKit)
+        .and_then(|registry| device_proc::dext::open_matching(registry.as_ref(), |_| true));
+    opened.map_or(-1, |clients| c_long::try_from(clients.len()).unwrap_or(0) - 1)
+}
+
+/// Every probe that the system can be asked about; what it answers otherwise than it must is a hole.
+fn probes(_: &Target) -> c_long {
+    let own = std::process::id();
+    let wrong = PROBES.iter().filter(|probe| {
+        sandbox_profiles::allows(own, probe).is_some_and(|allowed| allowed != probe.confined)
+    });
+    match wrong.count() {
+        0 => -1,
+        wrong => c_long::try_from(wrong).unwrap_or(c_long::MAX),
+    }
+}
+
+/// Everything that is tried, in both roles.
+pub(crate) const ATTEMPTS: &[Entry] = &[
+    ("open-file", |_| open(c"/etc/passwd", libc::O_RDONLY)),
+    ("open-root-directory", |_| open(c"/", libc::O_RDONLY)),
+    ("create-file", |_| open(c"/tmp/cordon-probe", libc::O_CREAT | libc::O_WRONLY)),
+    ("open-disk", |_| open(c"/dev/disk0", libc::O_RDONLY)),
+    ("second-dext-connection", open_again),
+    ("connect-elsewhere", connect_elsewhere),
+    ("socket-inet", |_| socket(libc::AF_INET)),
+    ("socket-system", |_| socket(libc::AF_SYSTEM)),
+    ("exec", |_| exec(c"/usr/bin/true")),
+    ("fork", |_| fork()),
+    ("signal-parent", |target| signal(target.victim)),
+    ("host-name", |_| read_variable(c"kern.hostname")),
+    ("process-list", |_| read_variable(c"kern.proc.all")),
+    ("shared-memory-object", |_| {
+        let name = CString::from(c"/cordon-probe");
+        // SAFETY: an attempt to be refused; a name that ends in NUL.
+        unsafe { libc::shm_open(name.as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600) }.into()
+    }),
+    ("profile-probes", probes),
+];

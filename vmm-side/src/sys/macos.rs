@@ -1,0 +1,278 @@
+//! macOS: a child by `posix_spawn` with a closed descriptor set, watched through a kernel queue.
+//! None of it has run on a Mac yet: see docs/macos.md.
+#![expect(unsafe_code, reason = "posix_spawn and kevent")]
+
+use std::ffi::{CString, OsStr, c_char, c_int, c_short};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::OFlags;
+use rustix::io::FdFlags;
+
+/// Received descriptors close on exec by hand: there is no flag for it.
+pub(crate) const CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::empty();
+
+/// Received descriptors close on exec.
+pub(crate) fn received(fd: &OwnedFd) {
+    let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
+}
+
+/// Whether the child must be isolated before it runs. There is nothing to do here: it confines
+/// itself, with its role's profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isolation {
+    /// As on other systems; the child refuses to go on without its profile.
+    Required,
+    /// As on other systems; the child reports what is missing.
+    Preferred,
+}
+
+/// What a child is started with. It gets 0 and 1 on /dev/null, 2 and 3 from here, nothing else,
+/// and no environment but the two variables that ask a Rust program to say more.
+pub(crate) struct Start<'s> {
+    pub(crate) program: &'s Path,
+    pub(crate) arguments: &'s [String],
+    pub(crate) stderr: BorrowedFd<'s>,
+    pub(crate) tube: BorrowedFd<'s>,
+    pub(crate) isolation: Isolation,
+}
+
+/// A running child. Not reaped on drop: see [`Process::reap`].
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: libc::pid_t,
+    /// Readable once the process has ended.
+    queue: OwnedFd,
+    /// Its number may be somebody else's afterwards.
+    reaped: AtomicBool,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Status(i32),
+    Signal(i32),
+    /// Somebody else reaped it.
+    Unknown,
+}
+
+/// Attributes and file actions of a spawn, destroyed on drop.
+struct Plan {
+    attributes: libc::posix_spawnattr_t,
+    actions: libc::posix_spawn_file_actions_t,
+}
+
+impl Plan {
+    fn new() -> io::Result<Self> {
+        let mut attributes: libc::posix_spawnattr_t = std::ptr::null_mut();
+        let mut actions: libc::posix_spawn_file_actions_t = std::ptr::null_mut();
+        // SAFETY: both are places for what the calls make; the first is undone if the second fails.
+        unsafe {
+            check(libc::posix_spawnattr_init(&raw mut attributes))?;
+            if let Err(error) = check(libc::posix_spawn_file_actions_init(&raw mut actions)) {
+                libc::posix_spawnattr_destroy(&raw mut attributes);
+                return Err(error);
+            }
+        }
+        Ok(Self { attributes, actions })
+    }
+
+    /// Its own session, no signal blocked or ignored, every descriptor closed but those named.
+    fn set(&mut self, descriptors: [(c_int, c_int); 4]) -> io::Result<()> {
+        const SETSID: c_int = 0x0400;
+        let flags = libc::POSIX_SPAWN_CLOEXEC_DEFAULT
+            | libc::POSIX_SPAWN_SETSIGDEF
+            | libc::POSIX_SPAWN_SETSIGMASK
+            | SETSID;
+        let flags = c_short::try_from(flags).map_err(io::Error::other)?;
+        // SAFETY: initialised attributes and actions; signal sets that the calls before fill;
+        // plain descriptor numbers.
+        unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::sigemptyset(&raw mut none);
+            check(libc::posix_spawnattr_setsigdefault(&raw mut self.attributes, &raw const all))?;
+            check(libc::posix_spawnattr_setsigmask(&raw mut self.attributes, &raw const none))?;
+            check(libc::posix_spawnattr_setflags(&raw mut self.attributes, flags))?;
+            for (from, to) in descriptors {
+                check(libc::posix_spawn_file_actions_adddup2(&raw mut self.actions, from, to))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: both were initialised, and are not used afterwards.
+        unsafe {
+            libc::posix_spawnattr_destroy(&raw mut self.attributes);
+            libc::posix_spawn_file_actions_destroy(&raw mut self.actions);
+        }
+    }
+}
+
+fn check(error: c_int) -> io::Result<()> {
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+/// Starts a child.
+pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
+    // Whether the child is isolated is for its profile to say.
+    let (Isolation::Required | Isolation::Preferred) = start.isolation;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    // Out of the way of 0 to 3, so that moving one there does not close another.
+    let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10);
+    let (null, stderr, tube) = (above(null.as_fd())?, above(start.stderr)?, above(start.tube)?);
+    let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::other);
+    let program = text(start.program.as_os_str())?;
+    let arguments: Vec<CString> = std::iter::once(Ok(program.clone()))
+        .chain(start.arguments.iter().map(|argument| text(argument.as_ref())))
+        .collect::<Result<_, _>>()?;
+    let environment: Vec<CString> = ["RUST_LOG", "RUST_BACKTRACE"]
+        .into_iter()
+        .filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)))
+        .map(|pair| text(pair.as_ref()))
+        .collect::<Result<_, _>>()?;
+    let null_terminated = |strings: &[CString]| -> Vec<*mut c_char> {
+        let pointers = strings.iter().map(|string| string.as_ptr().cast_mut());
+        pointers.chain(std::iter::once(std::ptr::null_mut())).collect()
+    };
+    let mut plan = Plan::new()?;
+    plan.set([
+        (null.as_raw_fd(), 0),
+        (null.as_raw_fd(), 1),
+        (stderr.as_raw_fd(), 2),
+        (tube.as_raw_fd(), 3),
+    ])?;
+    let (arguments, environment) = (null_terminated(&arguments), null_terminated(&environment));
+    let mut pid = 0;
+    // SAFETY: strings that end in NUL and arrays that end in null, all alive through the call, which
+    // does not change them; initialised attributes and actions.
+    let spawned = unsafe {
+        libc::posix_spawn(
+            &raw mut pid,
+            program.as_ptr(),
+            &raw const plan.actions,
+            &raw const plan.attributes,
+            arguments.as_ptr(),
+            environment.as_ptr(),
+        )
+    };
+    check(spawned).map_err(|error| {
+        let program = program.to_string_lossy();
+        io::Error::new(error.kind(), format!("cannot run {program}: {error}"))
+    })?;
+    // Not reaped by anybody but us, so the number stays its own.
+    match watch(pid) {
+        Ok(queue) => Ok(Process { pid, queue, reaped: AtomicBool::new(false) }),
+        Err(error) => {
+            // SAFETY: our own child, not reaped yet; plain numbers.
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+                libc::waitpid(pid, std::ptr::null_mut(), 0);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// A kernel queue that is readable once the process has ended, also when it has already.
+fn watch(pid: libc::pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: a new descriptor, owned from here on.
+    let queue = unsafe {
+        let queue = libc::kqueue();
+        if queue < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(queue)
+    };
+    rustix::io::fcntl_setfd(&queue, FdFlags::CLOEXEC)?;
+    let change = libc::kevent {
+        ident: usize::try_from(pid).map_err(io::Error::other)?,
+        filter: libc::EVFILT_PROC,
+        flags: libc::EV_ADD | libc::EV_RECEIPT,
+        fflags: libc::NOTE_EXIT,
+        data: 0,
+        udata: std::ptr::null_mut(),
+    };
+    let mut receipt = change;
+    // SAFETY: one change and room for one receipt; no timeout is needed, since EV_RECEIPT answers
+    // at once.
+    let received = unsafe {
+        libc::kevent(queue.as_raw_fd(), &raw const change, 1, &raw mut receipt, 1, std::ptr::null())
+    };
+    if received < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    match i32::try_from(receipt.data) {
+        Ok(0) => Ok(queue),
+        Ok(error) => Err(io::Error::from_raw_os_error(error)),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+impl Process {
+    /// Process id.
+    pub(crate) fn pid(&self) -> u32 {
+        u32::try_from(self.pid).unwrap_or(0)
+    }
+
+    fn signal(&self, signal: c_int) {
+        if !self.reaped.load(Ordering::Acquire) {
+            // SAFETY: our own child, which nobody has reaped: the number is its own. Plain numbers.
+            unsafe { libc::kill(self.pid, signal) };
+        }
+    }
+
+    /// Kills it, whatever it does.
+    pub(crate) fn kill(&self) {
+        self.signal(libc::SIGKILL);
+    }
+
+    /// Stops it where it is, for good.
+    pub(crate) fn suspend(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Waits for its end; blocks only while it is still alive, so wait for
+    /// [`Process::as_fd`] to become readable first.
+    pub(crate) fn reap(&self) -> Exit {
+        let mut status = 0;
+        loop {
+            // SAFETY: our own child and a place for its status.
+            let waited = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
+            if waited >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                self.reaped.store(true, Ordering::Release);
+                return match waited {
+                    pid if pid != self.pid => Exit::Unknown,
+                    _ if libc::WIFEXITED(status) => Exit::Status(libc::WEXITSTATUS(status)),
+                    _ if libc::WIFSIGNALED(status) => Exit::Signal(libc::WTERMSIG(status)),
+                    _ => Exit::Unknown,
+                };
+            }
+        }
+    }
+}
+
+impl AsFd for Process {
+    /// Readable once the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
+/// A pipe for a child's standard error: the reading end, and the writing end, which does not block
+/// the child when nobody reads.
+pub(crate) fn stderr_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe()?;
+    for end in [&read, &write] {
+        rustix::io::fcntl_setfd(end, FdFlags::CLOEXEC)?;
+        rustix::fs::fcntl_setfl(end, OFlags::NONBLOCK)?;
+    }
+    Ok((read, write))
+}

@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::apt::{self, Apt, Bundle, make, write};
 use crate::{Result, cargo, target};
 
 /// What was prepared.
@@ -17,16 +18,6 @@ pub(crate) struct Prepared {
 
 /// Changes when what is prepared changes.
 const STAMP: &str = "1";
-
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// Packages of one suite that are unpacked.
-struct Bundle {
-    name: &'static str,
-    suites: &'static [&'static str],
-    /// Suite to prefer.
-    prefer: &'static str,
-}
 
 const QEMU: Bundle =
     Bundle { name: "qemu", suites: &["trixie", "trixie-backports"], prefer: "trixie-backports" };
@@ -44,16 +35,7 @@ pub(crate) fn prepare() -> Result<Prepared> {
         return Ok(Prepared { folder });
     }
     println!("preparing QEMU and a guest in {} (once)", folder.display());
-    for (tool, package) in [("apt-get", "apt"), ("dpkg-deb", "dpkg")] {
-        let there = Command::new(tool).arg("--version").stdout(Stdio::null()).status();
-        if !there.is_ok_and(|status| status.success()) {
-            return Err(format!("{tool} is needed to fetch QEMU (package {package}, Debian)"));
-        }
-    }
-    if !Path::new(KEYRING).is_file() {
-        return Err(format!("{KEYRING} is needed (package debian-archive-keyring)"));
-    }
-    let mirror = mirror()?;
+    let mirror = apt::mirror("")?;
     let _ = std::fs::remove_dir_all(&folder);
     qemu(&folder, &mirror)?;
     system(&folder, &mirror)?;
@@ -62,129 +44,9 @@ pub(crate) fn prepare() -> Result<Prepared> {
     Ok(Prepared { folder })
 }
 
-fn write(path: &Path, text: &str) -> Result {
-    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-fn make(folder: &Path) -> Result {
-    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))
-}
-
-/// The Debian mirror of this machine's apt sources: of the entry for its own release.
-fn mirror() -> Result<String> {
-    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let codename = codename.unwrap_or("bookworm").trim_matches('"').to_owned();
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    let parts = std::fs::read_dir("/etc/apt/sources.list.d");
-    files.extend(parts.into_iter().flatten().flatten().map(|entry| entry.path()));
-    files.sort();
-    files
-        .iter()
-        .filter_map(|file| std::fs::read_to_string(file).ok())
-        .find_map(|text| mirror_in(&text, &codename))
-        .ok_or_else(|| format!("no apt source of this machine names a Debian mirror of {codename}"))
-}
-
-/// A mirror of `codename` in a sources file of either form.
-fn mirror_in(text: &str, codename: &str) -> Option<String> {
-    let one_line = text.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip_while(|word| *word != "deb").skip(1);
-        let mut words =
-            words.by_ref().skip_while(|word| word.starts_with('[') || word.ends_with(']'));
-        let (uri, suite) = (words.next()?, words.next()?);
-        (suite == codename && words.any(|word| word == "main")).then(|| uri.to_owned())
-    });
-    let stanzas = text.split("\n\n").find_map(|stanza| {
-        let field = |name: &str| stanza.lines().find_map(|line| line.strip_prefix(name));
-        let suites = field("Suites:")?;
-        let components = field("Components:")?;
-        let fits = suites.split_whitespace().any(|suite| suite == codename)
-            && components.split_whitespace().any(|component| component == "main");
-        fits.then(|| field("URIs:")?.split_whitespace().next().map(str::to_owned)).flatten()
-    });
-    one_line.or(stanzas).map(|uri| uri.trim_end_matches('/').to_owned())
-}
-
-/// apt with state, cache and sources in a folder of its own.
-struct Apt {
-    folder: PathBuf,
-    prefer: &'static str,
-}
-
-impl Apt {
-    fn new(folder: &Path, bundle: &Bundle, mirror: &str) -> Result<Self> {
-        let folder = folder.join(format!("apt-{}", bundle.name));
-        for part in ["state/lists/partial", "cache/archives/partial", "etc"] {
-            make(&folder.join(part))?;
-        }
-        write(&folder.join("state/status"), "")?;
-        let sources: String = bundle
-            .suites
-            .iter()
-            .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
-            .collect();
-        write(&folder.join("etc/sources.list"), &sources)?;
-        let apt = Self { folder, prefer: bundle.prefer };
-        apt.run("apt-get", &["-q", "update"])?;
-        Ok(apt)
-    }
-
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let at = |part: &str| self.folder.join(part).display().to_string();
-        let mut command = Command::new(program);
-        for (name, value) in [
-            ("Dir::State", at("state")),
-            ("Dir::State::status", at("state/status")),
-            ("Dir::Cache", at("cache")),
-            ("Dir::Etc::sourcelist", at("etc/sources.list")),
-            ("Dir::Etc::sourceparts", "/dev/null".to_owned()),
-            ("Dir::Etc::preferences", "/dev/null".to_owned()),
-            ("Dir::Etc::preferencesparts", "/dev/null".to_owned()),
-            ("APT::Default-Release", self.prefer.to_owned()),
-            ("APT::Install-Recommends", "false".to_owned()),
-            ("APT::Sandbox::User", String::new()),
-            ("Acquire::Languages", "none".to_owned()),
-            ("Acquire::Retries", "3".to_owned()),
-            ("Debug::NoLocking", "true".to_owned()),
-        ] {
-            command.arg("-o").arg(format!("{name}={value}"));
-        }
-        command.args(arguments).current_dir(self.folder.join("cache/archives"));
-        command
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
-        let said = format!("{program} {}", arguments.join(" "));
-        let output = self.command(program, arguments).output();
-        let output = output.map_err(|error| format!("{said}: {error}"))?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let errors = String::from_utf8_lossy(&output.stderr);
-        Err(format!("{said}: {}: {}", output.status, errors.trim()))
-    }
-
-    /// Unpacks every package that was fetched, and throws the packages away.
-    fn unpack(self, into: &Path) -> Result {
-        let archives = self.folder.join("cache/archives");
-        let entries = std::fs::read_dir(&archives).map_err(|error| error.to_string())?;
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if path.extension().is_some_and(|extension| extension == "deb") {
-                let unpacked = Command::new("dpkg-deb").arg("-x").arg(&path).arg(into).status();
-                if !unpacked.is_ok_and(|status| status.success()) {
-                    return Err(format!("{} cannot be unpacked", path.display()));
-                }
-            }
-        }
-        std::fs::remove_dir_all(&self.folder).map_err(|error| error.to_string())
-    }
-}
-
 /// QEMU and every library it needs.
 fn qemu(folder: &Path, mirror: &str) -> Result {
-    let apt = Apt::new(folder, &QEMU, mirror)?;
+    let apt = Apt::new(folder, &QEMU, &QEMU.sources(mirror), None)?;
     apt.run("apt-get", &["-q", "-y", "--download-only", "install", "qemu-system-x86"])?;
     let into = folder.join("qemu");
     make(&into)?;
@@ -193,7 +55,7 @@ fn qemu(folder: &Path, mirror: &str) -> Result {
 
 /// Kernel and busybox.
 fn system(folder: &Path, mirror: &str) -> Result {
-    let apt = Apt::new(folder, &SYSTEM, mirror)?;
+    let apt = Apt::new(folder, &SYSTEM, &SYSTEM.sources(mirror), None)?;
     let depends = apt.run("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
     let kernel = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
     let kernel = kernel.ok_or("linux-image-cloud-amd64 depends on no kernel")?;
@@ -360,20 +222,4 @@ fn wait_for(path: &Path) -> Result {
 /// For the suites: where everything is.
 pub(crate) fn folder() -> Result<PathBuf> {
     prepare().map(|prepared| prepared.folder)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mirrors_are_found_in_both_forms_of_sources() {
-        let old = "# x\ndeb [signed-by=/k] http://mirror/debian/ bookworm main\n";
-        assert_eq!(mirror_in(old, "bookworm").as_deref(), Some("http://mirror/debian"));
-        assert_eq!(mirror_in(old, "trixie"), None);
-        let new = "Types: deb\nURIs: http://other/x\nSuites: stable\nComponents: main\n\n\
-                   Types: deb\nURIs: http://mirror/debian\nSuites: bookworm bookworm-updates\n\
-                   Components: main\n";
-        assert_eq!(mirror_in(new, "bookworm").as_deref(), Some("http://mirror/debian"));
-    }
 }

@@ -3,7 +3,9 @@
 //! `demo` and `test` work on a fresh Debian 12 machine with a Rust toolchain, as root and as an
 //! ordinary user. Nothing is installed by hand.
 
+mod apt;
 mod guest;
+mod macos;
 mod policy;
 
 use std::io::{BufRead as _, BufReader};
@@ -33,7 +35,9 @@ enum Task {
         #[arg(long)]
         prepare: bool,
     },
-    /// Everything CI runs: format, lints, dependency policy, documentation, tests, demo.
+    /// Lint and link everything for macOS (aarch64-apple-darwin), with a toolchain that is fetched.
+    Macos,
+    /// Everything CI runs: format, lints, dependency policy, documentation, macOS, demo, tests.
     Test,
 }
 
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
             guest::folder().map(|folder| println!("{}", folder.display()))
         }
         Task::Guest { prepare: false } => guest::interactive(),
+        Task::Macos => macos::check(),
         Task::Test => test(),
     };
     match done {
@@ -101,6 +106,7 @@ fn test() -> Result {
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     run("documentation", docs)?;
+    macos::check()?;
     run("building the programs", cargo(&["build", "--workspace", "--bins", "--quiet"]))?;
     demo(&["--json".to_owned()])?;
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);

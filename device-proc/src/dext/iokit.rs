@@ -59,6 +59,23 @@ const SERVICE_IS_TERMINATED: u32 = 0xe000_0010;
 /// Longest property that is read, in bytes.
 const MAX_PROPERTY: usize = 256;
 
+/// Our numbers are the system's.
+const _: () = {
+    use io_kit_sys::ret;
+    assert!(IoReturn::SUCCESS.0 == ret::kIOReturnSuccess.cast_unsigned());
+    assert!(IoReturn::NO_MEMORY.0 == ret::kIOReturnNoMemory.cast_unsigned());
+    assert!(IoReturn::BAD_ARGUMENT.0 == ret::kIOReturnBadArgument.cast_unsigned());
+    assert!(IoReturn::UNSUPPORTED.0 == ret::kIOReturnUnsupported.cast_unsigned());
+    assert!(IoReturn::NOT_OPEN.0 == ret::kIOReturnNotOpen.cast_unsigned());
+    assert!(IoReturn::NOT_ALIGNED.0 == ret::kIOReturnNotAligned.cast_unsigned());
+    assert!(IoReturn::STILL_OPEN.0 == ret::kIOReturnStillOpen.cast_unsigned());
+    assert!(IoReturn::NOT_READY.0 == ret::kIOReturnNotReady.cast_unsigned());
+    assert!(IoReturn::NOT_ATTACHED.0 == ret::kIOReturnNotAttached.cast_unsigned());
+    assert!(IoReturn::NO_SPACE.0 == ret::kIOReturnNoSpace.cast_unsigned());
+    assert!(IoReturn::OVERRUN.0 == ret::kIOReturnOverrun.cast_unsigned());
+    assert!(IoReturn::NOT_FOUND.0 == ret::kIOReturnNotFound.cast_unsigned());
+};
+
 /// A reference on an object of the kernel's. Released on drop.
 struct Object(io_object_t);
 

@@ -54,6 +54,9 @@ pub enum FrameError {
     /// Reserved bytes are not zero.
     #[error("reserved header bytes are set")]
     Reserved,
+    /// An acknowledgement of nothing, or far too few of them.
+    #[error("acknowledgements of descriptors are out of step")]
+    Acknowledgement,
     /// The packet or its control data did not fit and was cut.
     #[error("the message was truncated")]
     Truncated,

@@ -1,12 +1,20 @@
 //! Messages over STREAM, for systems without SEQPACKET (macOS): the header's length field frames
 //! them. Descriptors ride on the first byte of their message.
 //!
+//! A descriptor that is closed by its sender while it is still on its way may arrive broken there. So
+//! the sender keeps a duplicate until the receiver acknowledges the message: a header alone, with a
+//! number that no message has. Acknowledgements come in the order of the messages and are never
+//! seen outside of this file.
+//!
 //! Compiled for Linux in tests only, where the same logic runs over a STREAM socket pair.
 
+use std::collections::VecDeque;
 use std::io;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{
@@ -26,7 +34,16 @@ pub(crate) struct StreamTransport {
     socket: OwnedFd,
     partial: Vec<u8>,
     handles: Vec<OwnedFd>,
+    /// What was sent and not acknowledged, a message each.
+    held: Mutex<VecDeque<Vec<OwnedFd>>>,
 }
+
+/// The number of an acknowledgement.
+const ACKNOWLEDGED: u32 = u32::MAX;
+/// Messages with descriptors that may be on their way at once.
+const MOST_HELD: usize = 64;
+/// How long an acknowledgement may take to be taken: it is 16 bytes.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl StreamTransport {
     pub(crate) fn pair() -> io::Result<(Self, Self)> {
@@ -41,10 +58,40 @@ impl StreamTransport {
     }
 
     pub(crate) fn from_fd(socket: OwnedFd) -> Self {
-        Self { socket, partial: Vec::new(), handles: Vec::new() }
+        let (partial, handles, held) = (Vec::new(), Vec::new(), Mutex::default());
+        Self { socket, partial, handles, held }
+    }
+
+    fn held(&self) -> MutexGuard<'_, VecDeque<Vec<OwnedFd>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what goes with a message until the receiver has it.
+    fn hold(&self, handles: &[BorrowedFd<'_>]) -> Result<(), TubeError> {
+        let duplicates: Result<Vec<OwnedFd>, _> =
+            handles.iter().map(|handle| rustix::io::fcntl_dupfd_cloexec(handle, 3)).collect();
+        let mut held = self.held();
+        if held.len() >= MOST_HELD {
+            // A receiver that acknowledges nothing is out of step.
+            return Err(TubeError::Frame(FrameError::Acknowledgement));
+        }
+        held.push_back(duplicates?);
+        Ok(())
     }
 
     pub(crate) fn send(
+        &self,
+        bytes: &[u8],
+        handles: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<(), TubeError> {
+        if !handles.is_empty() {
+            self.hold(handles)?;
+        }
+        self.send_all(bytes, handles, deadline)
+    }
+
+    fn send_all(
         &self,
         bytes: &[u8],
         handles: &[BorrowedFd<'_>],
@@ -89,11 +136,25 @@ impl StreamTransport {
             } else {
                 let header = Header::parse(&self.partial)?;
                 if self.partial.len() == header.length as usize {
-                    return self.complete(header, buffer);
+                    if header.id != ACKNOWLEDGED {
+                        return self.complete(header, buffer);
+                    }
+                    self.acknowledged(header)?;
+                    continue;
                 }
                 header.length as usize
             };
             self.read(wanted, deadline)?;
+        }
+    }
+
+    /// The oldest message that was held has arrived.
+    fn acknowledged(&mut self, header: Header) -> Result<(), TubeError> {
+        self.partial.clear();
+        let whole = header.length as usize == HEADER && header.handles == 0;
+        match self.held().pop_front().filter(|_| whole) {
+            Some(_arrived) => Ok(()),
+            None => Err(FrameError::Acknowledgement.into()),
         }
     }
 
@@ -108,6 +169,14 @@ impl StreamTransport {
         self.partial.clear();
         if usize::from(header.handles) != came {
             return Err(FrameError::Handles { said: header.handles, came }.into());
+        }
+        if came > 0 {
+            let received = Header::new(0, ACKNOWLEDGED, 0).to_bytes();
+            match self.send_all(&received, &[], Deadline::after(PATIENCE)) {
+                // Whoever is gone holds nothing any more.
+                Ok(()) | Err(TubeError::Disconnected) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok((header, handles))
     }
@@ -202,6 +271,55 @@ mod tests {
             let (header, came) = b.receive(&mut buffer, soon()).unwrap();
             assert_eq!((header.id, &buffer[HEADER..], came.len()), (id, body, handles));
         }
+    }
+
+    /// Whether somebody still has the writing end of a pipe.
+    fn is_held(read: &OwnedFd) -> bool {
+        rustix::fs::fcntl_setfl(read, rustix::fs::OFlags::NONBLOCK).unwrap();
+        rustix::io::read(read, &mut [0; 1]) == Err(Errno::AGAIN)
+    }
+
+    #[test]
+    fn a_descriptor_stays_open_at_its_sender_until_the_receiver_has_it() {
+        let (mut a, mut b) = StreamTransport::pair().unwrap();
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        a.send(&message(1, b"x", 1), &[write.as_fd()], soon()).unwrap();
+        drop(write);
+        assert_eq!(a.held().len(), 1);
+        let mut buffer = Vec::new();
+        let (_, came) = b.receive(&mut buffer, soon()).unwrap();
+        assert_eq!(came.len(), 1);
+        drop(came);
+        // The receiver has closed its own; the sender's goes with the acknowledgement, which is
+        // read in passing.
+        assert!(is_held(&read));
+        assert!(matches!(a.receive(&mut buffer, Deadline::now()), Err(TubeError::TimedOut)));
+        assert!(a.held().is_empty() && !is_held(&read));
+        // Also between messages, in both directions at once.
+        let null = std::fs::File::open("/dev/null").unwrap();
+        for id in 2..100 {
+            a.send(&message(id, b"there", 1), &[null.as_fd()], soon()).unwrap();
+            b.send(&message(id, b"back", 1), &[null.as_fd()], soon()).unwrap();
+            assert_eq!(b.receive(&mut buffer, soon()).unwrap().0.id, id);
+            assert_eq!(a.receive(&mut buffer, soon()).unwrap().0.id, id);
+            assert!(a.held().len() <= 1 && b.held().len() <= 1);
+        }
+    }
+
+    #[test]
+    fn acknowledgements_of_nothing_and_none_at_all_are_out_of_step() {
+        let (a, mut b) = StreamTransport::pair().unwrap();
+        a.send_all(&message(ACKNOWLEDGED, b"", 0), &[], soon()).unwrap();
+        let error = b.receive(&mut Vec::new(), soon()).unwrap_err();
+        assert!(matches!(error, TubeError::Frame(FrameError::Acknowledgement)), "{error}");
+        let (a, _b) = StreamTransport::pair().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let sent = (1..100).find_map(|id| {
+            a.send(&message(id, b"", 1), &[null.as_fd()], soon()).err().map(|error| (id, error))
+        });
+        let (id, error) = sent.unwrap();
+        assert!(matches!(error, TubeError::Frame(FrameError::Acknowledgement)), "{error}");
+        assert_eq!(usize::try_from(id).unwrap(), MOST_HELD + 1);
     }
 
     #[test]

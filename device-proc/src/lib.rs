@@ -6,6 +6,7 @@
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
 //! | [`lister`] | lister | what the dext offers, for people |
 //! | [`dext`] | all | the dext's interface: typed client over a thin user-client trait |
+//! | [`doctor`] | none | what this program says of its own confinement |
 //! | [`memory`] | connection, function | the table of guest memory |
 //! | [`misbehave`] | connection, function | wrong on purpose, where a test asks for it |
 //! | [`start`] | all | the order of life: handshake, open, confine, report, serve |
@@ -17,6 +18,7 @@
 pub mod capabilities;
 pub mod connection;
 pub mod dext;
+pub mod doctor;
 pub mod function;
 pub mod lister;
 pub mod memory;

@@ -5,7 +5,23 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use device_proc::options::{Options, RoleOptions};
-use device_proc::{connection, function, lister};
+use device_proc::{connection, doctor as findings, function, lister};
+
+/// Prints what is found.
+fn doctor(confine: Option<&str>) -> ExitCode {
+    let found = match confine {
+        None => findings::profiles(),
+        Some(name) => match findings::ROLES.iter().find(|(known, _)| *known == name) {
+            Some((name, role)) => findings::confine_and_ask(name, *role),
+            None => vec![(false, format!("there is no role '{name}'"))],
+        },
+    };
+    let mut output = std::io::stdout().lock();
+    for (good, text) in &found {
+        let _ = writeln!(output, "{} {text}", if *good { "ok   " } else { "WRONG" });
+    }
+    if found.iter().all(|(good, _)| *good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -22,6 +38,7 @@ fn main() -> ExitCode {
             function::run(address, standby, &common)
         }
         RoleOptions::Lister { common } => lister::run(&common),
+        RoleOptions::Doctor { confine } => return doctor(confine.as_deref()),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -39,6 +39,12 @@ pub enum RoleOptions {
         #[command(flatten)]
         common: Common,
     },
+    /// Say how this program would be confined, and exit.
+    Doctor {
+        /// Confine this very process as a role, and ask the system what it would be allowed.
+        #[arg(long, value_name = "ROLE")]
+        confine: Option<String>,
+    },
     /// Report what the dext offers.
     Lister {
         /// What all roles share.

@@ -118,6 +118,22 @@ fn what_cannot_be_served_is_named_and_nothing_is_left() {
 }
 
 #[test]
+fn doctor_asks_every_probe_of_every_profile_and_says_what_to_try_on_a_mac() {
+    let simulator = Simulator::usual();
+    let (code, text, errors) = cordon(&["doctor", "--dext", &simulator.endpoint()]);
+    assert_eq!(code, 0, "{errors}");
+    let held = text.lines().filter(|line| line.starts_with("ok") && line.ends_with("probes hold"));
+    assert_eq!(held.count(), 4, "{text}");
+    assert!(text.contains("a confined process lists 2 functions"), "{text}");
+    let (code, text, _) = cordon(&["doctor", "--mac-bringup"]);
+    assert!(code == 0 && text.contains("None of this has run on a Mac yet"), "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with(char::is_numeric)).count(), 6);
+    let dext = simulator.endpoint();
+    let (code, _, errors) = cordon(&["devices", "--dext", &dext, "--sandbox-exec", "/x"]);
+    assert!(code == 1 && errors.contains("is for macOS"), "{errors}");
+}
+
+#[test]
 fn devices_lists_what_there_is_and_who_has_it() {
     let simulator = Simulator::usual();
     let dext = format!("--dext={}", simulator.endpoint());

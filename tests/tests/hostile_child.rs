@@ -23,6 +23,7 @@ fn start(behaviour: &str) -> Result<Child, Arc<Death>> {
             stop: Duration::from_millis(400),
         },
         faults: None,
+        before: Vec::new(),
         expendable: true,
     };
     Supervisor::start(&spec).map(|(child, _)| child)
@@ -69,6 +70,7 @@ fn a_program_that_is_not_there_is_named() {
         subject: "01:00.0".to_owned(),
         deadlines: Deadlines::default(),
         faults: None,
+        before: Vec::new(),
         expendable: true,
     };
     let death = Child::start(&spec).err().unwrap();

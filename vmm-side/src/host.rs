@@ -1,7 +1,7 @@
 //! Attach and detach (P1): which processes are started in which order, and undone in reverse.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,9 @@ pub struct HostConfig {
     pub deadlines: Deadlines,
     /// Whether and how a dead process is replaced.
     pub recovery: Recovery,
+    /// macOS: the profile with which sandbox-exec starts every process, confined from its first
+    /// instruction, instead of each confining itself with a tighter one.
+    pub launcher: Option<PathBuf>,
     /// What is to go wrong, for tests of whoever must survive it.
     pub faults: Option<Arc<Faults>>,
 }
@@ -42,8 +45,13 @@ impl HostConfig {
         arguments.extend(address.map(|address| format!("--address={address}")));
         let roles = address.is_some();
         arguments.extend((roles && self.faults.is_some()).then(|| "--misbehave".to_owned()));
+        let (program, before) = match &self.launcher {
+            None => (self.device_proc.clone(), Vec::new()),
+            Some(profile) => launched(profile, &self.device_proc),
+        };
         Spec {
-            program: self.device_proc.clone(),
+            program,
+            before,
             arguments,
             strict: self.strict,
             subject: address.map_or_else(|| "the dext".to_owned(), |address| address.to_string()),
@@ -52,6 +60,21 @@ impl HostConfig {
             faults: self.faults.clone(),
         }
     }
+}
+
+/// sandbox-exec, and what it is told before the program's own arguments.
+fn launched(profile: &Path, program: &Path) -> (PathBuf, Vec<String>) {
+    let folder = program.parent().unwrap_or(Path::new("/"));
+    let before = vec![
+        "-f".to_owned(),
+        profile.display().to_string(),
+        "-D".to_owned(),
+        format!("PROGRAM={}", program.display()),
+        "-D".to_owned(),
+        format!("PROGRAM_DIR={}", folder.display()),
+        program.display().to_string(),
+    ];
+    ("/usr/bin/sandbox-exec".into(), before)
 }
 
 /// Why a function was not attached. Everything that had been done was undone.
@@ -460,5 +483,38 @@ impl SpawnMeter {
         let address = self.address;
         let failed = |error| AttachError::Step { address, step: "releasing the claim", error };
         released.map(drop).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launcher_starts_the_program_with_its_own_arguments() {
+        let config = HostConfig {
+            device_proc: "/opt/cordon/device-proc".into(),
+            dext: "iokit".to_owned(),
+            strict: true,
+            deadlines: Deadlines::default(),
+            recovery: Recovery::OFF,
+            launcher: Some("/opt/cordon/launch.sb".into()),
+            faults: None,
+        };
+        let spec = config.spec(Some("01:00.0".parse().unwrap()));
+        assert_eq!(spec.program, Path::new("/usr/bin/sandbox-exec"));
+        let expected = [
+            "-f",
+            "/opt/cordon/launch.sb",
+            "-D",
+            "PROGRAM=/opt/cordon/device-proc",
+            "-D",
+            "PROGRAM_DIR=/opt/cordon",
+            "/opt/cordon/device-proc",
+        ];
+        assert_eq!(spec.before, expected);
+        assert!(spec.arguments.contains(&"--address=01:00.0".to_owned()));
+        let direct = HostConfig { launcher: None, ..config }.spec(None);
+        assert!(direct.before.is_empty() && direct.program.ends_with("device-proc"));
     }
 }

@@ -92,6 +92,8 @@ impl Default for Deadlines {
 pub struct Spec {
     /// The `device-proc` program.
     pub program: PathBuf,
+    /// Arguments before the subcommand: for a program that starts the real one.
+    pub before: Vec<String>,
     /// Arguments after the subcommand.
     pub arguments: Vec<String>,
     /// Whether the child must be isolated, or is started without when that cannot be had.

@@ -116,7 +116,8 @@ pub(super) fn run<P: Protocol>(context: Context<P>) {
 fn spawn<P: Protocol>(spec: &Spec) -> Result<Child, String> {
     let (tube, theirs) = Tube::pair().map_err(|error| error.to_string())?;
     let (stderr, writer) = sys::stderr_pipe().map_err(|error| error.to_string())?;
-    let mut arguments = vec![P::COMMAND.to_owned()];
+    let mut arguments = spec.before.clone();
+    arguments.push(P::COMMAND.to_owned());
     arguments.extend_from_slice(&spec.arguments);
     let isolation = if spec.strict { Isolation::Required } else { Isolation::Preferred };
     let start = sys::Start {

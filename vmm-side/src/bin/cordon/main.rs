@@ -3,6 +3,7 @@
 mod control;
 mod demo;
 mod devices;
+mod doctor;
 mod faults;
 mod inspect;
 mod output;
@@ -56,6 +57,8 @@ enum Command {
     },
     /// Serve functions over vfio-user to VMMs that Cordon is not linked into, such as QEMU.
     Serve(serve::ServeOptions),
+    /// Whether processes can be confined here, and what there is to try on a Mac.
+    Doctor(doctor::DoctorOptions),
     /// Start a simulated device and drive it end to end as a VMM would. Needs no hardware.
     Demo(demo::DemoOptions),
     /// Strike function processes at random under verified I/O and interrupts on a simulated device.
@@ -74,6 +77,10 @@ struct Common {
     /// Refuse to start a process without a layer of its sandbox, or say which are missing.
     #[arg(long, value_enum, default_value_t = Sandbox::Strict)]
     sandbox: Sandbox,
+    /// macOS: have sandbox-exec start every process with this profile, confined from its first
+    /// instruction, instead of each confining itself. The default is tighter: see docs/macos.md.
+    #[arg(long, value_name = "PROFILE")]
+    sandbox_exec: Option<PathBuf>,
 }
 
 /// What to do about a missing layer of the sandbox.
@@ -89,6 +96,11 @@ enum Sandbox {
 type Failure = Box<dyn std::error::Error>;
 
 impl Common {
+    /// This dext, strictly confined.
+    fn named(dext: &str, device_proc: Option<PathBuf>) -> Self {
+        Self { dext: dext.to_owned(), device_proc, sandbox: Sandbox::Strict, sandbox_exec: None }
+    }
+
     fn config(&self) -> Result<HostConfig, Failure> {
         Ok(HostConfig {
             device_proc: programs::find("device-proc", self.device_proc.as_deref())?,
@@ -97,7 +109,22 @@ impl Common {
             deadlines: Deadlines::default(),
             recovery: vmm_side::Recovery::default(),
             faults: None,
+            launcher: self.launcher()?,
         })
+    }
+}
+
+impl Common {
+    fn launcher(&self) -> Result<Option<PathBuf>, Failure> {
+        match &self.sandbox_exec {
+            Some(_) if !cfg!(target_os = "macos") => {
+                Err("--sandbox-exec is for macOS: here every process confines itself".into())
+            }
+            Some(profile) if !profile.is_file() => {
+                Err(format!("there is no profile {}", profile.display()).into())
+            }
+            other => Ok(other.clone()),
+        }
     }
 }
 
@@ -118,6 +145,7 @@ fn main() -> ExitCode {
             inspect::run(address, &common, control.as_deref(), passive, json)
         }
         Command::Serve(options) => serve::run(&options),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Torture(options) => torture::run(&options),
     };

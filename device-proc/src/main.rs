@@ -33,7 +33,9 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .init();
     let ended = match Options::parse().role {
-        RoleOptions::Connection { address, common } => connection::run(address, &common),
+        RoleOptions::Connection { address, no_windows, common } => {
+            connection::run(address, !no_windows, &common)
+        }
         RoleOptions::Function { address, standby, common } => {
             function::run(address, standby, &common)
         }

@@ -23,6 +23,9 @@ pub enum RoleOptions {
         /// Any function of the device.
         #[arg(long)]
         address: PciAddress,
+        /// Hand no BAR on: every access is trapped.
+        #[arg(long)]
+        no_windows: bool,
         /// What all roles share.
         #[command(flatten)]
         common: Common,

@@ -190,13 +190,18 @@ fn connection_messages() {
         "02000000 0100000000000000 0200000000000000",
     );
     let window = BarWindow { bar: 0, offset: 0, length: 0x8000, memory_offset: 0 };
-    let attached =
-        Attached { identity: identity(), bars: [None; 6], windows: vec![window], warnings: vec![] };
+    let attached = Attached {
+        identity: identity(),
+        bars: [None; 6],
+        windows: vec![window],
+        by_port: true,
+        warnings: vec![],
+    };
     golden(
         Reply::Attached(Box::new(attached)),
         &format!(
             "01000000 {IDENTITY} 000000000000 0100000000000000 \
-             00 0000000000000000 0080000000000000 0000000000000000 0000000000000000"
+             00 0000000000000000 0080000000000000 0000000000000000 01 0000000000000000"
         ),
     );
     let statistics = DmaStatistics {

@@ -8,7 +8,7 @@ use cordon_tests::{RAM_BASE, Simulator, Vmm, config};
 use ipc::wire::function::InterruptIndex;
 use ipc::{Deadline, Event, Window};
 use vmm_side::device::InterruptSetup;
-use vmm_side::{DeviceError, DmaMode, PassthroughDevice as _, Proxy};
+use vmm_side::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy};
 
 struct Setup {
     simulator: Simulator,
@@ -101,6 +101,22 @@ fn p7_traps_and_windows_reach_the_same_memory() {
     let mut bytes = [0; 8];
     s.probe.bar_read(1, 0xff8, &mut bytes).unwrap();
     assert_eq!(u64::from_le_bytes(bytes), 7);
+}
+
+#[test]
+fn without_windows_every_access_is_trapped() {
+    let simulator = Simulator::usual();
+    let config = HostConfig { windows: false, ..config(&simulator) };
+    let vmm = Vmm::new(config, DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    assert!(probe.windows().unwrap().is_empty() && probe.map_windows().unwrap().is_empty());
+    assert!((0..9).all(|index| !probe.region_info(index).unwrap().mappable));
+    let mut bytes = [0; 4];
+    probe.bar_read(0, 0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"PRBE");
+    probe.bar_write(2, 0x1000, &[1, 2, 3, 4]).unwrap();
+    probe.bar_read(2, 0x1000, &mut bytes).unwrap();
+    assert_eq!(bytes, [1, 2, 3, 4]);
 }
 
 #[test]

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use ipc::event::Signaller;
 use ipc::poll::{self, Source};
 use ipc::wire::common::{BarInfo, Identity};
-use ipc::wire::connection::{DmaEntry, DmaStatistics, Ready, Reply, Request};
+use ipc::wire::connection::{BarWindow, DmaEntry, DmaStatistics, Ready, Reply, Request};
 use ipc::wire::faults::Misbehaviour;
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::SandboxReport;
-use ipc::{Deadline, Event, PciAddress, SharedMemory, Tube};
+use ipc::{Deadline, DeviceMemory, Event, PciAddress, SharedMemory, Tube};
 
 use crate::device::{BarMemory, DeviceError};
 use crate::memory::GuestRegion;
@@ -38,6 +38,19 @@ impl Protocol for ConnectionProtocol {
 
     fn misbehave(misbehaviour: Misbehaviour) -> Option<Request> {
         Some(Request::Misbehave(misbehaviour))
+    }
+}
+
+impl Supervisor<ConnectionProtocol> {
+    /// Memory of windows that came through the memory port, under `number`.
+    fn memory(&self, number: u32, windows: &[BarWindow]) -> Result<Vec<DeviceMemory>, DeviceError> {
+        let sizes: Vec<u64> = windows.iter().map(|window| window.length).collect();
+        let deadline = Deadline::after(self.deadlines().call);
+        let entries = self.memories().receive(number, &sizes, deadline);
+        let entries = entries.map_err(|error| {
+            DeviceError::Io(format!("The memory of its windows did not come: {error}"))
+        })?;
+        Ok(entries.into_iter().map(DeviceMemory::Entry).collect())
     }
 }
 
@@ -301,7 +314,8 @@ impl Connection {
     /// Claims a function, one that was reserved or one that comes back, and takes its windows.
     pub(crate) fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
         let request = Request::Attach { function: address.function() };
-        let attached = self.process()?.call(request, Vec::new()).inspect_err(|_| {
+        let process = self.process()?;
+        let attached = process.call(request, Vec::new()).inspect_err(|_| {
             // Refused before it was claimed: it can be tried again.
             let mut state = self.state();
             if !state.attached.contains(&address.function()) {
@@ -319,11 +333,18 @@ impl Connection {
         for warning in &attached.warnings {
             tracing::warn!("{}", crate::text::printable(warning));
         }
-        let counts = handles.expect(attached.windows.len());
-        counts.map_err(|error| DeviceError::Io(error.to_string()))?;
+        let memories = if attached.by_port {
+            process.memory(address.function().into(), &attached.windows)?
+        } else {
+            let counts = handles.expect(attached.windows.len());
+            counts.map_err(|error| DeviceError::Io(error.to_string()))?;
+            let taken: Result<Vec<_>, _> = handles.map(SharedMemory::from_peer).collect();
+            let taken = taken.map_err(|error| DeviceError::Io(error.to_string()))?;
+            taken.into_iter().map(DeviceMemory::from).collect()
+        };
         let mut windows = Vec::new();
-        for (window, handle) in attached.windows.iter().zip(handles) {
-            let checked = check_window(window, &attached.bars, handle);
+        for (window, memory) in attached.windows.iter().zip(memories) {
+            let checked = check_window(window, &attached.bars, memory);
             windows.push(checked.map_err(|why| {
                 DeviceError::Io(format!("Function {address}: window of BAR {}: {why}", window.bar))
             })?);
@@ -452,9 +473,9 @@ impl Drop for Connection {
 
 /// Checks what a distrusted process says of a window against the BARs and the memory.
 fn check_window(
-    window: &ipc::wire::connection::BarWindow,
+    window: &BarWindow,
     bars: &[Option<BarInfo>; 6],
-    handle: OwnedFd,
+    memory: DeviceMemory,
 ) -> Result<BarMemory, String> {
     const GRANULE: u64 = 16 * 1024;
     let bar = bars.get(usize::from(window.bar)).copied().flatten();
@@ -468,7 +489,6 @@ fn check_window(
     if window.offset.checked_add(window.length).is_none_or(|end| end > size) {
         return Err(format!("it does not lie in the BAR of {size:#x} bytes"));
     }
-    let memory = SharedMemory::from_peer(handle).map_err(|error| error.to_string())?;
     if window.memory_offset.checked_add(window.length).is_none_or(|end| end > memory.size()) {
         return Err("its memory does not hold it".to_owned());
     }

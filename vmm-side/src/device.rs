@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipc::event::Signaller;
 use ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo};
 use ipc::wire::function::{CONFIG_SPACE, InterruptIndex};
-use ipc::{Access, SharedMemory, Window, WindowError};
+use ipc::{DeviceMemory, Window, WindowError};
 
 use crate::supervisor::{CallError, Death};
 use crate::text::printable;
@@ -136,8 +136,8 @@ pub struct BarMemory {
     pub offset: u64,
     /// Bytes; a multiple of 16 KiB.
     pub length: u64,
-    /// The memory, sealed against shrinking.
-    pub memory: SharedMemory,
+    /// The memory; a descriptor of it is sealed against shrinking.
+    pub memory: DeviceMemory,
     /// Where in the memory it begins.
     pub memory_offset: u64,
 }
@@ -154,15 +154,13 @@ impl BarMemory {
             length: usize::MAX as u64,
         };
         let length = usize::try_from(self.length).map_err(too_long)?;
-        self.memory.map(self.memory_offset, length, Access::ReadWrite)
+        self.memory.map(self.memory_offset, length)
     }
 
     /// Whether both are parts of the same memory.
     #[must_use]
     pub(crate) fn is_same_memory(&self, other: &Self) -> bool {
-        let file =
-            |one: &Self| rustix::fs::fstat(&one.memory).map(|stat| (stat.st_dev, stat.st_ino));
-        matches!((file(self), file(other)), (Ok(one), Ok(two)) if one == two)
+        self.memory.is_same(&other.memory)
     }
 }
 

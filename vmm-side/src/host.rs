@@ -31,6 +31,8 @@ pub struct HostConfig {
     pub deadlines: Deadlines,
     /// Whether and how a dead process is replaced.
     pub recovery: Recovery,
+    /// Hand BARs to the guest as windows where the platform can; otherwise every access is trapped.
+    pub windows: bool,
     /// macOS: the profile with which sandbox-exec starts every process, confined from its first
     /// instruction, instead of each confining itself with a tighter one.
     pub launcher: Option<PathBuf>,
@@ -59,6 +61,14 @@ impl HostConfig {
             expendable: false,
             faults: self.faults.clone(),
         }
+    }
+}
+
+impl HostConfig {
+    fn connection_spec(&self, address: PciAddress) -> Spec {
+        let mut spec = self.spec(Some(address));
+        spec.arguments.extend((!self.windows).then(|| "--no-windows".to_owned()));
+        spec
     }
 }
 
@@ -353,7 +363,8 @@ impl Host {
         if let Some(connection) = connections.iter().find(|one| one.reserve(address)) {
             return Ok(Arc::clone(connection));
         }
-        let started = Connection::start(&self.config.spec(Some(address)), self.config.recovery);
+        let started =
+            Connection::start(&self.config.connection_spec(address), self.config.recovery);
         let connection = started.map_err(|death| AttachError::Start { address, death })?;
         if !connection.reserve(address) {
             let error = DeviceError::NoDevice(format!("the dext has no function {address}"));
@@ -498,6 +509,7 @@ mod tests {
             strict: true,
             deadlines: Deadlines::default(),
             recovery: Recovery::OFF,
+            windows: true,
             launcher: Some("/opt/cordon/launch.sb".into()),
             faults: None,
         };

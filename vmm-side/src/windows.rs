@@ -133,7 +133,7 @@ impl Windows {
         for one in state.mapped.iter().filter_map(Weak::upgrade) {
             let of_it = memory.iter().find(|new| (new.bar, new.offset) == (one.bar, one.offset));
             if let Some(new) = of_it {
-                let replaced = one.window.replace(&new.memory, new.memory_offset);
+                let replaced = new.memory.put_under(&one.window, new.memory_offset);
                 replaced.map_err(|error| DeviceError::NoSpace(ipc::chain(&error)))?;
             }
         }
@@ -169,7 +169,7 @@ mod tests {
         let memory = SharedMemory::create("bar", length).unwrap();
         let window = memory.map_all(Access::ReadWrite).unwrap();
         window.copy_in(0, &vec![value; window.length()]).unwrap();
-        BarMemory { bar: 0, offset: 0, length, memory, memory_offset: 0 }
+        BarMemory { bar: 0, offset: 0, length, memory: memory.into(), memory_offset: 0 }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Ready, Reply, Request};
 use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
+use ipc::{Deadline, Handles, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
 
 use self::companion::Companion;
 use self::slot::Slot;
@@ -41,6 +41,8 @@ pub struct ConnectionProcess {
     address: PciAddress,
     slots: Vec<Slot>,
     companions: Vec<Companion>,
+    /// Where memory without a descriptor goes.
+    port: Option<MemoryPort>,
     misbehave: Misbehave,
 }
 
@@ -48,11 +50,11 @@ pub struct ConnectionProcess {
 ///
 /// # Errors
 /// [`RoleError`].
-pub fn run(address: PciAddress, common: &Common) -> Result<(), RoleError> {
+pub fn run(address: PciAddress, windows: bool, common: &Common) -> Result<(), RoleError> {
     start::run::<_, _, Reply>(
         common,
         Role::Connection,
-        |tube| prepare(address, common, tube),
+        |tube| prepare(address, windows, common, tube),
         |tube, mut process| process.serve(tube),
     )
 }
@@ -63,24 +65,25 @@ pub fn run(address: PciAddress, common: &Common) -> Result<(), RoleError> {
 /// [`RoleError`].
 pub fn prepare(
     address: PciAddress,
+    windows: bool,
     common: &Common,
     tube: &Tube,
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
     let misbehave = Misbehave::new(common.misbehave);
+    let port = MemoryPort::inherited();
     let registry = misbehave.over(dext::registry(&common.dext)?);
     let clients = dext::open_matching(registry.as_ref(), |found| found.same_device(address))?;
     if !clients.iter().any(|client| client.address() == address) {
         return Err(DextError::NoSuchDevice(address).into());
     }
     let functions = clients.iter().map(dext::Client::identity).collect();
-    let slots: Vec<Slot> = clients.into_iter().map(Slot::new).collect();
+    let slots: Vec<Slot> = clients.into_iter().map(|client| Slot::new(client, windows)).collect();
     let mut open = vec![tube.as_fd()];
     open.extend(slots.iter().flat_map(Slot::descriptors));
     let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
-    Ok((
-        ConnectionProcess { address, slots, companions: Vec::new(), misbehave },
-        Ready { functions, sandbox },
-    ))
+    let companions = Vec::new();
+    let process = ConnectionProcess { address, slots, companions, port, misbehave };
+    Ok((process, Ready { functions, sandbox }))
 }
 
 impl ConnectionProcess {
@@ -137,7 +140,11 @@ impl ConnectionProcess {
                 Ok((attached, windows)) => (Ok(Reply::Attached(Box::new(attached))), windows),
                 Err(failure) => (Err(failure), Vec::new()),
             };
-            let handles: Vec<_> = windows.iter().map(|memory| memory.as_fd()).collect();
+            let handles: Vec<_> = windows.iter().filter_map(|memory| memory.descriptor()).collect();
+            let entries: Vec<_> = windows.iter().filter_map(|memory| memory.entry()).collect();
+            if !entries.is_empty() {
+                self.send_entries(function, &entries)?;
+            }
             self.misbehave.at(Point::During, tube);
             start::reply::<Ready, Reply>(tube, id, answer, &handles)?;
             self.misbehave.at(Point::After, tube);
@@ -162,6 +169,15 @@ impl ConnectionProcess {
         if !goes_on {
             self.companions.remove(at);
         }
+    }
+
+    /// Memory without descriptors goes before the message that speaks of it.
+    fn send_entries(&self, function: u8, entries: &[&MemoryEntry]) -> Result<(), RoleError> {
+        let deadline = Deadline::after(start::PATIENCE);
+        let none = || std::io::Error::from(std::io::ErrorKind::NotConnected);
+        let sent = self.port.as_ref().ok_or_else(none);
+        let sent = sent.and_then(|port| port.send(function.into(), entries, deadline));
+        sent.map_err(RoleError::Wait)
     }
 
     fn attach(&mut self, function: u8, handles: &Handles) -> Result<slot::Exported, Failure> {

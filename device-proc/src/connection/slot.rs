@@ -8,7 +8,7 @@ use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Attached, BarWindow, DmaEntry, DmaStatistics};
 use ipc::wire::dext::IoReturn;
 use ipc::wire::dma::Outcome;
-use ipc::{PciAddress, SharedMemory};
+use ipc::{DeviceMemory, PciAddress, Window};
 
 use super::windows::guest_windows;
 use crate::dext::{Client, DextError};
@@ -18,7 +18,7 @@ use crate::{capabilities, failure, start};
 
 /// What attaching brings: what may be said of the function, and the memory of each window, which is
 /// not duplicated for it: a confined process cannot.
-pub(super) type Exported = (Attached, Vec<Arc<SharedMemory>>);
+pub(super) type Exported = (Attached, Vec<Arc<DeviceMemory>>);
 
 /// On behalf of whom a range was registered; only they may have it removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,16 +66,30 @@ pub struct Slot {
     /// The limit that was reached last, until something was registered again.
     full: Option<&'static str>,
     statistics: DmaStatistics,
+    /// Mappings of BARs that were handed on as parts of this process's memory.
+    mapped: Vec<Window>,
+    /// Whether BARs are handed on at all.
+    windows: bool,
 }
 
 impl Slot {
-    /// A function that is open and not claimed.
+    /// A function that is open and not claimed. Without `windows` its BARs are served by traps.
     #[must_use]
-    pub fn new(client: Client) -> Self {
+    pub fn new(client: Client, windows: bool) -> Self {
         let (registrations, statistics) = (BTreeMap::new(), DmaStatistics::default());
         let memory = MemoryTable::default();
         let last = LastBatch::default();
-        Self { client, memory, attached: false, registrations, last, full: None, statistics }
+        Self {
+            client,
+            memory,
+            attached: false,
+            registrations,
+            last,
+            full: None,
+            statistics,
+            mapped: Vec::new(),
+            windows,
+        }
     }
 
     /// Where it is.
@@ -127,7 +141,7 @@ impl Slot {
         let bars = client.bars()?;
         let (mut windows, mut handles, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (bar, info) in (0u8..).zip(bars) {
-            let Some(info) = info.filter(is_mappable) else {
+            let Some(info) = info.filter(|info| self.windows && is_mappable(info)) else {
                 continue;
             };
             let mapped = match client.map_bar(bar) {
@@ -138,17 +152,33 @@ impl Slot {
                     continue;
                 }
             };
-            let Some(memory) = mapped.memory.map(Arc::new) else {
-                let why = "its memory cannot be handed on by a descriptor";
-                warnings.push(format!("BAR {bar} is served by traps only: {why}"));
+            let size = mapped.window.length() as u64;
+            let parts = guest_windows(bar, &info, size, msix.as_ref());
+            if let Some(memory) = mapped.memory {
+                let memory = Arc::new(DeviceMemory::from(memory));
+                for (offset, length) in parts {
+                    windows.push(BarWindow { bar, offset, length, memory_offset: offset });
+                    handles.push(Arc::clone(&memory));
+                }
                 continue;
-            };
-            for (offset, length) in guest_windows(bar, &info, memory.size(), msix.as_ref()) {
-                windows.push(BarWindow { bar, offset, length, memory_offset: offset });
-                handles.push(Arc::clone(&memory));
             }
+            for (offset, length) in parts {
+                match DeviceMemory::of(&mapped.window, offset, length) {
+                    Ok(memory) => {
+                        windows.push(BarWindow { bar, offset, length, memory_offset: 0 });
+                        handles.push(Arc::new(memory));
+                    }
+                    Err(error) => warnings.push(format!(
+                        "BAR {bar} from {offset:#x} is served by traps only: it cannot be handed on: {error}"
+                    )),
+                }
+            }
+            // What is handed on stays mapped here for as long as the function is attached.
+            self.mapped.push(mapped.window);
         }
-        let attached = Attached { identity: client.identity(), bars, windows, warnings };
+        let by_port = handles.iter().any(|memory| memory.entry().is_some());
+        let identity = client.identity();
+        let attached = Attached { identity, bars, windows, by_port, warnings };
         Ok((attached, handles))
     }
 
@@ -332,12 +362,13 @@ impl Slot {
 mod tests {
     use super::*;
     use crate::dext::fake::Fake;
+    use ipc::SharedMemory;
     use ipc::wire::dext::{IoReturn, selector};
 
     fn attached() -> (Fake, Slot) {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
-        let mut slot = Slot::new(client);
+        let mut slot = Slot::new(client, true);
         slot.attach().unwrap();
         fake.recover(selector::REGISTER_DMA_REGION);
         let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
@@ -353,7 +384,7 @@ mod tests {
     fn attaching_claims_and_exports_the_windows() {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
-        let mut slot = Slot::new(client);
+        let mut slot = Slot::new(client, true);
         let (attached, handles) = slot.attach().unwrap();
         assert_eq!(fake.calls_of(selector::CLAIM).len(), 1);
         let windows: Vec<_> =
@@ -367,7 +398,7 @@ mod tests {
     fn p1_1_a_function_that_somebody_else_claimed_is_left_alone() {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::BAD_ARGUMENT);
-        let refused = Slot::new(client).attach().unwrap_err();
+        let refused = Slot::new(client, true).attach().unwrap_err();
         assert_eq!(refused.kind, FailureKind::Busy);
         assert!(refused.message.contains("01:00.0"), "{}", refused.message);
         assert_eq!(fake.calls_of(selector::CLAIM).len(), 0);
@@ -378,7 +409,7 @@ mod tests {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
         fake.fail_map(2, IoReturn::NO_MEMORY);
-        let (attached, _) = Slot::new(client).attach().unwrap();
+        let (attached, _) = Slot::new(client, true).attach().unwrap();
         let [warning] = &attached.warnings[..] else { panic!("{:?}", attached.warnings) };
         for part in ["BAR 2", "01:00.0", "0xe00002bd"] {
             assert!(warning.contains(part), "{warning}");

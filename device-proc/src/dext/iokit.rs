@@ -394,7 +394,7 @@ impl UserClient for IoKitClient {
         // SAFETY: the kernel mapped `length` bytes there, readable and writable; they stay for as
         // long as `mapping` lives, which the window keeps.
         let window = unsafe { Window::foreign(base, length, Access::ReadWrite, Box::new(mapping)) };
-        // Device memory has no descriptor. Handing it on is for a memory entry: see docs/macos.md.
+        // Device memory has no descriptor: it is handed on by memory entries.
         Ok(Mapped { window, memory: None })
     }
 

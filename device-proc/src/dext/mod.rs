@@ -122,7 +122,7 @@ pub struct Behind<'m> {
 pub struct Mapped {
     /// The mapping.
     pub window: Window,
-    /// The memory behind it, where it can be handed on.
+    /// The memory behind it, where it has a descriptor.
     pub memory: Option<SharedMemory>,
 }
 

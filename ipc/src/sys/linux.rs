@@ -8,6 +8,9 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType};
 
+use crate::deadline::Deadline;
+use crate::window::{Access, Window, WindowError};
+
 pub(crate) use crate::tube::packet::PacketTransport as Transport;
 
 /// An eventfd is both ends.
@@ -70,4 +73,89 @@ pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
 /// The next connection of a listening socket.
 pub(crate) fn accept(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::net::accept_with(socket, SocketFlags::CLOEXEC)
+}
+
+/// A part of a mapping that can be mapped elsewhere. There is none here: all memory that is handed on
+/// has a descriptor.
+#[derive(Clone, Debug)]
+pub struct MemoryEntry(std::convert::Infallible);
+
+impl MemoryEntry {
+    /// There is none.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn of(_: &Window, _: u64, _: u64) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match self.0 {}
+    }
+
+    /// Maps a part of it.
+    ///
+    /// # Errors
+    /// None, of what cannot be.
+    pub fn map(&self, _: u64, _: usize, _: Access) -> Result<Window, WindowError> {
+        match self.0 {}
+    }
+
+    /// Puts a part of it under a window.
+    ///
+    /// # Errors
+    /// None, of what cannot be.
+    pub fn put_under(&self, _: &Window, _: u64) -> Result<(), WindowError> {
+        match self.0 {}
+    }
+
+    /// Whether both stand for the same memory.
+    #[must_use]
+    pub fn is_same(&self, _: &Self) -> bool {
+        match self.0 {}
+    }
+}
+
+/// Where a parent would receive entries of one child.
+#[derive(Debug)]
+pub struct MemoryInbox;
+
+impl MemoryInbox {
+    /// Nothing comes here.
+    ///
+    /// # Errors
+    /// None.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    /// Nothing comes here.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn receive(&self, _: u32, _: &[u64], _: Deadline) -> io::Result<Vec<MemoryEntry>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Where a child would send entries.
+#[derive(Debug)]
+pub struct MemoryPort(std::convert::Infallible);
+
+impl MemoryPort {
+    /// There is none.
+    #[must_use]
+    pub fn inherited() -> Option<Self> {
+        None
+    }
+
+    /// Sends nothing.
+    ///
+    /// # Errors
+    /// None, of what cannot be.
+    pub fn send(&self, _: u32, _: &[&MemoryEntry], _: Deadline) -> io::Result<()> {
+        match self.0 {}
+    }
 }

@@ -5,8 +5,12 @@
 mod linux;
 #[cfg(target_os = "linux")]
 pub(crate) use linux::*;
+#[cfg(target_os = "linux")]
+pub use linux::{MemoryEntry, MemoryInbox, MemoryPort};
 
 #[cfg(target_os = "macos")]
 mod macos;
 #[cfg(target_os = "macos")]
 pub(crate) use macos::*;
+#[cfg(target_os = "macos")]
+pub use macos::{MemoryEntry, MemoryInbox, MemoryPort};

@@ -15,7 +15,8 @@ pub struct Ready {
     pub sandbox: SandboxReport,
 }
 
-/// A part of a BAR that may be given to a guest (P7): one descriptor travels beside each.
+/// A part of a BAR that may be given to a guest (P7): one descriptor travels beside each, or one
+/// memory entry through the memory port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BarWindow {
     /// BAR number.
@@ -37,6 +38,9 @@ pub struct Attached {
     pub bars: [Option<BarInfo>; 6],
     /// The parts of its BARs that a guest may have, MSI-X pages left out (P7.3).
     pub windows: Vec<BarWindow>,
+    /// Whether their memory comes through the memory port, under the function's number, instead of
+    /// beside this message.
+    pub by_port: bool,
     /// BARs that could not be mapped and are served by traps only: one line each (P7.4).
     pub warnings: Vec<String>,
 }

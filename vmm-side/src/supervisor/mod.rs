@@ -32,7 +32,7 @@ use ipc::event::Signaller;
 use ipc::wire::common::Failure;
 use ipc::wire::faults::Misbehaviour;
 use ipc::wire::handshake::Role;
-use ipc::{Event, Handles};
+use ipc::{Event, Handles, MemoryInbox};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -237,6 +237,7 @@ pub struct Supervisor<P: Protocol> {
     died: Event,
     deadlines: Deadlines,
     subject: String,
+    memories: Arc<MemoryInbox>,
 }
 
 impl<P: Protocol> Supervisor<P> {
@@ -255,6 +256,7 @@ impl<P: Protocol> Supervisor<P> {
                 last_request: None,
             })
         };
+        let memories = Arc::new(MemoryInbox::new().map_err(broken)?);
         let bell = Event::new().map_err(broken)?;
         let ring = bell.signaller().map_err(broken)?;
         let died = Event::new().map_err(broken)?;
@@ -270,6 +272,7 @@ impl<P: Protocol> Supervisor<P> {
             shared: Arc::clone(&shared),
             ready: ready_sender,
             died: tell_death,
+            memories: Arc::clone(&memories),
         };
         // The child dies with the thread that spawned it, so that thread must outlive it: the
         // supervisor's own.
@@ -288,6 +291,7 @@ impl<P: Protocol> Supervisor<P> {
             died,
             deadlines: spec.deadlines,
             subject: spec.subject.clone(),
+            memories,
         };
         match ready.recv() {
             Ok(Ok(ready)) => Ok((supervisor, ready)),
@@ -317,6 +321,16 @@ impl<P: Protocol> Supervisor<P> {
     /// [`CallError`].
     pub fn ask(&self, request: P::Request) -> Result<P::Reply, CallError> {
         Ok(self.call(request, Vec::new())?.0)
+    }
+
+    /// How long things may take.
+    pub(crate) fn deadlines(&self) -> Deadlines {
+        self.deadlines
+    }
+
+    /// Where the child sends memory that has no descriptor.
+    pub(crate) fn memories(&self) -> &MemoryInbox {
+        &self.memories
     }
 
     /// Process id.

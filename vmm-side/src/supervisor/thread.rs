@@ -11,7 +11,7 @@ use ipc::poll::{self, Source};
 use ipc::wire::common::Up;
 use ipc::wire::faults::{Misbehaviour, Point};
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, Event, Tube, TubeError};
+use ipc::{Deadline, Event, MemoryInbox, Tube, TubeError};
 
 use super::mishap::Mishaps;
 use super::state::{Cause, Do, Happened, State};
@@ -29,6 +29,7 @@ pub(super) struct Context<P: Protocol> {
     pub(super) shared: Arc<Shared>,
     pub(super) ready: SyncSender<Result<P::Ready, Arc<Death>>>,
     pub(super) died: Signaller,
+    pub(super) memories: Arc<MemoryInbox>,
 }
 
 /// What the thread waits for.
@@ -76,7 +77,7 @@ const MAX_LINE: usize = 400;
 
 /// Spawns the child and looks after it until it is dead.
 pub(super) fn run<P: Protocol>(context: Context<P>) {
-    let child = match spawn::<P>(&context.spec) {
+    let child = match spawn::<P>(&context.spec, &context.memories) {
         Ok(child) => child,
         Err(why) => {
             let death = Arc::new(Death {
@@ -113,7 +114,7 @@ pub(super) fn run<P: Protocol>(context: Context<P>) {
     thread.run();
 }
 
-fn spawn<P: Protocol>(spec: &Spec) -> Result<Child, String> {
+fn spawn<P: Protocol>(spec: &Spec, inbox: &MemoryInbox) -> Result<Child, String> {
     let (tube, theirs) = Tube::pair().map_err(|error| error.to_string())?;
     let (stderr, writer) = sys::stderr_pipe().map_err(|error| error.to_string())?;
     let mut arguments = spec.before.clone();
@@ -126,6 +127,7 @@ fn spawn<P: Protocol>(spec: &Spec) -> Result<Child, String> {
         stderr: writer.as_fd(),
         tube: theirs.as_fd(),
         isolation,
+        inbox,
     };
     let process = sys::spawn(&start).map_err(|error| error.to_string())?;
     Ok(Child { process, tube, stderr: Some(stderr), line: Vec::new() })

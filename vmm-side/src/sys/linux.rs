@@ -33,6 +33,8 @@ pub(crate) struct Start<'s> {
     pub(crate) stderr: BorrowedFd<'s>,
     pub(crate) tube: BorrowedFd<'s>,
     pub(crate) isolation: Isolation,
+    /// Where it would send memory without a descriptor; there is none here.
+    pub(crate) inbox: &'s ipc::MemoryInbox,
 }
 
 /// A running child. Not reaped on drop: see [`Process::reap`].
@@ -67,6 +69,7 @@ const STACK: usize = 64 * 1024;
 
 /// Starts a child.
 pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
+    let _ = start.inbox;
     let isolated = libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
     match clone(start, isolated) {
         Err(_) if start.isolation == Isolation::Preferred => clone(start, 0),

@@ -20,6 +20,15 @@ pub(crate) fn received(fd: &OwnedFd) {
     let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
 }
 
+// libSystem exports it; only a private header declares it.
+unsafe extern "C" {
+    fn posix_spawnattr_set_registered_ports_np(
+        attributes: *mut libc::posix_spawnattr_t,
+        ports: *mut u32,
+        count: u32,
+    ) -> c_int;
+}
+
 /// Whether the child must be isolated before it runs. There is nothing to do here: it confines
 /// itself, with its role's profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +47,8 @@ pub(crate) struct Start<'s> {
     pub(crate) stderr: BorrowedFd<'s>,
     pub(crate) tube: BorrowedFd<'s>,
     pub(crate) isolation: Isolation,
+    /// Where it sends memory without a descriptor: the one port that it inherits.
+    pub(crate) inbox: &'s ipc::MemoryInbox,
 }
 
 /// A running child. Not reaped on drop: see [`Process::reap`].
@@ -81,7 +92,7 @@ impl Plan {
     }
 
     /// Its own session, no signal blocked or ignored, every descriptor closed but those named.
-    fn set(&mut self, descriptors: [(c_int, c_int); 4]) -> io::Result<()> {
+    fn set(&mut self, descriptors: [(c_int, c_int); 4], inbox: u32) -> io::Result<()> {
         const SETSID: c_int = 0x0400;
         let flags = libc::POSIX_SPAWN_CLOEXEC_DEFAULT
             | libc::POSIX_SPAWN_SETSIGDEF
@@ -98,6 +109,12 @@ impl Plan {
             check(libc::posix_spawnattr_setsigdefault(&raw mut self.attributes, &raw const all))?;
             check(libc::posix_spawnattr_setsigmask(&raw mut self.attributes, &raw const none))?;
             check(libc::posix_spawnattr_setflags(&raw mut self.attributes, flags))?;
+            let mut ports = [inbox];
+            check(posix_spawnattr_set_registered_ports_np(
+                &raw mut self.attributes,
+                ports.as_mut_ptr(),
+                1,
+            ))?;
             for (from, to) in descriptors {
                 check(libc::posix_spawn_file_actions_adddup2(&raw mut self.actions, from, to))?;
             }
@@ -143,12 +160,13 @@ pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
         pointers.chain(std::iter::once(std::ptr::null_mut())).collect()
     };
     let mut plan = Plan::new()?;
-    plan.set([
+    let descriptors = [
         (null.as_raw_fd(), 0),
         (null.as_raw_fd(), 1),
         (stderr.as_raw_fd(), 2),
         (tube.as_raw_fd(), 3),
-    ])?;
+    ];
+    plan.set(descriptors, start.inbox.port())?;
     let (arguments, environment) = (null_terminated(&arguments), null_terminated(&environment));
     let mut pid = 0;
     // SAFETY: strings that end in NUL and arrays that end in null, all alive through the call, which

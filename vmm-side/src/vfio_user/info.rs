@@ -77,7 +77,9 @@ pub(super) fn region(device: &dyn PassthroughDevice, body: &[u8]) -> Result<Regi
 /// a region. What does not is served by traps.
 fn shared(windows: Vec<BarMemory>, index: u32) -> Vec<BarMemory> {
     let of_bar = windows.into_iter().filter(|window| u32::from(window.bar) == index);
-    let mut of_bar = of_bar.filter(|window| window.memory_offset >= window.offset);
+    let mut of_bar = of_bar.filter(|window| {
+        window.memory.descriptor().is_some() && window.memory_offset >= window.offset
+    });
     let Some(first) = of_bar.next() else { return Vec::new() };
     let distance = first.memory_offset - first.offset;
     let rest: Vec<_> = of_bar

@@ -71,7 +71,7 @@ impl<'d> Session<'d> {
         let silent = header.flags & flag::NO_REPLY != 0;
         match self.handle(message) {
             Ok(answer) if !silent => {
-                let memory = answer.memory.as_ref().map(|memory| memory.memory.as_fd());
+                let memory = answer.memory.as_ref().and_then(|memory| memory.memory.descriptor());
                 self.socket.reply(&header, &answer.body, memory)?;
                 Ok(None)
             }

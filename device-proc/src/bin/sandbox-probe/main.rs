@@ -111,7 +111,7 @@ fn confined(attempt: &Attempt, role: Role) -> ExitCode {
         start::run::<_, _, ipc::wire::connection::Reply>(
             common,
             role,
-            |tube| connection::prepare(*address, common, tube),
+            |tube| connection::prepare(*address, true, common, tube),
             |_, _held| attempt_and_exit(&attempt.attempt, &target),
         )
     };

@@ -31,7 +31,7 @@ const BRINGUP: [(&str, &str); 6] = [
     ),
     (
         "a memory entry of a mapped BAR can be mapped by the VMM and by its hypervisor",
-        "(not built: BARs of the real dext are served by traps)",
+        "cordon inspect BB:DD.F lists windows that came; cordon serve --no-windows does without",
     ),
     (
         "the death of a process, or of the dext, while device memory is mapped hurts nobody",

@@ -109,6 +109,7 @@ impl Common {
             deadlines: Deadlines::default(),
             recovery: vmm_side::Recovery::default(),
             faults: None,
+            windows: true,
             launcher: self.launcher()?,
         })
     }

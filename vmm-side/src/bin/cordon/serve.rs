@@ -50,6 +50,9 @@ pub(crate) struct ServeOptions {
     /// Where `cordon inspect --control` may ask what is served.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Serve every BAR access by traps, and hand no BAR to clients.
+    #[arg(long)]
+    no_windows: bool,
     /// Keep a standby for each function process, which takes over within a millisecond.
     #[arg(long)]
     standby: bool,
@@ -140,6 +143,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
     }
     let mut config = options.common.config()?;
     config.recovery.standby = options.standby;
+    config.windows = !options.no_windows;
     config.faults = if options.faults.any() { Some(options.faults.arm()?) } else { None };
     let faults = config.faults.clone();
     let host = Host::new(config);

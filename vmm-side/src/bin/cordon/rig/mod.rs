@@ -65,6 +65,7 @@ impl RigOptions {
             deadlines: Deadlines::default(),
             recovery,
             faults,
+            windows: true,
             launcher: None,
         };
         Ok((simulator, config))

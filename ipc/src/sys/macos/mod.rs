@@ -9,6 +9,10 @@ use rustix::io::{Errno, FdFlags};
 use rustix::net::SocketType;
 use rustix::shm;
 
+mod mach;
+
+pub use mach::{MemoryEntry, MemoryInbox, MemoryPort};
+
 pub(crate) use crate::tube::stream::StreamTransport as Transport;
 
 /// A pipe: the read end waits, the write end is handed out (P9.5). Both ends are non-blocking; a

@@ -1,0 +1,381 @@
+//! Memory entries and the port that carries them. None of it has run on a Mac yet: see
+//! docs/macos.md.
+//!
+//! Device memory that IOKit mapped has no descriptor. A memory entry is a port that stands for a part
+//! of a mapping; who has a send right to it can map the same memory. A child finds a send right to
+//! its parent's inbox registered with its task, and sends entries there; nothing comes back that way.
+#![expect(unsafe_code, reason = "Mach is a C interface")]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use mach2::kern_return::kern_return_t;
+use mach2::mach_port::{
+    mach_port_allocate, mach_port_deallocate, mach_port_insert_right, mach_port_mod_refs,
+};
+use mach2::message::{
+    MACH_MSG_PORT_DESCRIPTOR, MACH_MSG_TYPE_COPY_SEND, MACH_MSG_TYPE_MAKE_SEND,
+    MACH_MSG_TYPE_MOVE_SEND, MACH_MSGH_BITS, MACH_MSGH_BITS_COMPLEX, MACH_RCV_MSG,
+    MACH_RCV_TIMED_OUT, MACH_RCV_TIMEOUT, MACH_SEND_MSG, MACH_SEND_TIMEOUT, mach_msg,
+    mach_msg_body_t, mach_msg_destroy, mach_msg_header_t, mach_msg_port_descriptor_t,
+    mach_msg_trailer_t,
+};
+use mach2::port::{MACH_PORT_RIGHT_RECEIVE, mach_port_t};
+use mach2::task::mach_ports_lookup;
+use mach2::traps::mach_task_self;
+use mach2::vm::{mach_make_memory_entry_64, mach_vm_deallocate, mach_vm_map};
+use mach2::vm_inherit::VM_INHERIT_NONE;
+use mach2::vm_prot::{VM_PROT_READ, VM_PROT_WRITE, vm_prot_t};
+
+use crate::deadline::Deadline;
+use crate::window::{Access, Window, WindowError};
+
+/// A shared entry of what is mapped, as it is cached (mach/memory_object_types.h).
+const MAP_MEM_VM_SHARE: vm_prot_t = 0x40_0000;
+/// Flags of a mapping (mach/vm_statistics.h).
+const VM_FLAGS_FIXED: i32 = 0;
+const VM_FLAGS_ANYWHERE: i32 = 1;
+const VM_FLAGS_OVERWRITE: i32 = 0x4000;
+/// Read and write, never execute: an executable mapping of device memory can panic the host (P7.6).
+const READ_WRITE: vm_prot_t = VM_PROT_READ | VM_PROT_WRITE;
+/// Most entries of one message: the windows of six BARs that are each split in three.
+const MAX_ENTRIES: usize = 18;
+
+fn check(code: kern_return_t) -> io::Result<()> {
+    if code == 0 { Ok(()) } else { Err(io::Error::other(format!("Mach says {code:#x}"))) }
+}
+
+/// A send right. Given back on drop.
+#[derive(Debug)]
+struct SendRight(mach_port_t);
+
+impl Drop for SendRight {
+    fn drop(&mut self) {
+        // SAFETY: a right of ours, given back once.
+        unsafe { mach_port_deallocate(mach_task_self(), self.0) };
+    }
+}
+
+/// A message with entries: as sent, and as received with room for the trailer.
+#[repr(C)]
+struct Message {
+    header: mach_msg_header_t,
+    body: mach_msg_body_t,
+    entries: [mach_msg_port_descriptor_t; MAX_ENTRIES],
+    trailer: [mach_msg_trailer_t; 16],
+}
+
+/// Bytes of a message with so many entries.
+fn length(entries: usize) -> u32 {
+    let bytes = size_of::<mach_msg_header_t>()
+        + size_of::<mach_msg_body_t>()
+        + entries * size_of::<mach_msg_port_descriptor_t>();
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+impl Message {
+    fn empty() -> Self {
+        Self {
+            header: mach_msg_header_t::default(),
+            body: mach_msg_body_t::default(),
+            entries: [mach_msg_port_descriptor_t::default(); MAX_ENTRIES],
+            trailer: [mach_msg_trailer_t::default(); 16],
+        }
+    }
+}
+
+/// A part of a mapping that can be mapped elsewhere too.
+#[derive(Clone, Debug)]
+pub struct MemoryEntry {
+    right: Arc<SendRight>,
+    size: u64,
+}
+
+impl MemoryEntry {
+    /// An entry for `length` bytes from `offset` of a window, whole pages.
+    ///
+    /// # Errors
+    /// When the range does not lie in the window, or the kernel says no.
+    pub fn of(window: &Window, offset: u64, length: u64) -> io::Result<Self> {
+        let end = offset.checked_add(length).filter(|end| *end <= window.length() as u64);
+        if end.is_none() || length == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (mut size, mut entry) = (length, 0);
+        // SAFETY: the range was checked to be mapped here, and the window lives through the call;
+        // places for what is made.
+        check(unsafe {
+            mach_make_memory_entry_64(
+                mach_task_self(),
+                &raw mut size,
+                window.address() as u64 + offset,
+                READ_WRITE | MAP_MEM_VM_SHARE,
+                &raw mut entry,
+                0,
+            )
+        })?;
+        let right = Arc::new(SendRight(entry));
+        if size == length {
+            Ok(Self { right, size })
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
+    }
+
+    /// Bytes that its sender spoke of; a mapping past what the kernel knows of it fails.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Maps a part of it.
+    ///
+    /// # Errors
+    /// [`WindowError`].
+    pub fn map(&self, offset: u64, length: usize, access: Access) -> Result<Window, WindowError> {
+        let address = self.map_at(0, VM_FLAGS_ANYWHERE, offset, length, access)?;
+        let mapping = Mapping { address, length: length as u64 };
+        let base = usize::try_from(address).ok().and_then(|at| NonNull::new(at as *mut u8));
+        let failed = || WindowError::Map {
+            offset,
+            length: length as u64,
+            source: io::Error::other("mapped at 0"),
+        };
+        let base = base.ok_or_else(failed)?;
+        // SAFETY: mapped just now with this length and access; `mapping` unmaps it, and the window
+        // keeps that.
+        Ok(unsafe { Window::foreign(base, length, access, Box::new(mapping)) })
+    }
+
+    /// Puts a part of it under a window, in one step.
+    ///
+    /// # Errors
+    /// [`WindowError`]; the window is then as it was.
+    pub fn put_under(&self, window: &Window, offset: u64) -> Result<(), WindowError> {
+        let flags = VM_FLAGS_FIXED | VM_FLAGS_OVERWRITE;
+        let at = window.address() as u64;
+        self.map_at(at, flags, offset, window.length(), Access::ReadWrite).map(drop)
+    }
+
+    fn map_at(
+        &self,
+        at: u64,
+        flags: i32,
+        offset: u64,
+        length: usize,
+        access: Access,
+    ) -> Result<u64, WindowError> {
+        let width = length as u64;
+        if length == 0 || offset.checked_add(width).is_none_or(|end| end > self.size) {
+            return Err(WindowError::OutOfRange { offset, width, length: self.size });
+        }
+        let protection = match access {
+            Access::ReadOnly => VM_PROT_READ,
+            Access::ReadWrite => READ_WRITE,
+        };
+        let mut address = at;
+        // SAFETY: either anywhere, which overlaps nothing, or over a window of ours whose pages
+        // nobody has a reference into; a place for the address.
+        let mapped = check(unsafe {
+            mach_vm_map(
+                mach_task_self(),
+                &raw mut address,
+                width,
+                0,
+                flags,
+                self.right.0,
+                offset,
+                0,
+                protection,
+                READ_WRITE,
+                VM_INHERIT_NONE,
+            )
+        });
+        mapped.map_err(|source| WindowError::Map { offset, length: width, source })?;
+        Ok(address)
+    }
+
+    /// Whether both stand for the same memory.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        // One entry has one name in a task.
+        self.right.0 == other.right.0
+    }
+}
+
+/// A mapping of an entry. Unmapped on drop.
+struct Mapping {
+    address: u64,
+    length: u64,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly what was mapped; the window that used it is gone.
+        unsafe { mach_vm_deallocate(mach_task_self(), self.address, self.length) };
+    }
+}
+
+/// Where a parent receives entries of one child.
+#[derive(Debug)]
+pub struct MemoryInbox {
+    receive: mach_port_t,
+}
+
+impl MemoryInbox {
+    /// An inbox that nobody can send to yet.
+    ///
+    /// # Errors
+    /// When the task is out of ports.
+    pub fn new() -> io::Result<Self> {
+        let mut receive = 0;
+        // SAFETY: a place for the port; then a send right of our own port under the same name.
+        unsafe {
+            check(mach_port_allocate(mach_task_self(), MACH_PORT_RIGHT_RECEIVE, &raw mut receive))?;
+            let inbox = Self { receive };
+            check(mach_port_insert_right(
+                mach_task_self(),
+                receive,
+                receive,
+                MACH_MSG_TYPE_MAKE_SEND,
+            ))?;
+            Ok(inbox)
+        }
+    }
+
+    /// The port to register with a child that is spawned.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.receive
+    }
+
+    /// The entries that a child sent with `number`, of these sizes.
+    ///
+    /// # Errors
+    /// When they do not come in time, or are others: the sender is distrusted, and whatever came is
+    /// given back.
+    pub fn receive(
+        &self,
+        number: u32,
+        sizes: &[u64],
+        deadline: Deadline,
+    ) -> io::Result<Vec<MemoryEntry>> {
+        let mut message = Message::empty();
+        let room = u32::try_from(size_of::<Message>()).unwrap_or(u32::MAX);
+        let left = deadline.remaining().unwrap_or_default().as_millis();
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        // SAFETY: a buffer of the size given, on a port of ours.
+        let received = unsafe {
+            mach_msg(
+                &raw mut message.header,
+                MACH_RCV_MSG | MACH_RCV_TIMEOUT,
+                0,
+                room,
+                self.receive,
+                left,
+                0,
+            )
+        };
+        match received {
+            0 => {}
+            MACH_RCV_TIMED_OUT => return Err(io::ErrorKind::TimedOut.into()),
+            other => return Err(io::Error::other(format!("Mach says {other:#x}"))),
+        }
+        let wanted = sizes.len();
+        let of_it = &message.entries[..wanted.min(MAX_ENTRIES)];
+        let fits = message.header.msgh_id == number.cast_signed()
+            && message.header.msgh_bits & MACH_MSGH_BITS_COMPLEX != 0
+            && message.header.msgh_size == length(wanted)
+            && message.body.msgh_descriptor_count as usize == wanted
+            && of_it.iter().all(|entry| {
+                u32::from(entry.type_) == MACH_MSG_PORT_DESCRIPTOR
+                    && u32::from(entry.disposition) == MACH_MSG_TYPE_MOVE_SEND
+            });
+        if !fits {
+            // SAFETY: a message that was received, whose rights are given back once, here.
+            unsafe { mach_msg_destroy(&raw mut message.header) };
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let entry = |(entry, size): (&mach_msg_port_descriptor_t, &u64)| MemoryEntry {
+            right: Arc::new(SendRight(entry.name)),
+            size: *size,
+        };
+        Ok(of_it.iter().zip(sizes).map(entry).collect())
+    }
+}
+
+impl Drop for MemoryInbox {
+    fn drop(&mut self) {
+        // SAFETY: a port of ours: the send right and the receive right, given up once.
+        unsafe {
+            mach_port_deallocate(mach_task_self(), self.receive);
+            mach_port_mod_refs(mach_task_self(), self.receive, MACH_PORT_RIGHT_RECEIVE, -1);
+        }
+    }
+}
+
+/// Where a child sends entries.
+#[derive(Debug)]
+pub struct MemoryPort(SendRight);
+
+impl MemoryPort {
+    /// The port that the parent registered for this task; `None` if it did not.
+    #[must_use]
+    pub fn inherited() -> Option<Self> {
+        let (mut ports, mut count) = (std::ptr::null_mut(), 0);
+        // SAFETY: places for the array and its length; the array is memory of ours afterwards,
+        // read within its length and given back once. Rights beyond the first are given back.
+        unsafe {
+            check(mach_ports_lookup(mach_task_self(), &raw mut ports, &raw mut count)).ok()?;
+            let mut rights = (0..count as usize).map(|at| SendRight(*ports.add(at)));
+            let first = rights.next().filter(|right| right.0 != 0);
+            rights.for_each(drop);
+            let bytes = u64::from(count) * size_of::<mach_port_t>() as u64;
+            mach_vm_deallocate(mach_task_self(), ports as u64, bytes);
+            first.map(Self)
+        }
+    }
+
+    /// Sends entries with a number.
+    ///
+    /// # Errors
+    /// When there are too many, or the parent does not take them in time.
+    pub fn send(
+        &self,
+        number: u32,
+        entries: &[&MemoryEntry],
+        deadline: Deadline,
+    ) -> io::Result<()> {
+        if entries.len() > MAX_ENTRIES {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut message = Message::empty();
+        message.header = mach_msg_header_t {
+            msgh_bits: MACH_MSGH_BITS(MACH_MSG_TYPE_COPY_SEND, 0) | MACH_MSGH_BITS_COMPLEX,
+            msgh_size: length(entries.len()),
+            msgh_remote_port: self.0.0,
+            msgh_id: number.cast_signed(),
+            ..mach_msg_header_t::default()
+        };
+        message.body.msgh_descriptor_count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        for (to, entry) in message.entries.iter_mut().zip(entries) {
+            *to = mach_msg_port_descriptor_t::new(entry.right.0, MACH_MSG_TYPE_COPY_SEND);
+        }
+        let left = deadline.remaining().unwrap_or_default().as_millis();
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        // SAFETY: a message of the length given, with rights that we hold and that are copied.
+        let sent = unsafe {
+            mach_msg(
+                &raw mut message.header,
+                MACH_SEND_MSG | MACH_SEND_TIMEOUT,
+                message.header.msgh_size,
+                0,
+                0,
+                left,
+                0,
+            )
+        };
+        check(sent)
+    }
+}

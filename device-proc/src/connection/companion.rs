@@ -63,3 +63,112 @@ impl Companion {
         self.tube.send(received.id, &reply, &[], now).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dext::fake::Fake;
+    use ipc::wire::connection::DmaEntry;
+    use ipc::wire::dext::{IoReturn, selector};
+    use ipc::wire::dma::Outcome;
+    use ipc::{Event, SharedMemory};
+    use std::os::fd::AsFd as _;
+    use std::time::Duration;
+
+    /// A function with guest memory at 0x10000, its companion, and the process at the other end.
+    fn pair() -> (Fake, Slot, Companion, Tube) {
+        let (fake, client) = Fake::client();
+        fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
+        let mut slot = Slot::new(client, true);
+        slot.attach().unwrap();
+        fake.recover(selector::REGISTER_DMA_REGION);
+        let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
+        slot.memory.add(0x10000, 0x10000, ram, 0, true).unwrap();
+        let (ours, theirs) = Tube::pair().unwrap();
+        (fake, slot, Companion::new(0, ours.into()), theirs)
+    }
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(5))
+    }
+
+    /// As a function process that knows its part begins.
+    fn greeted() -> (Fake, Slot, Companion, Tube) {
+        let (fake, mut slot, mut companion, mut peer) = pair();
+        let joined = std::thread::spawn(move || {
+            peer.handshake(Role::Function, Role::Connection, soon()).unwrap();
+            peer
+        });
+        assert!(ipc::poll::wait_readable(companion.tube(), soon()).unwrap());
+        assert!(companion.serve_one(&mut slot));
+        (fake, slot, companion, joined.join().unwrap())
+    }
+
+    fn entries(count: usize) -> Vec<DmaEntry> {
+        (0..count as u64).map(|key| DmaEntry { key, address: 0x10000 + key, size: 1 }).collect()
+    }
+
+    fn answer(peer: &mut Tube) -> Reply {
+        peer.receive::<Reply>(soon()).unwrap().message
+    }
+
+    #[test]
+    fn batches_are_registered_in_guest_memory_and_nowhere_else() {
+        let (fake, mut slot, mut companion, mut peer) = greeted();
+        let mut wanted = entries(2);
+        wanted.push(DmaEntry { key: 9, address: 0x1fff0, size: 0x20 });
+        peer.send(1, &Request::Map { batch: 1, entries: wanted }, &[], soon()).unwrap();
+        assert!(companion.serve_one(&mut slot));
+        let failed = Outcome::Failed(FailureKind::InvalidArgument);
+        assert!(
+            matches!(answer(&mut peer).unwrap()[..], [Outcome::Mapped { .. }, Outcome::Mapped { .. }, last] if last == failed)
+        );
+        peer.send(2, &Request::Unmap { batch: 2, keys: vec![0, 77] }, &[], soon()).unwrap();
+        assert!(companion.serve_one(&mut slot));
+        assert_eq!(answer(&mut peer).unwrap(), [Outcome::Unmapped, failed]);
+        assert_eq!(fake.registered().len(), 1);
+    }
+
+    #[test]
+    fn whoever_breaks_the_protocol_is_out_and_changes_nothing() {
+        let handle = Event::new().unwrap();
+        let wrongs: [(&str, &dyn Fn(&Tube)); 4] = [
+            ("bytes", &|peer| {
+                rustix::net::send(peer, &[0xa5; 64], rustix::net::SendFlags::empty()).unwrap();
+            }),
+            ("another type", &|peer| peer.send(1, &u64::MAX, &[], soon()).unwrap()),
+            ("a descriptor", &|peer| {
+                let keys = vec![1];
+                peer.send(1, &Request::Unmap { batch: 1, keys }, &[handle.as_fd()], soon())
+                    .unwrap();
+            }),
+            ("a role", &|peer| peer.send(1, &0u8, &[], soon()).unwrap()),
+        ];
+        for (name, wrong) in wrongs {
+            let (_fake, mut slot, mut companion, peer) = greeted();
+            wrong(&peer);
+            let ends = (0..1000).any(|_| !companion.serve_one(&mut slot));
+            assert!(ends, "{name}");
+        }
+        for length in [0, MAX_BATCH + 1] {
+            let (fake, mut slot, mut companion, mut peer) = greeted();
+            let keys = vec![1; length];
+            peer.send(1, &Request::Unmap { batch: 1, keys }, &[], soon()).unwrap();
+            assert!(companion.serve_one(&mut slot));
+            assert_eq!(answer(&mut peer), Err(FailureKind::InvalidArgument));
+            assert_eq!(fake.calls_of(selector::UNREGISTER_DMA_REGION).len(), 0);
+        }
+        // Who asks again and again and never reads an answer holds nobody up.
+        let (_fake, mut slot, mut companion, peer) = greeted();
+        let request = Request::Map { batch: 1, entries: entries(4096) };
+        let ends = (0..1000).any(|_| {
+            let _ = peer.send(1, &request, &[], Deadline::now());
+            !companion.serve_one(&mut slot)
+        });
+        assert!(ends);
+        // Who does not introduce itself as a function process.
+        let (_fake, mut slot, mut companion, peer) = pair();
+        peer.send(1, &ipc::wire::handshake::Hello::ours(Role::Vmm), &[], soon()).unwrap();
+        assert!(!companion.serve_one(&mut slot));
+    }
+}

@@ -1,14 +1,14 @@
 //! Linux: a child in namespaces of its own by `clone`, watched through its pidfd.
 #![expect(unsafe_code, reason = "clone and exec with a closed descriptor set")]
 
-use std::ffi::{CString, OsStr, c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
+
+use super::{Exit, Isolation, Start, Words};
 
 /// Received descriptors close on exec: the flag sees to it.
 pub(crate) fn received(_: &OwnedFd) {}
@@ -16,41 +16,11 @@ pub(crate) fn received(_: &OwnedFd) {}
 /// Received descriptors close on exec.
 pub(crate) const CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::CMSG_CLOEXEC;
 
-/// Whether the child must be in user and pid namespaces of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Isolation {
-    /// Or it is not started.
-    Required,
-    /// If that can be had; the child reports what is missing.
-    Preferred,
-}
-
-/// What a child is started with. It gets 0 and 1 on /dev/null, 2 and 3 from here, nothing else,
-/// and no environment but the two variables that ask a Rust program to say more.
-pub(crate) struct Start<'s> {
-    pub(crate) program: &'s Path,
-    pub(crate) arguments: &'s [String],
-    pub(crate) stderr: BorrowedFd<'s>,
-    pub(crate) tube: BorrowedFd<'s>,
-    pub(crate) isolation: Isolation,
-    /// Where it would send memory without a descriptor; there is none here.
-    pub(crate) inbox: &'s ipc::MemoryInbox,
-}
-
 /// A running child. Not reaped on drop: see [`Process::reap`].
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
     pidfd: OwnedFd,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
-    Status(i32),
-    Signal(i32),
-    /// Somebody else reaped it.
-    Unknown,
 }
 
 /// Everything the child needs between clone and exec, made before: it shares this memory and may
@@ -92,23 +62,11 @@ fn clone(start: &Start<'_>, namespaces: c_int) -> io::Result<Process> {
     // Out of the way of 0 to 3, so that moving one there does not close another.
     let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10);
     let (null, stderr, tube) = (above(null.as_fd())?, above(start.stderr)?, above(start.tube)?);
-    let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::other);
-    let program = text(start.program.as_os_str())?;
-    let arguments: Vec<CString> = std::iter::once(Ok(program.clone()))
-        .chain(start.arguments.iter().map(|argument| text(argument.as_ref())))
-        .collect::<Result<_, _>>()?;
-    let environment: Vec<CString> = ["RUST_LOG", "RUST_BACKTRACE"]
-        .into_iter()
-        .filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)))
-        .map(|pair| text(pair.as_ref()))
-        .collect::<Result<_, _>>()?;
-    let null_terminated = |strings: &[CString]| {
-        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
-    };
+    let words = Words::of(start)?;
     let mut context = Context {
-        arguments: null_terminated(&arguments),
-        environment: null_terminated(&environment),
-        program,
+        arguments: Words::null_terminated(&words.arguments),
+        environment: Words::null_terminated(&words.environment),
+        program: words.program.clone(),
         descriptors: [
             (null.as_raw_fd(), 0),
             (null.as_raw_fd(), 1),

@@ -2,15 +2,15 @@
 //! None of it has run on a Mac yet: see docs/macos.md.
 #![expect(unsafe_code, reason = "posix_spawn and kevent")]
 
-use std::ffi::{CString, OsStr, c_char, c_int, c_short};
+use std::ffi::{c_char, c_int, c_short};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::FdFlags;
+
+use super::{Exit, Isolation, Start, Words};
 
 /// Received descriptors close on exec by hand: there is no flag for it.
 pub(crate) const CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::empty();
@@ -29,28 +29,6 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Whether the child must be isolated before it runs. There is nothing to do here: it confines
-/// itself, with its role's profile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Isolation {
-    /// As on other systems; the child refuses to go on without its profile.
-    Required,
-    /// As on other systems; the child reports what is missing.
-    Preferred,
-}
-
-/// What a child is started with. It gets 0 and 1 on /dev/null, 2 and 3 from here, nothing else,
-/// and no environment but the two variables that ask a Rust program to say more.
-pub(crate) struct Start<'s> {
-    pub(crate) program: &'s Path,
-    pub(crate) arguments: &'s [String],
-    pub(crate) stderr: BorrowedFd<'s>,
-    pub(crate) tube: BorrowedFd<'s>,
-    pub(crate) isolation: Isolation,
-    /// Where it sends memory without a descriptor: the one port that it inherits.
-    pub(crate) inbox: &'s ipc::MemoryInbox,
-}
-
 /// A running child. Not reaped on drop: see [`Process::reap`].
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -59,15 +37,6 @@ pub(crate) struct Process {
     queue: OwnedFd,
     /// Its number may be somebody else's afterwards.
     reaped: AtomicBool,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
-    Status(i32),
-    Signal(i32),
-    /// Somebody else reaped it.
-    Unknown,
 }
 
 /// Attributes and file actions of a spawn, destroyed on drop.
@@ -145,20 +114,8 @@ pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
     // Out of the way of 0 to 3, so that moving one there does not close another.
     let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10);
     let (null, stderr, tube) = (above(null.as_fd())?, above(start.stderr)?, above(start.tube)?);
-    let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::other);
-    let program = text(start.program.as_os_str())?;
-    let arguments: Vec<CString> = std::iter::once(Ok(program.clone()))
-        .chain(start.arguments.iter().map(|argument| text(argument.as_ref())))
-        .collect::<Result<_, _>>()?;
-    let environment: Vec<CString> = ["RUST_LOG", "RUST_BACKTRACE"]
-        .into_iter()
-        .filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)))
-        .map(|pair| text(pair.as_ref()))
-        .collect::<Result<_, _>>()?;
-    let null_terminated = |strings: &[CString]| -> Vec<*mut c_char> {
-        let pointers = strings.iter().map(|string| string.as_ptr().cast_mut());
-        pointers.chain(std::iter::once(std::ptr::null_mut())).collect()
-    };
+    let words = Words::of(start)?;
+    let program = &words.program;
     let mut plan = Plan::new()?;
     let descriptors = [
         (null.as_raw_fd(), 0),
@@ -167,7 +124,10 @@ pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
         (tube.as_raw_fd(), 3),
     ];
     plan.set(descriptors, start.inbox.port())?;
-    let (arguments, environment) = (null_terminated(&arguments), null_terminated(&environment));
+    let mutable = |strings| -> Vec<*mut c_char> {
+        Words::null_terminated(strings).into_iter().map(<*const c_char>::cast_mut).collect()
+    };
+    let (arguments, environment) = (mutable(&words.arguments), mutable(&words.environment));
     let mut pid = 0;
     // SAFETY: strings that end in NUL and arrays that end in null, all alive through the call, which
     // does not change them; initialised attributes and actions.

@@ -319,6 +319,8 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
     let mut guest = Guest::boot("hold", "q35", &[serve.socket("01:00.0")], &["-no-reboot"]);
     let qemu = guest.child.id();
     guest.says("GUEST-BUSY");
+    let memory = shared_memory(qemu);
+    assert!(memory.iter().any(|line| line.contains("memfd")), "{memory:?}");
     let mut kills = 0;
     // Until the guest says how it went.
     while !guest.has_said("GUEST-") {
@@ -328,6 +330,8 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+    // The same QEMU, with the same guest RAM and BAR windows at the same places.
+    assert_eq!(shared_memory(qemu), memory);
     guest.passes("hold");
     assert_eq!(guest.child.id(), qemu);
     guest.ends();
@@ -337,6 +341,12 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
     assert!(seen.iter().all(|line| line["event"] != "died"), "{seen:?}");
     serve.stop();
     simulator.assert_released("01:00.0");
+}
+
+/// The shared memory that a process has mapped, and where.
+fn shared_memory(pid: u32) -> Vec<String> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    maps.lines().filter(|line| line.contains("memfd:")).map(str::to_owned).collect()
 }
 
 /// A process among the children of `cordon serve`.

@@ -104,6 +104,9 @@ mod tests {
         (fake, slot, companion, joined.join().unwrap())
     }
 
+    /// A name, and what a process does wrong.
+    type Wrong<'w> = (&'static str, &'w dyn Fn(&Tube));
+
     fn entries(count: usize) -> Vec<DmaEntry> {
         (0..count as u64).map(|key| DmaEntry { key, address: 0x10000 + key, size: 1 }).collect()
     }
@@ -132,7 +135,7 @@ mod tests {
     #[test]
     fn whoever_breaks_the_protocol_is_out_and_changes_nothing() {
         let handle = Event::new().unwrap();
-        let wrongs: [(&str, &dyn Fn(&Tube)); 4] = [
+        let wrongs: [Wrong<'_>; 4] = [
             ("bytes", &|peer| {
                 rustix::net::send(peer, &[0xa5; 64], rustix::net::SendFlags::empty()).unwrap();
             }),

@@ -328,10 +328,11 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
             signal(pid, Signal::KILL);
             kills += 1;
         }
+        // The same guest RAM and BAR windows at the same places, until QEMU ends.
+        let now = shared_memory(qemu);
+        assert!(now == memory || now.is_empty(), "{memory:?}, then {now:?}");
         std::thread::sleep(Duration::from_millis(200));
     }
-    // The same QEMU, with the same guest RAM and BAR windows at the same places.
-    assert_eq!(shared_memory(qemu), memory);
     guest.passes("hold");
     assert_eq!(guest.child.id(), qemu);
     guest.ends();
@@ -345,7 +346,7 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
 
 /// The shared memory that a process has mapped, and where.
 fn shared_memory(pid: u32) -> Vec<String> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     maps.lines().filter(|line| line.contains("memfd:")).map(str::to_owned).collect()
 }
 

@@ -8,8 +8,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use cordon_tests::{Simulator, announce, eventually, program, signal};
@@ -42,6 +42,8 @@ fn prepared() -> &'static Path {
 struct Serve {
     child: Child,
     log: Receiver<Value>,
+    /// What it says on its standard error.
+    errors: Arc<Mutex<Vec<String>>>,
     directory: tempfile::TempDir,
 }
 
@@ -62,15 +64,22 @@ impl Serve {
             command.args(["--device", device, "--socket"]).arg(directory.path().join(device));
         }
         more(&mut command, directory.path());
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let output = child.stdout.take().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (output, said) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let errors: Arc<Mutex<Vec<String>>> = Arc::default();
+        let lines = Arc::clone(&errors);
+        std::thread::spawn(move || {
+            for line in BufReader::new(said).lines().map_while(Result::ok) {
+                lines.lock().unwrap().push(line);
+            }
+        });
         let (sender, log) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 let _ = sender.send(serde_json::from_str(&line).unwrap());
             }
         });
-        let serve = Self { child, log, directory };
+        let serve = Self { child, log, errors, directory };
         serve.until("ready");
         serve
     }
@@ -446,6 +455,10 @@ fn a_guest_maps_on_demand_through_the_companion_of_a_strict_dart() {
     let after = inspect(&simulator, &serve);
     assert_eq!((&after["live_regions"], &after["peak_regions"]), (&0.into(), &65_536.into()));
     assert_eq!(after["peak_bytes"], 3u64 << 29);
+    let said = serve.errors.lock().unwrap().join("\n");
+    for limit in ["no more mappings", "no more bytes at once", "no single segment"] {
+        assert!(said.contains(limit), "{limit}: {said}");
+    }
     for limit in ["failed_bytes", "failed_mappings", "failed_segments"] {
         // The hostile rings ask for whatever they like, so there may be more.
         assert!(after[limit].as_u64().unwrap() >= 1, "{limit}: {after}");

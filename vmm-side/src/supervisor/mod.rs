@@ -17,6 +17,7 @@
 //! dead. It distrusts the child: whatever breaks the protocol ends the child.
 
 mod mishap;
+mod murmur;
 pub mod state;
 mod thread;
 

@@ -1,7 +1,7 @@
 //! The supervisor's thread: carries out what [`super::state`] decides.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use ipc::wire::handshake::Role;
 use ipc::{Deadline, Event, MemoryInbox, Tube, TubeError};
 
 use super::mishap::Mishaps;
+use super::murmur::Murmur;
 use super::state::{Cause, Do, Happened, State};
 use super::{Call, CallError, Command, Death, ExitStatus, Protocol, Shared, Spec};
 
@@ -49,8 +50,7 @@ enum Token {
 struct Child {
     process: Process,
     tube: Tube,
-    stderr: Option<OwnedFd>,
-    line: Vec<u8>,
+    murmur: Murmur,
 }
 
 /// The thread's state.
@@ -71,9 +71,6 @@ struct Thread<P: Protocol> {
 pub(super) fn process_name<P: Protocol>(subject: &str) -> String {
     format!("{} process of {subject}", P::COMMAND)
 }
-
-/// Longest line of a child's standard error that is passed on.
-const MAX_LINE: usize = 400;
 
 /// Spawns the child and looks after it until it is dead.
 pub(super) fn run<P: Protocol>(context: Context<P>) {
@@ -130,7 +127,7 @@ fn spawn<P: Protocol>(spec: &Spec, inbox: &MemoryInbox) -> Result<Child, String>
         inbox,
     };
     let process = sys::spawn(&start).map_err(|error| error.to_string())?;
-    Ok(Child { process, tube, stderr: Some(stderr), line: Vec::new() })
+    Ok(Child { process, tube, murmur: Murmur::new(stderr) })
 }
 
 impl<P: Protocol> Thread<P> {
@@ -164,7 +161,7 @@ impl<P: Protocol> Thread<P> {
         if self.tube_open {
             sources.push(Source::readable(&self.child.tube, Token::Tube));
         }
-        if let Some(stderr) = &self.child.stderr {
+        if let Some(stderr) = self.child.murmur.pipe() {
             sources.push(Source::readable(stderr, Token::Stderr));
         }
         poll::wait(&sources, self.mishaps.sooner(self.deadline))
@@ -395,44 +392,8 @@ impl<P: Protocol> Thread<P> {
         self.context.died.signal();
     }
 
-    /// Passes the child's standard error on, line by line.
     fn drain_stderr(&mut self) {
-        let Some(stderr) = &self.child.stderr else {
-            return;
-        };
-        let mut bytes = [0; 4096];
-        let mut closed = false;
-        // As much as one wake-up is worth; the rest waits for the next.
-        for _ in 0..16 {
-            match rustix::io::read(stderr, &mut bytes) {
-                Ok(0) => {
-                    closed = true;
-                    break;
-                }
-                Ok(count) => self.child.line.extend_from_slice(&bytes[..count]),
-                Err(_) => break,
-            }
-            while let Some(end) = self.child.line.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.child.line.drain(..=end).collect();
-                self.log(&line[..end]);
-            }
-            if self.child.line.len() > MAX_LINE {
-                let line = std::mem::take(&mut self.child.line);
-                self.log(&line);
-            }
-        }
-        if closed {
-            let line = std::mem::take(&mut self.child.line);
-            self.log(&line);
-            self.child.stderr = None;
-        }
-    }
-
-    fn log(&self, line: &[u8]) {
-        if !line.is_empty() {
-            let text = printable(&String::from_utf8_lossy(&line[..line.len().min(MAX_LINE)]));
-            let subject = &self.context.spec.subject;
-            tracing::info!("{} {subject} [{}]: {text}", P::COMMAND, self.child.process.pid());
-        }
+        let (subject, pid) = (&self.context.spec.subject, self.child.process.pid());
+        self.child.murmur.drain(&format_args!("{} {subject} [{pid}]", P::COMMAND));
     }
 }

@@ -68,7 +68,7 @@ enum Blow {
 /// How long a replacement may take before the torture calls it lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A process that does not answer for this long is killed, where processes are stopped or hang.
-const DEADLINE: Duration = Duration::from_millis(250);
+const DEADLINE: Duration = Duration::from_millis(600);
 /// Data moved before the first look at what processes hold.
 const WARM_BYTES: u64 = 64 << 20;
 /// Spawns that a recovery is compared with, spread over the run.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cordon_tests::{eventually, is_running, program};
 use ipc::wire::function::{Reply, Request};
-use vmm_side::proxy::FunctionProtocol;
+use vmm_side::slot::FunctionProtocol;
 use vmm_side::supervisor::{CallError, Cause, Deadlines, Death, ExitStatus, Spec, Supervisor};
 
 type Child = Supervisor<FunctionProtocol>;

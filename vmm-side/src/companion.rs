@@ -107,7 +107,7 @@ impl Companion {
     pub(crate) fn new(config: CompanionConfig, device: Arc<Proxy>) -> Result<Self, DeviceError> {
         let entries = config.entries()?;
         let address = device.address();
-        device.container.share(address, &device.connection, Some(device.slot.ram()))?;
+        device.container.share(address, &device.connection, Some(device.slot.reader()))?;
         let set = device.slot.set_companion(Some((config.layout, entries)));
         if set.is_err() {
             let _ = device.container.share(address, &device.connection, None);

@@ -15,7 +15,7 @@ use ipc::wire::connection::DmaEntry;
 use crate::connection::Connection;
 use crate::device::DeviceError;
 pub use crate::memory::GuestRegion;
-use crate::slot::Ram;
+use crate::memory::RingReader;
 
 /// Who maps guest memory for the device (P2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ struct Member {
     /// Its connection process is there and has the memory; one that died took it along.
     present: bool,
     /// Its function process, where a companion reads rings in guest RAM.
-    ram: Option<Ram>,
+    reader: Option<Arc<dyn RingReader>>,
 }
 
 impl Member {
@@ -179,7 +179,7 @@ impl Container {
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
         let member =
-            Member { address, connection: Arc::clone(connection), present: true, ram: None };
+            Member { address, connection: Arc::clone(connection), present: true, reader: None };
         self.give_all(&state, &member)?;
         state.members.push(member);
         Ok(())
@@ -212,7 +212,7 @@ impl Container {
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
         let member =
-            Member { address, connection: Arc::clone(connection), present: true, ram: None };
+            Member { address, connection: Arc::clone(connection), present: true, reader: None };
         self.give_all(&state, &member)?;
         if let Some(known) = state.find(address, connection) {
             known.present = true;
@@ -225,17 +225,17 @@ impl Container {
         &self,
         address: PciAddress,
         connection: &Arc<Connection>,
-        ram: Option<Ram>,
+        reader: Option<Arc<dyn RingReader>>,
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
         let State { regions, members } = &mut *state;
         let member = members.iter_mut().find(|member| member.is(address, connection));
         let Some(member) = member else { return Ok(()) };
-        if let Some(before) = std::mem::replace(&mut member.ram, ram) {
-            regions.keys().for_each(|base| before.remove(*base));
+        if let Some(before) = std::mem::replace(&mut member.reader, reader) {
+            regions.keys().for_each(|base| before.take(*base));
         }
-        let Some(ram) = &member.ram else { return Ok(()) };
-        regions.values().try_for_each(|region| ram.add(Arc::clone(region)))
+        let Some(reader) = &member.reader else { return Ok(()) };
+        regions.values().try_for_each(|region| reader.give(Arc::clone(region)))
     }
 
     /// A function leaves: everything that was mapped for it is removed.
@@ -253,9 +253,9 @@ impl Container {
 
     /// Gives one function one region.
     fn give(&self, member: &Member, region: &Arc<GuestRegion>) -> Result<(), DeviceError> {
-        let Member { address, connection, present, ram } = member;
-        if let Some(ram) = ram {
-            ram.add(Arc::clone(region))?;
+        let Member { address, connection, present, reader } = member;
+        if let Some(reader) = reader {
+            reader.give(Arc::clone(region))?;
         }
         if !present {
             return Ok(());
@@ -274,9 +274,9 @@ impl Container {
     /// Takes one region from one function. What cannot be removed in order is removed with the
     /// process: nobody may reach memory that the guest has got back.
     fn take(&self, member: &Member, region: &GuestRegion) {
-        let Member { address, connection, present, ram } = member;
-        if let Some(ram) = ram {
-            ram.remove(region.iova);
+        let Member { address, connection, present, reader } = member;
+        if let Some(reader) = reader {
+            reader.take(region.iova);
         }
         if !present || connection.death().is_some() {
             return;

@@ -1,6 +1,10 @@
 //! Guest memory as a VMM describes it.
 
+use std::sync::Arc;
+
 use ipc::SharedMemory;
+
+use crate::device::DeviceError;
 
 /// A region of guest memory.
 #[derive(Debug)]
@@ -15,4 +19,16 @@ pub struct GuestRegion {
     pub offset: u64,
     /// Whether devices may write it.
     pub writable: bool,
+}
+
+/// Whoever reads a guest's rings: it is given guest RAM as it comes, and has it taken away.
+pub(crate) trait RingReader: Send + Sync {
+    /// Gives it a region.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; it does not have it then.
+    fn give(&self, region: Arc<GuestRegion>) -> Result<(), DeviceError>;
+
+    /// Takes the region at `base` away.
+    fn take(&self, base: u64);
 }

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::PciAddress;
-use ipc::wire::faults::Misbehaviour;
-use ipc::wire::function::{InterruptAction, InterruptIndex, Ready, Reply, Request, Statistics};
-use ipc::wire::handshake::Role;
+use ipc::wire::function::{InterruptAction, InterruptIndex, Reply, Request, Statistics};
 use ipc::wire::sandbox::SandboxReport;
 
 use crate::connection::{Connection, unexpected};
@@ -16,27 +14,7 @@ use crate::device::{
     PassthroughDevice, RegionInfo,
 };
 use crate::slot::{Presence, Slot};
-use crate::supervisor::{Death, Protocol};
-
-/// What is said to a function process.
-#[derive(Debug)]
-pub struct FunctionProtocol;
-
-impl Protocol for FunctionProtocol {
-    type Request = Request;
-    type Reply = Reply;
-    type Ready = Ready;
-    const ROLE: Role = Role::Function;
-    const COMMAND: &'static str = "function";
-
-    fn shutdown() -> Request {
-        Request::Shutdown
-    }
-
-    fn misbehave(misbehaviour: Misbehaviour) -> Option<Request> {
-        Some(Request::Misbehave(misbehaviour))
-    }
-}
+use crate::supervisor::Death;
 
 /// An attached function.
 pub struct Proxy {

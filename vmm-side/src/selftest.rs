@@ -12,8 +12,8 @@ use ipc::{Deadline, PciAddress};
 use crate::connection::{Connection, ConnectionProtocol};
 use crate::device::DeviceError;
 use crate::host::HostConfig;
-use crate::proxy::FunctionProtocol;
 use crate::recovery::Recovery;
+use crate::slot::FunctionProtocol;
 use crate::supervisor::{Cause, Death, ExitStatus, Protocol, Spec, Supervisor};
 
 /// Exit status of an attempt that came back with an error.

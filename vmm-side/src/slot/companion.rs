@@ -12,16 +12,14 @@ use ipc::wire::function::{Layout, Reply, Request};
 use super::{Child, Shared, Slot};
 use crate::connection::unexpected;
 use crate::device::DeviceError;
-use crate::memory::GuestRegion;
+use crate::memory::{GuestRegion, RingReader};
 use crate::supervisor::CallError;
 
-/// Gives guest RAM to whoever serves a function, now and later.
-#[derive(Clone)]
-pub(crate) struct Ram(Weak<Shared>);
+/// Whoever serves a function, now and later.
+struct Reader(Weak<Shared>);
 
-impl Ram {
-    /// Gives a region.
-    pub(crate) fn add(&self, region: Arc<GuestRegion>) -> Result<(), DeviceError> {
+impl RingReader for Reader {
+    fn give(&self, region: Arc<GuestRegion>) -> Result<(), DeviceError> {
         let Some(shared) = self.0.upgrade() else { return Ok(()) };
         // Before it is asked: a process that comes after it must have it too.
         shared.journal().memory.insert(region.iova, Arc::clone(&region));
@@ -36,8 +34,7 @@ impl Ram {
         }
     }
 
-    /// Takes a region away.
-    pub(crate) fn remove(&self, base: u64) {
+    fn take(&self, base: u64) {
         let Some(shared) = self.0.upgrade() else { return };
         shared.journal().memory.remove(&base);
         // One that is dead, or that came meanwhile, does not have it.
@@ -46,9 +43,9 @@ impl Ram {
 }
 
 impl Slot {
-    /// Gives guest RAM to whoever serves the function.
-    pub(crate) fn ram(&self) -> Ram {
-        Ram(Arc::downgrade(&self.shared))
+    /// Whoever serves the function, as the reader of its companion's rings.
+    pub(crate) fn reader(&self) -> Arc<dyn RingReader> {
+        Arc::new(Reader(Arc::downgrade(&self.shared)))
     }
 
     /// The function has a companion from here on, or has none any more.

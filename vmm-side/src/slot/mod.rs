@@ -25,6 +25,7 @@
 
 mod companion;
 pub mod journal;
+mod protocol;
 mod standby;
 pub mod state;
 mod watcher;
@@ -43,12 +44,11 @@ use ipc::{Deadline, Event, PciAddress};
 use crate::connection::{Claimed, Connection};
 use crate::container::Container;
 use crate::device::DeviceError;
-use crate::proxy::FunctionProtocol;
 use crate::recovery::Recovery;
 use crate::supervisor::{CallError, Cause, Death, Spec, Supervisor};
 use crate::windows::Windows;
-pub(crate) use companion::Ram;
 use journal::Journal;
+pub use protocol::FunctionProtocol;
 use standby::Standby;
 use state::{Machine, Phase};
 use watcher::Watcher;

@@ -11,7 +11,7 @@ use vmm_side::{
     Companion, CompanionConfig, Container, DmaMode, Host, PassthroughDevice as _, Recovery,
 };
 
-use super::steps::Summary;
+use super::summary::Summary;
 use crate::Failure;
 use crate::rig::leftovers::{self, Belongings};
 use crate::rig::probe::Probe;

@@ -5,6 +5,7 @@
 
 mod companion;
 mod steps;
+mod summary;
 
 use std::path::PathBuf;
 

@@ -11,6 +11,7 @@ use vmm_side::{
 };
 
 use super::DemoOptions;
+use super::summary::Summary;
 use crate::output::{self, Sandbox};
 use crate::rig::leftovers::{self, Belongings};
 use crate::rig::nvme::{self, Memory, Nvme};
@@ -21,18 +22,6 @@ use crate::{Failure, programs};
 
 /// What moves while the other function's process is dead.
 const WHILE_DEAD: u64 = 8 << 20;
-
-/// Everything the last line says.
-#[derive(Default)]
-pub(super) struct Summary {
-    pub(super) bytes: u64,
-    /// Bytes of them by bus addresses that the platform chose.
-    pub(super) on_demand: u64,
-    interrupts: serde_json::Map<String, serde_json::Value>,
-    tried: usize,
-    refused: usize,
-    syscalls: u32,
-}
 
 /// Runs every step; the first that does not hold ends the demo.
 pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {

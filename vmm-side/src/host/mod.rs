@@ -1,91 +1,23 @@
 //! Attach and detach (P1): which processes are started in which order, and undone in reverse.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+mod config;
+mod meter;
 
-use ipc::{Deadline, PciAddress};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipc::PciAddress;
 
 use crate::companion::{Companion, CompanionConfig};
 use crate::connection::{Claimed, Connection};
 use crate::container::{Container, DmaMode};
 use crate::device::DeviceError;
-use crate::faults::Faults;
-use crate::proxy::{FunctionProtocol, Proxy};
-use crate::recovery::Recovery;
+use crate::proxy::Proxy;
 use crate::registry::{DuplicateOwner, Registry};
-use crate::slot::{Parts, Slot};
-use crate::supervisor::{Deadlines, Death, Spec, Supervisor};
-
-/// How processes are started.
-#[derive(Clone, Debug)]
-pub struct HostConfig {
-    /// The `device-proc` program.
-    pub device_proc: PathBuf,
-    /// Where the dext is: `sim:PATH` or `iokit`.
-    pub dext: String,
-    /// Refuse to start a process without a layer of its sandbox.
-    pub strict: bool,
-    /// How long things may take.
-    pub deadlines: Deadlines,
-    /// Whether and how a dead process is replaced.
-    pub recovery: Recovery,
-    /// Hand BARs to the guest as windows where the platform can; otherwise every access is trapped.
-    pub windows: bool,
-    /// macOS: the profile with which sandbox-exec starts every process, confined from its first
-    /// instruction, instead of each confining itself with a tighter one.
-    pub launcher: Option<PathBuf>,
-    /// What is to go wrong, for tests of whoever must survive it.
-    pub faults: Option<Arc<Faults>>,
-}
-
-impl HostConfig {
-    pub(crate) fn spec(&self, address: Option<PciAddress>) -> Spec {
-        let mode = if self.strict { "strict" } else { "relaxed" };
-        let mut arguments = vec![format!("--dext={}", self.dext), format!("--sandbox={mode}")];
-        arguments.extend(address.map(|address| format!("--address={address}")));
-        let roles = address.is_some();
-        arguments.extend((roles && self.faults.is_some()).then(|| "--misbehave".to_owned()));
-        let (program, before) = match &self.launcher {
-            None => (self.device_proc.clone(), Vec::new()),
-            Some(profile) => launched(profile, &self.device_proc),
-        };
-        Spec {
-            program,
-            before,
-            arguments,
-            strict: self.strict,
-            subject: address.map_or_else(|| "the dext".to_owned(), |address| address.to_string()),
-            deadlines: self.deadlines,
-            expendable: false,
-            faults: self.faults.clone(),
-        }
-    }
-}
-
-impl HostConfig {
-    fn connection_spec(&self, address: PciAddress) -> Spec {
-        let mut spec = self.spec(Some(address));
-        spec.arguments.extend((!self.windows).then(|| "--no-windows".to_owned()));
-        spec
-    }
-}
-
-/// sandbox-exec, and what it is told before the program's own arguments.
-fn launched(profile: &Path, program: &Path) -> (PathBuf, Vec<String>) {
-    let folder = program.parent().unwrap_or(Path::new("/"));
-    let before = vec![
-        "-f".to_owned(),
-        profile.display().to_string(),
-        "-D".to_owned(),
-        format!("PROGRAM={}", program.display()),
-        "-D".to_owned(),
-        format!("PROGRAM_DIR={}", folder.display()),
-        program.display().to_string(),
-    ];
-    ("/usr/bin/sandbox-exec".into(), before)
-}
+use crate::slot::{FunctionProtocol, Parts, Slot};
+use crate::supervisor::{Death, Supervisor};
+pub use config::HostConfig;
+pub use meter::SpawnMeter;
 
 /// Why a function was not attached. Everything that had been done was undone.
 #[derive(Debug, thiserror::Error)]
@@ -433,100 +365,5 @@ impl Host {
             Err(error) => tracing::warn!("Function {address}: releasing the claim: {error}"),
         }
         self.let_go(connection);
-    }
-}
-
-/// Measures what a bare function process takes from spawn to ready, on a free function: what a
-/// recovery is compared with.
-pub struct SpawnMeter {
-    spec: Spec,
-    connection: Connection,
-    address: PciAddress,
-}
-
-impl SpawnMeter {
-    /// Claims the function, which a function process needs.
-    ///
-    /// # Errors
-    /// [`AttachError`].
-    pub fn start(config: &HostConfig, address: PciAddress) -> Result<Self, AttachError> {
-        let mut spec = config.spec(Some(address));
-        spec.faults = None;
-        spec.expendable = true;
-        let started = Connection::start(&spec, Recovery::OFF);
-        let connection = started.map_err(|death| AttachError::Start { address, death })?;
-        connection.attach(address).map_err(|error| AttachError::Step {
-            address,
-            step: "claiming",
-            error,
-        })?;
-        Ok(Self { spec, connection, address })
-    }
-
-    /// Once.
-    ///
-    /// # Errors
-    /// [`AttachError::Start`].
-    pub fn measure(&self) -> Result<Duration, AttachError> {
-        let patience = Deadline::after(self.spec.deadlines.start);
-        loop {
-            let before = Instant::now();
-            match Supervisor::<FunctionProtocol>::start(&self.spec) {
-                Ok((process, _)) => {
-                    let taken = before.elapsed();
-                    process.stop();
-                    return Ok(taken);
-                }
-                // The dext may still be cleaning up after the one before.
-                Err(_) if !patience.passed() => std::thread::sleep(Duration::from_millis(1)),
-                Err(death) => return Err(AttachError::Start { address: self.address, death }),
-            }
-        }
-    }
-
-    /// Gives the function back.
-    ///
-    /// # Errors
-    /// [`AttachError::Step`].
-    pub fn stop(self) -> Result<(), AttachError> {
-        let released = self.connection.detach(self.address);
-        self.connection.stop();
-        let address = self.address;
-        let failed = |error| AttachError::Step { address, step: "releasing the claim", error };
-        released.map(drop).map_err(failed)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_launcher_starts_the_program_with_its_own_arguments() {
-        let config = HostConfig {
-            device_proc: "/opt/cordon/device-proc".into(),
-            dext: "iokit".to_owned(),
-            strict: true,
-            deadlines: Deadlines::default(),
-            recovery: Recovery::OFF,
-            windows: true,
-            launcher: Some("/opt/cordon/launch.sb".into()),
-            faults: None,
-        };
-        let spec = config.spec(Some("01:00.0".parse().unwrap()));
-        assert_eq!(spec.program, Path::new("/usr/bin/sandbox-exec"));
-        let expected = [
-            "-f",
-            "/opt/cordon/launch.sb",
-            "-D",
-            "PROGRAM=/opt/cordon/device-proc",
-            "-D",
-            "PROGRAM_DIR=/opt/cordon",
-            "/opt/cordon/device-proc",
-        ];
-        assert_eq!(spec.before, expected);
-        assert!(spec.arguments.contains(&"--address=01:00.0".to_owned()));
-        let direct = HostConfig { launcher: None, ..config }.spec(None);
-        assert!(direct.before.is_empty() && direct.program.ends_with("device-proc"));
     }
 }

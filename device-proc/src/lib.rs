@@ -5,7 +5,7 @@
 //! | [`connection`] | connection | claims, DMA registrations and BAR windows of one device |
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
 //! | [`lister`] | lister | what the dext offers, for people |
-//! | [`dext`] | all | the dext's interface: typed client over a thin user-client trait |
+//! | [`dext`] | all | the dext's interface: a crate of its own |
 //! | [`doctor`] | none | what this program says of its own confinement |
 //! | [`memory`] | connection, function | the table of guest memory |
 //! | [`misbehave`] | connection, function | wrong on purpose, where a test asks for it |
@@ -17,7 +17,6 @@
 
 pub mod capabilities;
 pub mod connection;
-pub mod dext;
 pub mod doctor;
 pub mod function;
 pub mod lister;
@@ -26,6 +25,8 @@ pub mod misbehave;
 pub mod options;
 pub mod start;
 mod sys;
+
+pub use dext_client as dext;
 
 /// A failure of the dext's as it travels up: what kind it is for an errno, the code, one line.
 pub(crate) fn failure(error: &dext::DextError) -> ipc::wire::common::Failure {

@@ -1,9 +1,7 @@
 //! The command line of `device-proc`, written by the VMM side and by nobody else.
 
-use std::path::PathBuf;
-use std::str::FromStr;
-
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub use dext_client::Endpoint;
 use ipc::PciAddress;
 
 /// One confined process of Cordon. Started by the VMM side, of no use by hand.
@@ -87,32 +85,6 @@ impl From<Sandbox> for sandbox_profiles::Mode {
         match sandbox {
             Sandbox::Strict => Self::Strict,
             Sandbox::Relaxed => Self::Relaxed,
-        }
-    }
-}
-
-/// Where the dext is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// A simulated dext that listens at this path.
-    Simulated(PathBuf),
-    /// The real one.
-    IoKit,
-}
-
-/// A string that names no dext.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' names no dext: sim:PATH or iokit")]
-pub struct EndpointError(String);
-
-impl FromStr for Endpoint {
-    type Err = EndpointError;
-
-    fn from_str(text: &str) -> Result<Self, EndpointError> {
-        match text.strip_prefix("sim:") {
-            Some(path) if !path.is_empty() => Ok(Self::Simulated(path.into())),
-            None if text == "iokit" => Ok(Self::IoKit),
-            _ => Err(EndpointError(text.to_owned())),
         }
     }
 }

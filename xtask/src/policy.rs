@@ -15,8 +15,9 @@ use crate::Result;
 const EDGES: &[(&str, &[&str])] = &[
     ("ipc", &[]),
     ("sandbox-profiles", &[]),
-    ("device-proc", &["ipc", "sandbox-profiles"]),
-    ("vmm-side", &["ipc"]),
+    ("dext-client", &["ipc"]),
+    ("device-proc", &["dext-client", "ipc", "sandbox-profiles"]),
+    ("vmm-side", &["dext-client", "ipc"]),
     ("dext-sim", &["ipc"]),
     ("cordon-tests", &["device-proc", "ipc", "vmm-side"]),
     ("guest-agent", &[]),

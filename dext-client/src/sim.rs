@@ -11,7 +11,7 @@ use ipc::wire::dext::{Backing, IoReturn, Reply, Request, Service};
 use ipc::wire::handshake::Role;
 use ipc::{Access, Deadline, Event, Handles, SharedMemory, Tube, TubeError};
 
-use super::{Behind, CallError, DextError, Mapped, Registry, UserClient};
+use crate::{Behind, CallError, DextError, Mapped, Registry, UserClient};
 
 /// How long the dext may take: a reset of a real device takes up to a second.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ impl Registry for SimulatedRegistry {
 }
 
 fn naming(operation: &'static str, error: CallError) -> DextError {
-    super::client::named("dext", operation, error)
+    crate::client::named("dext", operation, error)
 }
 
 struct Socket {

@@ -8,7 +8,7 @@ use ipc::wire::common::{BarInfo, Identity};
 use ipc::wire::dext::{IoReturn, MAX_VECTORS, memory, selector};
 use ipc::{Event, PciAddress, TubeError};
 
-use super::{Behind, CallError, DextError, Mapped, UserClient};
+use crate::{Behind, CallError, DextError, Mapped, UserClient};
 
 /// A typed connection to one function.
 pub struct Client {
@@ -18,7 +18,7 @@ pub struct Client {
 }
 
 /// Adds who and what to what a call came back with.
-pub(super) fn named(subject: &str, operation: &'static str, error: CallError) -> DextError {
+pub(crate) fn named(subject: &str, operation: &'static str, error: CallError) -> DextError {
     let subject = subject.to_owned();
     match error {
         CallError::Code(code) => DextError::Refused { subject, operation, code },

@@ -1,4 +1,4 @@
-//! The dext's interface.
+//! The dext's interface, as a client sees it.
 //!
 //! [`UserClient`] is one `io_connect_t` and as thin as that: scalars in and out, memory types,
 //! one kind of asynchronous completion. [`client::Client`] gives it types. [`Registry`] finds and
@@ -7,8 +7,9 @@
 //! When the dext dies, every call is [`DextError::Lost`]; the process reports and exits.
 
 pub mod client;
-#[cfg(test)]
-pub(crate) mod fake;
+mod endpoint;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 #[cfg(target_os = "macos")]
 pub mod iokit;
 pub mod sim;
@@ -18,9 +19,8 @@ use std::os::fd::BorrowedFd;
 use ipc::wire::dext::{IoReturn, Service};
 use ipc::{Event, PciAddress, SharedMemory, TubeError, Window};
 
-use crate::options::Endpoint;
-
 pub use client::Client;
+pub use endpoint::{Endpoint, EndpointError};
 
 /// Why the dext did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

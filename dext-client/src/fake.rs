@@ -2,7 +2,12 @@
 //!
 //! Function 01:00.0 with the probe device's BARs, 32 MSI-X vectors with the table in BAR 0 at
 //! 0x8000, and config bytes that can be computed.
-#![expect(clippy::cast_possible_truncation, reason = "small numbers of a test's making")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    reason = "small numbers of a test's making"
+)]
+#![allow(missing_docs, reason = "for unit tests")]
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -12,13 +17,13 @@ use ipc::event::Signaller;
 use ipc::wire::dext::{ENABLED_WORDS, INTERRUPT_PAGE, IoReturn, memory, selector};
 use ipc::{Access, Event, SharedMemory, TubeError, Window};
 
-use super::{Behind, CallError, Client, Mapped, UserClient};
+use crate::{Behind, CallError, Client, Mapped, UserClient};
 
 /// A call as it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Call {
-    pub(crate) selector: u32,
-    pub(crate) inputs: Vec<u64>,
+pub struct Call {
+    pub selector: u32,
+    pub inputs: Vec<u64>,
 }
 
 #[derive(Default)]
@@ -35,7 +40,7 @@ struct State {
 
 /// The test's side.
 #[derive(Clone)]
-pub(crate) struct Fake(Arc<Mutex<State>>);
+pub struct Fake(Arc<Mutex<State>>);
 
 struct Connection {
     state: Fake,
@@ -53,7 +58,7 @@ const BARS: [Option<[u64; 3]>; 6] = [
 ];
 
 impl Fake {
-    pub(crate) fn client() -> (Self, Client) {
+    pub fn client() -> (Self, Client) {
         let fake = Self(Arc::default());
         let event = Event::new().unwrap();
         fake.state().completion = Some(event.signaller().unwrap());
@@ -65,41 +70,41 @@ impl Fake {
         self.0.lock().unwrap()
     }
 
-    pub(crate) fn calls(&self) -> Vec<Call> {
+    pub fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }
 
-    pub(crate) fn calls_of(&self, selector: u32) -> Vec<Vec<u64>> {
+    pub fn calls_of(&self, selector: u32) -> Vec<Vec<u64>> {
         let calls = self.calls().into_iter();
         calls.filter(|call| call.selector == selector).map(|call| call.inputs).collect()
     }
 
-    pub(crate) fn fail(&self, selector: u32, code: IoReturn) {
+    pub fn fail(&self, selector: u32, code: IoReturn) {
         self.state().fails.insert(selector, code);
     }
 
-    pub(crate) fn recover(&self, selector: u32) {
+    pub fn recover(&self, selector: u32) {
         self.state().fails.remove(&selector);
     }
 
-    pub(crate) fn fail_map(&self, bar: u32, code: IoReturn) {
+    pub fn fail_map(&self, bar: u32, code: IoReturn) {
         self.state().map_fails.insert(memory::BAR0 + bar, code);
     }
 
-    pub(crate) fn die(&self) {
+    pub fn die(&self) {
         self.state().dead = true;
     }
 
-    pub(crate) fn mapped_bars(&self) -> Vec<u32> {
+    pub fn mapped_bars(&self) -> Vec<u32> {
         self.state().mapped.iter().map(|kind| kind - memory::BAR0).collect()
     }
 
-    pub(crate) fn registered(&self) -> Vec<(u64, u64)> {
+    pub fn registered(&self) -> Vec<(u64, u64)> {
         self.state().registered.iter().map(|(key, size)| (*key, *size)).collect()
     }
 
     /// The device fires vectors, masked or not.
-    pub(crate) fn pend(&self, vectors: &[u16]) {
+    pub fn pend(&self, vectors: &[u16]) {
         let state = self.state();
         let page = state.page.as_ref().unwrap();
         for vector in vectors {
@@ -109,7 +114,7 @@ impl Fake {
     }
 
     /// The bytes that config space holds.
-    pub(crate) fn config_bytes(offset: u64, length: usize) -> Vec<u8> {
+    pub fn config_bytes(offset: u64, length: usize) -> Vec<u8> {
         let byte = |at: u64| match at {
             0x06 => 0x10,
             0x34 => 0x40,

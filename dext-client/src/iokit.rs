@@ -40,7 +40,7 @@ use ipc::wire::dext::{Client as Peer, IoReturn, Service, memory, selector};
 use ipc::{Access, Event, Window};
 use mach2::traps::mach_task_self;
 
-use super::{Behind, CallError, DextError, Mapped, Registry, UserClient};
+use crate::{Behind, CallError, DextError, Mapped, Registry, UserClient};
 
 /// What services of DriverKit extensions are to the kernel.
 const KERNEL_CLASS: &CStr = c"IOUserService";
@@ -188,7 +188,7 @@ impl Registry for IoKitRegistry {
     }
 
     fn open(&self, service: u64, kind: u32) -> Result<Box<dyn UserClient>, DextError> {
-        let gone = || super::client::named("dext", "Open", CallError::Code(IoReturn::NOT_ATTACHED));
+        let gone = || crate::client::named("dext", "Open", CallError::Code(IoReturn::NOT_ATTACHED));
         // SAFETY: the matching dictionary is consumed by the look-up, which gives one reference.
         let found: io_service_t = unsafe {
             let matching = IORegistryEntryIDMatching(service);
@@ -201,7 +201,7 @@ impl Registry for IoKitRegistry {
         let client = IoKitClient::open(&service, kind);
         client
             .map(|client| Box::new(client) as _)
-            .map_err(|error| super::client::named("dext", "Open", error))
+            .map_err(|error| crate::client::named("dext", "Open", error))
     }
 }
 

@@ -33,8 +33,8 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .init();
     let ended = match Options::parse().role {
-        RoleOptions::Connection { address, no_windows, common } => {
-            connection::run(address, !no_windows, &common)
+        RoleOptions::Connection { address, windows, common } => {
+            connection::run(address, windows, &common)
         }
         RoleOptions::Function { address, standby, common } => {
             function::run(address, standby, &common)

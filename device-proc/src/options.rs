@@ -21,9 +21,9 @@ pub enum RoleOptions {
         /// Any function of the device.
         #[arg(long)]
         address: PciAddress,
-        /// Hand no BAR on: every access is trapped.
-        #[arg(long)]
-        no_windows: bool,
+        /// What becomes of the BARs.
+        #[arg(long, value_enum, default_value_t = Windows::Handed)]
+        windows: Windows,
         /// What all roles share.
         #[command(flatten)]
         common: Common,
@@ -69,6 +69,17 @@ pub struct Common {
     /// Do wrong when the VMM side says so: for tests of whoever must survive it.
     #[arg(long)]
     pub misbehave: bool,
+}
+
+/// What becomes of the BARs that a guest may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Windows {
+    /// Their memory is handed to the VMM.
+    Handed,
+    /// They are described, and the VMM maps them by a connection of its own.
+    Described,
+    /// None is a window: every access is trapped.
+    Trapped,
 }
 
 /// What to do about a missing layer of the sandbox.

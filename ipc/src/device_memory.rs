@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 
 use crate::shm::SharedMemory;
-use crate::sys::MemoryEntry;
+use crate::sys::{self, MemoryEntry};
 use crate::window::{Access, Window, WindowError};
 
 /// By what another process gets at it.
@@ -14,6 +15,8 @@ pub enum DeviceMemory {
     Descriptor(SharedMemory),
     /// A memory entry, which travels through a port (macOS; nowhere else is there one).
     Entry(MemoryEntry),
+    /// Nothing: this process mapped it itself, and maps it again (macOS).
+    Own(Arc<Window>),
 }
 
 impl DeviceMemory {
@@ -31,6 +34,7 @@ impl DeviceMemory {
         match self {
             Self::Descriptor(memory) => memory.size(),
             Self::Entry(entry) => entry.size(),
+            Self::Own(window) => window.length() as u64,
         }
     }
 
@@ -42,6 +46,7 @@ impl DeviceMemory {
         match self {
             Self::Descriptor(memory) => memory.map(offset, length, Access::ReadWrite),
             Self::Entry(entry) => entry.map(offset, length, Access::ReadWrite),
+            Self::Own(window) => sys::map_again(window, offset, length),
         }
     }
 
@@ -53,6 +58,7 @@ impl DeviceMemory {
         match self {
             Self::Descriptor(memory) => window.replace(memory, offset),
             Self::Entry(entry) => entry.put_under(window, offset),
+            Self::Own(own) => sys::put_again_under(own, offset, window),
         }
     }
 
@@ -61,7 +67,7 @@ impl DeviceMemory {
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Descriptor(memory) => Some(memory.as_fd()),
-            Self::Entry(_) => None,
+            Self::Entry(_) | Self::Own(_) => None,
         }
     }
 
@@ -69,7 +75,7 @@ impl DeviceMemory {
     #[must_use]
     pub fn entry(&self) -> Option<&MemoryEntry> {
         match self {
-            Self::Descriptor(_) => None,
+            Self::Descriptor(_) | Self::Own(_) => None,
             Self::Entry(entry) => Some(entry),
         }
     }
@@ -82,6 +88,7 @@ impl DeviceMemory {
         Ok(match self {
             Self::Descriptor(memory) => Self::Descriptor(memory.try_clone()?),
             Self::Entry(entry) => Self::Entry(entry.clone()),
+            Self::Own(window) => Self::Own(Arc::clone(window)),
         })
     }
 
@@ -96,6 +103,7 @@ impl DeviceMemory {
                 matches!((file(one), file(two)), (Ok(one), Ok(two)) if one == two)
             }
             (Self::Entry(one), Self::Entry(two)) => one.is_same(two),
+            (Self::Own(one), Self::Own(two)) => Arc::ptr_eq(one, two),
             _ => false,
         }
     }

@@ -194,14 +194,14 @@ fn connection_messages() {
         identity: identity(),
         bars: [None; 6],
         windows: vec![window],
-        by_port: true,
+        carrier: connection::Carrier::Port,
         warnings: vec![],
     };
     golden(
         Reply::Attached(Box::new(attached)),
         &format!(
             "01000000 {IDENTITY} 000000000000 0100000000000000 \
-             00 0000000000000000 0080000000000000 0000000000000000 01 0000000000000000"
+             00 0000000000000000 0080000000000000 0000000000000000 01000000 0000000000000000"
         ),
     );
     let statistics = DmaStatistics {
@@ -223,6 +223,7 @@ fn connection_messages() {
     golden(Request::ReleaseDma { function: 2 }, "0a000000 02");
     golden(Request::Misbehave(misbehaviour()), &format!("0b000000 {MISBEHAVIOUR}"));
     unknown_tag::<Request>(12);
+    unknown_tag::<connection::Carrier>(3);
     unknown_tag::<Reply>(4);
 }
 

@@ -229,7 +229,7 @@ pub fn config(simulator: &Simulator) -> HostConfig {
         deadlines: Deadlines::default(),
         recovery: vmm_side::Recovery::OFF,
         faults: None,
-        windows: true,
+        windows: vmm_side::WindowRoute::Handed,
         launcher: None,
     }
 }

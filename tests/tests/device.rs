@@ -8,7 +8,7 @@ use cordon_tests::{RAM_BASE, Simulator, Vmm, config};
 use ipc::wire::function::InterruptIndex;
 use ipc::{Deadline, Event, Window};
 use vmm_side::device::InterruptSetup;
-use vmm_side::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy};
+use vmm_side::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy, WindowRoute};
 
 struct Setup {
     simulator: Simulator,
@@ -106,7 +106,7 @@ fn p7_traps_and_windows_reach_the_same_memory() {
 #[test]
 fn without_windows_every_access_is_trapped() {
     let simulator = Simulator::usual();
-    let config = HostConfig { windows: false, ..config(&simulator) };
+    let config = HostConfig { windows: WindowRoute::Trapped, ..config(&simulator) };
     let vmm = Vmm::new(config, DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
     assert!(probe.windows().unwrap().is_empty() && probe.map_windows().unwrap().is_empty());
@@ -117,6 +117,35 @@ fn without_windows_every_access_is_trapped() {
     probe.bar_write(2, 0x1000, &[1, 2, 3, 4]).unwrap();
     probe.bar_read(2, 0x1000, &mut bytes).unwrap();
     assert_eq!(bytes, [1, 2, 3, 4]);
+}
+
+#[test]
+fn windows_by_a_connection_of_the_vmms_own_are_the_same_and_come_back() {
+    let mut simulator = Simulator::usual();
+    let recovery = vmm_side::Recovery::default();
+    let windows = WindowRoute::OwnConnection;
+    let config = HostConfig { windows, recovery, ..config(&simulator) };
+    let vmm = Vmm::new(config, DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let shape = |proxy: &Proxy| -> Vec<(u8, u64, u64)> {
+        let all = proxy.windows().unwrap();
+        all.iter().map(|one| (one.bar, one.offset, one.length)).collect()
+    };
+    let handed = Vmm::new(cordon_tests::config(&simulator), DmaMode::Direct);
+    let mapped = probe.map_windows().unwrap();
+    assert_eq!(mapped[0].window().read::<u32>(0).unwrap(), u32::from_le_bytes(*b"PRBE"));
+    probe.bar_write(0, 0x10, &[1, 2, 3, 4]).unwrap();
+    assert_eq!(mapped[0].window().read::<u32>(0x10).unwrap(), 0x0403_0201);
+    // The MSI-X pages are left out as they are otherwise.
+    let own = shape(&probe);
+    simulator.kill();
+    simulator.restart();
+    assert!(cordon_tests::eventually(|| probe.returns() == 1));
+    assert_eq!(mapped[0].window().read::<u32>(0).unwrap(), u32::from_le_bytes(*b"PRBE"));
+    vmm.host.detach(&probe);
+    simulator.assert_released("01:00.1");
+    let other = handed.attach("01:00.1");
+    assert_eq!(shape(&other), own);
 }
 
 #[test]

@@ -63,6 +63,14 @@ impl DeviceError {
     }
 }
 
+impl DeviceError {
+    /// Whether nobody answers for the device: on a bus, reads of all ones and writes that go nowhere.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Gone(_) | Self::NoDevice(_))
+    }
+}
+
 impl From<Failure> for DeviceError {
     fn from(failure: Failure) -> Self {
         let message = printable(&failure.message);

@@ -44,7 +44,7 @@ mod windows;
 pub use companion::{Companion, CompanionConfig};
 pub use container::{Container, DmaMode};
 pub use device::{DeviceError, PassthroughDevice};
-pub use host::{Host, HostConfig};
+pub use host::{Host, HostConfig, WindowRoute};
 pub use proxy::Proxy;
 pub use recovery::Recovery;
 pub use slot::Presence;

@@ -87,7 +87,7 @@ pub fn run(
 ) -> Result<Vec<Attempt>, SelfTestError> {
     let names = names(probe).map_err(|error| SelfTestError::Program(probe.to_owned(), error))?;
     let claim = |error| SelfTestError::Claim(address, error);
-    let connection = Connection::start(&config.spec(Some(address)), Recovery::OFF)
+    let connection = Connection::start(&config.spec(Some(address)), Recovery::OFF, None)
         .map_err(SelfTestError::Start)?;
     connection.attach(address).map_err(claim)?;
     let mut attempts = Vec::new();

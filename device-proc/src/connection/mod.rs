@@ -24,7 +24,7 @@ use self::companion::Companion;
 use self::slot::Slot;
 use crate::dext::{self, DextError};
 use crate::misbehave::Misbehave;
-use crate::options::Common;
+use crate::options::{Common, Windows};
 use crate::start::{self, RoleError};
 
 /// What the main loop waits for.
@@ -50,7 +50,7 @@ pub struct ConnectionProcess {
 ///
 /// # Errors
 /// [`RoleError`].
-pub fn run(address: PciAddress, windows: bool, common: &Common) -> Result<(), RoleError> {
+pub fn run(address: PciAddress, windows: Windows, common: &Common) -> Result<(), RoleError> {
     start::run::<_, _, Reply>(
         common,
         Role::Connection,
@@ -65,7 +65,7 @@ pub fn run(address: PciAddress, windows: bool, common: &Common) -> Result<(), Ro
 /// [`RoleError`].
 pub fn prepare(
     address: PciAddress,
-    windows: bool,
+    windows: Windows,
     common: &Common,
     tube: &Tube,
 ) -> Result<(ConnectionProcess, Ready), RoleError> {

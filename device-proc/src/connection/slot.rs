@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::connection::{Attached, BarWindow, DmaEntry, DmaStatistics};
+use ipc::wire::connection::{Attached, BarWindow, Carrier, DmaEntry, DmaStatistics};
 use ipc::wire::dext::IoReturn;
 use ipc::wire::dma::Outcome;
 use ipc::{DeviceMemory, PciAddress, Window};
@@ -14,6 +14,7 @@ use super::windows::guest_windows;
 use crate::dext::{Client, DextError};
 use crate::function::bars::is_mappable;
 use crate::memory::MemoryTable;
+use crate::options::Windows;
 use crate::{capabilities, failure, start};
 
 /// What attaching brings: what may be said of the function, and the memory of each window, which is
@@ -68,14 +69,14 @@ pub struct Slot {
     statistics: DmaStatistics,
     /// Mappings of BARs that were handed on as parts of this process's memory.
     mapped: Vec<Window>,
-    /// Whether BARs are handed on at all.
-    windows: bool,
+    /// What becomes of the BARs.
+    windows: Windows,
 }
 
 impl Slot {
-    /// A function that is open and not claimed. Without `windows` its BARs are served by traps.
+    /// A function that is open and not claimed.
     #[must_use]
-    pub fn new(client: Client, windows: bool) -> Self {
+    pub fn new(client: Client, windows: Windows) -> Self {
         let (registrations, statistics) = (BTreeMap::new(), DmaStatistics::default());
         let memory = MemoryTable::default();
         let last = LastBatch::default();
@@ -141,7 +142,7 @@ impl Slot {
         let bars = client.bars()?;
         let (mut windows, mut handles, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (bar, info) in (0u8..).zip(bars) {
-            let Some(info) = info.filter(|info| self.windows && is_mappable(info)) else {
+            let Some(info) = info.filter(is_mappable) else {
                 continue;
             };
             let mapped = match client.map_bar(bar) {
@@ -153,7 +154,18 @@ impl Slot {
                 }
             };
             let size = mapped.window.length() as u64;
-            let parts = guest_windows(bar, &info, size, msix.as_ref());
+            let parts = match self.windows {
+                Windows::Trapped => Vec::new(),
+                Windows::Handed | Windows::Described => {
+                    guest_windows(bar, &info, size, msix.as_ref())
+                }
+            };
+            if self.windows == Windows::Described {
+                let describe =
+                    |(offset, length)| BarWindow { bar, offset, length, memory_offset: offset };
+                windows.extend(parts.into_iter().map(describe));
+                continue;
+            }
             if let Some(memory) = mapped.memory {
                 let memory = Arc::new(DeviceMemory::from(memory));
                 for (offset, length) in parts {
@@ -177,8 +189,13 @@ impl Slot {
             self.mapped.push(mapped.window);
         }
         let by_port = handles.iter().any(|memory| memory.entry().is_some());
+        let carrier = match self.windows {
+            Windows::Described => Carrier::Own,
+            _ if by_port => Carrier::Port,
+            Windows::Handed | Windows::Trapped => Carrier::Descriptors,
+        };
         let identity = client.identity();
-        let attached = Attached { identity, bars, windows, by_port, warnings };
+        let attached = Attached { identity, bars, windows, carrier, warnings };
         Ok((attached, handles))
     }
 
@@ -368,7 +385,7 @@ mod tests {
     fn attached() -> (Fake, Slot) {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
-        let mut slot = Slot::new(client, true);
+        let mut slot = Slot::new(client, Windows::Handed);
         slot.attach().unwrap();
         fake.recover(selector::REGISTER_DMA_REGION);
         let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
@@ -384,7 +401,7 @@ mod tests {
     fn attaching_claims_and_exports_the_windows() {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
-        let mut slot = Slot::new(client, true);
+        let mut slot = Slot::new(client, Windows::Handed);
         let (attached, handles) = slot.attach().unwrap();
         assert_eq!(fake.calls_of(selector::CLAIM).len(), 1);
         let windows: Vec<_> =
@@ -398,7 +415,7 @@ mod tests {
     fn p1_1_a_function_that_somebody_else_claimed_is_left_alone() {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::BAD_ARGUMENT);
-        let refused = Slot::new(client, true).attach().unwrap_err();
+        let refused = Slot::new(client, Windows::Handed).attach().unwrap_err();
         assert_eq!(refused.kind, FailureKind::Busy);
         assert!(refused.message.contains("01:00.0"), "{}", refused.message);
         assert_eq!(fake.calls_of(selector::CLAIM).len(), 0);
@@ -409,7 +426,7 @@ mod tests {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
         fake.fail_map(2, IoReturn::NO_MEMORY);
-        let (attached, _) = Slot::new(client, true).attach().unwrap();
+        let (attached, _) = Slot::new(client, Windows::Handed).attach().unwrap();
         let [warning] = &attached.warnings[..] else { panic!("{:?}", attached.warnings) };
         for part in ["BAR 2", "01:00.0", "0xe00002bd"] {
             assert!(warning.contains(part), "{warning}");

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -158,4 +159,25 @@ impl MemoryPort {
     pub fn send(&self, _: u32, _: &[&MemoryEntry], _: Deadline) -> io::Result<()> {
         match self.0 {}
     }
+}
+
+/// A second mapping of what this process has mapped. There is none here: all device memory has a
+/// descriptor.
+pub(crate) fn map_again(
+    _: &Arc<Window>,
+    offset: u64,
+    length: usize,
+) -> Result<Window, WindowError> {
+    let source = io::ErrorKind::Unsupported.into();
+    Err(WindowError::Map { offset, length: length as u64, source })
+}
+
+/// [`map_again`], under a window.
+pub(crate) fn put_again_under(
+    _: &Arc<Window>,
+    offset: u64,
+    window: &Window,
+) -> Result<(), WindowError> {
+    let source = io::ErrorKind::Unsupported.into();
+    Err(WindowError::Map { offset, length: window.length() as u64, source })
 }

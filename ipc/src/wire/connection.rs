@@ -29,6 +29,17 @@ pub struct BarWindow {
     pub memory_offset: u64,
 }
 
+/// How the memory of windows reaches the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Carrier {
+    /// One descriptor for each, beside the message.
+    Descriptors,
+    /// One memory entry for each, through the memory port, under the function's number.
+    Port,
+    /// Not at all: the VMM maps the BARs by a connection of its own.
+    Own,
+}
+
 /// The answer to [`Request::Attach`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
@@ -38,9 +49,8 @@ pub struct Attached {
     pub bars: [Option<BarInfo>; 6],
     /// The parts of its BARs that a guest may have, MSI-X pages left out (P7.3).
     pub windows: Vec<BarWindow>,
-    /// Whether their memory comes through the memory port, under the function's number, instead of
-    /// beside this message.
-    pub by_port: bool,
+    /// How their memory comes.
+    pub carrier: Carrier,
     /// BARs that could not be mapped and are served by traps only: one line each (P7.4).
     pub warnings: Vec<String>,
 }

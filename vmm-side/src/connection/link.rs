@@ -31,6 +31,8 @@ pub(super) type Process = Supervisor<ConnectionProtocol>;
 pub(super) struct Shared {
     pub(super) spec: Spec,
     pub(super) recovery: Recovery,
+    /// The dext, if the VMM maps windows by a connection of its own.
+    pub(super) own: Option<String>,
     pub(super) state: Mutex<State>,
     pub(super) died: Signaller,
 }

@@ -2,6 +2,7 @@
 //! device. Shared by the functions of that device that are attached.
 
 mod link;
+mod own;
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +10,7 @@ use std::thread::JoinHandle;
 
 use ipc::event::Signaller;
 use ipc::wire::common::{BarInfo, Identity};
-use ipc::wire::connection::{BarWindow, DmaEntry, DmaStatistics, Ready, Reply, Request};
+use ipc::wire::connection::{BarWindow, Carrier, DmaEntry, DmaStatistics, Ready, Reply, Request};
 use ipc::wire::faults::Misbehaviour;
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::SandboxReport;
@@ -78,11 +79,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Starts a connection process for the device of `spec`.
+    /// Starts a connection process for the device of `spec`. `own` names the dext if the VMM is to
+    /// map windows by a connection of its own.
     ///
     /// # Errors
     /// The [`Death`] of a process that did not become ready.
-    pub fn start(spec: &Spec, recovery: Recovery) -> Result<Self, Arc<Death>> {
+    pub fn start(spec: &Spec, recovery: Recovery, own: Option<String>) -> Result<Self, Arc<Death>> {
         let (process, ready) = Process::start(spec)?;
         let nobody =
             Arc::new(Death { cause: Cause::Stopped, ..Death::of_connection(&spec.subject) });
@@ -95,6 +97,7 @@ impl Connection {
         let shared = Arc::new(Shared {
             spec: spec.clone(),
             recovery,
+            own,
             state: Mutex::new(State::new(process, ready, Link::Up(0, Arc::clone(&nobody)))),
             died: died.signaller().map_err(broken)?,
         });
@@ -207,14 +210,21 @@ impl Connection {
         for warning in &attached.warnings {
             tracing::warn!("{}", crate::text::printable(warning));
         }
-        let memories = if attached.by_port {
-            process.memory(address.function().into(), &attached.windows)?
-        } else {
-            let counts = handles.expect(attached.windows.len());
-            counts.map_err(|error| DeviceError::Io(error.to_string()))?;
-            let taken: Result<Vec<_>, _> = handles.map(SharedMemory::from_peer).collect();
-            let taken = taken.map_err(|error| DeviceError::Io(error.to_string()))?;
-            taken.into_iter().map(DeviceMemory::from).collect()
+        let by_descriptor = attached.carrier == Carrier::Descriptors;
+        let count = if by_descriptor { attached.windows.len() } else { 0 };
+        handles.expect(count).map_err(|error| DeviceError::Io(error.to_string()))?;
+        let memories = match (attached.carrier, &self.shared.own) {
+            (Carrier::Port, _) => process.memory(address.function().into(), &attached.windows)?,
+            (Carrier::Own, Some(dext)) => own::memory(dext, address, &attached.windows)?,
+            (Carrier::Own, None) => {
+                let message = "It describes windows that it was to hand on".to_owned();
+                return Err(DeviceError::Io(message));
+            }
+            (Carrier::Descriptors, _) => {
+                let taken: Result<Vec<_>, _> = handles.map(SharedMemory::from_peer).collect();
+                let taken = taken.map_err(|error| DeviceError::Io(error.to_string()))?;
+                taken.into_iter().map(DeviceMemory::from).collect()
+            }
         };
         let mut windows = Vec::new();
         for (window, memory) in attached.windows.iter().zip(memories) {

@@ -9,6 +9,29 @@ use crate::faults::Faults;
 use crate::recovery::Recovery;
 use crate::supervisor::{Deadlines, Spec};
 
+/// How BARs become windows of the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowRoute {
+    /// The connection process hands their memory on: a descriptor, or on macOS a memory entry.
+    Handed,
+    /// The VMM maps them by an unclaimed connection of its own. That gives the VMM the dext's full
+    /// powers, against the split; for platforms where handing on does not work.
+    OwnConnection,
+    /// They do not: every access is trapped.
+    Trapped,
+}
+
+impl WindowRoute {
+    /// As a connection process is told.
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Handed => "handed",
+            Self::OwnConnection => "described",
+            Self::Trapped => "trapped",
+        }
+    }
+}
+
 /// How processes are started.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
@@ -22,8 +45,8 @@ pub struct HostConfig {
     pub deadlines: Deadlines,
     /// Whether and how a dead process is replaced.
     pub recovery: Recovery,
-    /// Hand BARs to the guest as windows where the platform can; otherwise every access is trapped.
-    pub windows: bool,
+    /// How BARs become windows of the guest's.
+    pub windows: WindowRoute,
     /// macOS: the profile with which sandbox-exec starts every process, confined from its first
     /// instruction, instead of each confining itself with a tighter one.
     pub launcher: Option<PathBuf>,
@@ -58,8 +81,13 @@ impl HostConfig {
 impl HostConfig {
     pub(super) fn connection_spec(&self, address: PciAddress) -> Spec {
         let mut spec = self.spec(Some(address));
-        spec.arguments.extend((!self.windows).then(|| "--no-windows".to_owned()));
+        spec.arguments.push(format!("--windows={}", self.windows.argument()));
         spec
+    }
+
+    /// The dext, if this side maps windows by a connection of its own.
+    pub(super) fn own_connection(&self) -> Option<String> {
+        (self.windows == WindowRoute::OwnConnection).then(|| self.dext.clone())
     }
 }
 
@@ -90,7 +118,7 @@ mod tests {
             strict: true,
             deadlines: Deadlines::default(),
             recovery: Recovery::OFF,
-            windows: true,
+            windows: WindowRoute::Handed,
             launcher: Some("/opt/cordon/launch.sb".into()),
             faults: None,
         };

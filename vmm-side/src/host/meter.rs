@@ -27,7 +27,7 @@ impl SpawnMeter {
         let mut spec = config.spec(Some(address));
         spec.faults = None;
         spec.expendable = true;
-        let started = Connection::start(&spec, Recovery::OFF);
+        let started = Connection::start(&spec, Recovery::OFF, None);
         let connection = started.map_err(|death| AttachError::Start { address, death })?;
         connection.attach(address).map_err(|error| AttachError::Step {
             address,

@@ -16,7 +16,7 @@ use crate::proxy::Proxy;
 use crate::registry::{DuplicateOwner, Registry};
 use crate::slot::{FunctionProtocol, Parts, Slot};
 use crate::supervisor::{Death, Supervisor};
-pub use config::HostConfig;
+pub use config::{HostConfig, WindowRoute};
 pub use meter::SpawnMeter;
 
 /// Why a function was not attached. Everything that had been done was undone.
@@ -295,8 +295,11 @@ impl Host {
         if let Some(connection) = connections.iter().find(|one| one.reserve(address)) {
             return Ok(Arc::clone(connection));
         }
-        let started =
-            Connection::start(&self.config.connection_spec(address), self.config.recovery);
+        let started = Connection::start(
+            &self.config.connection_spec(address),
+            self.config.recovery,
+            self.config.own_connection(),
+        );
         let connection = started.map_err(|death| AttachError::Start { address, death })?;
         if !connection.reserve(address) {
             let error = DeviceError::NoDevice(format!("the dext has no function {address}"));

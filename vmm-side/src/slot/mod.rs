@@ -38,6 +38,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipc::event::Signaller;
+use ipc::wire::common::FailureKind;
 use ipc::wire::function::{InterruptAction, InterruptIndex, MAX_ASSIGN, Ready, Reply, Request};
 use ipc::{Deadline, Event, PciAddress};
 
@@ -108,6 +109,9 @@ pub enum Presence {
     /// Given up: all ones.
     Gone(Arc<Death>),
 }
+
+/// How long a process may take to end after it has said that its dext is gone.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A function and whoever serves it now.
 pub(crate) struct Slot {
@@ -324,6 +328,15 @@ impl Shared {
                     return Err(CallError::Dead(death));
                 }
                 Err(CallError::Dead(_)) => after = Some(generation),
+                // Its last words: the dext is gone, and it ends.
+                Err(CallError::Refused(failure))
+                    if failure.kind == FailureKind::NoDevice
+                        && failure.code.is_none()
+                        && self.recovery.most_deaths > 0
+                        && ends_soon(&child) =>
+                {
+                    after = Some(generation);
+                }
                 answered => return answered.map(|(reply, _)| reply),
             }
         }
@@ -382,6 +395,11 @@ fn assign(
         first = first.saturating_add(u16::try_from(part.len()).unwrap_or(u16::MAX));
     }
     Ok(())
+}
+
+/// Whether a process ends within [`LAST_WORDS`].
+fn ends_soon(child: &Child) -> bool {
+    ipc::poll::wait_readable(child.died(), Deadline::after(LAST_WORDS)).unwrap_or(false)
 }
 
 fn duplicate(signallers: &[&Signaller]) -> std::io::Result<Vec<OwnedFd>> {

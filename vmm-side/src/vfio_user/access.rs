@@ -2,8 +2,8 @@
 
 use super::config::VirtualConfig;
 use super::protocol::{MAX_DATA, Refusal, at_least, refuse};
+use crate::PassthroughDevice;
 use crate::device::CONFIG_REGION;
-use crate::{DeviceError, PassthroughDevice};
 
 /// What is accessed.
 struct Access {
@@ -91,7 +91,7 @@ pub(super) fn read(
         let (now, later) = rest.split_at_mut(width);
         match device.bar_read(access.bar(), at, now) {
             // A device that is gone reads as all ones.
-            Err(DeviceError::Gone(_)) => now.fill(0xff),
+            Err(error) if error.is_absent() => now.fill(0xff),
             other => other?,
         }
         at += width as u64;
@@ -121,7 +121,7 @@ pub(super) fn write(
         let width = width(at, rest.len());
         let (now, later) = rest.split_at(width);
         match device.bar_write(access.bar(), at, now) {
-            Err(DeviceError::Gone(_)) => {}
+            Err(error) if error.is_absent() => {}
             other => other?,
         }
         at += width as u64;

@@ -64,7 +64,7 @@ impl VirtualConfig {
         data: &mut [u8],
     ) -> Result<(), DeviceError> {
         match device.config_read(offset, data) {
-            Err(DeviceError::Gone(_)) => {
+            Err(error) if error.is_absent() => {
                 data.fill(0xff);
                 return Ok(());
             }
@@ -101,7 +101,7 @@ impl VirtualConfig {
             let width = [4, 2, 1].into_iter().find(|width| fits(*width)).unwrap_or(1);
             let (now, later) = rest.split_at(width);
             match device.config_write(at, now) {
-                Err(DeviceError::Gone(_)) => {}
+                Err(error) if error.is_absent() => {}
                 other => other?,
             }
             (at, rest) = (at + u32::try_from(width).unwrap_or_default(), later);

@@ -7,8 +7,8 @@ use ipc::event::Signaller;
 use ipc::wire::function::InterruptIndex;
 
 use super::protocol::{Refusal, at_least, refuse};
+use crate::PassthroughDevice;
 use crate::device::InterruptSetup;
-use crate::{DeviceError, PassthroughDevice};
 
 const DATA_NONE: u32 = 1;
 const DATA_BOOL: u32 = 1 << 1;
@@ -100,7 +100,7 @@ fn act(
     };
     match device.set_interrupts(index, setup) {
         // Nobody answers on a bus without the device, and nobody minds.
-        Err(DeviceError::Gone(_)) => Ok(()),
+        Err(error) if error.is_absent() => Ok(()),
         other => Ok(other?),
     }
 }

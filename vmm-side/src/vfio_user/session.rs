@@ -8,7 +8,7 @@ use super::protocol::{Refusal, command, flag, refuse};
 use super::socket::{Message, Socket, SocketError};
 use super::{access, info, interrupts, negotiate};
 use crate::device::BarMemory;
-use crate::{Container, DeviceError, PassthroughDevice};
+use crate::{Container, PassthroughDevice};
 
 /// A connected client.
 pub(super) struct Session<'d> {
@@ -143,7 +143,7 @@ impl<'d> Session<'d> {
     /// device itself stays as it is for the next client.
     pub(super) fn end(mut self) {
         if let Err(error) = self.device.quiesce()
-            && !matches!(error, DeviceError::Gone(_))
+            && !error.is_absent()
         {
             tracing::warn!("quiescing after a client: {error}");
         }

@@ -14,7 +14,7 @@ use std::ffi::{c_int, c_long};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use device_proc::options::Common;
+use device_proc::options::{Common, Windows};
 use device_proc::{connection, function, start};
 use ipc::PciAddress;
 use ipc::wire::handshake::Role;
@@ -111,7 +111,7 @@ fn confined(attempt: &Attempt, role: Role) -> ExitCode {
         start::run::<_, _, ipc::wire::connection::Reply>(
             common,
             role,
-            |tube| connection::prepare(*address, true, common, tube),
+            |tube| connection::prepare(*address, Windows::Handed, common, tube),
             |_, _held| attempt_and_exit(&attempt.attempt, &target),
         )
     };

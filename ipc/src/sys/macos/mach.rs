@@ -24,7 +24,7 @@ use mach2::message::{
 use mach2::port::{MACH_PORT_RIGHT_RECEIVE, mach_port_t};
 use mach2::task::mach_ports_lookup;
 use mach2::traps::mach_task_self;
-use mach2::vm::{mach_make_memory_entry_64, mach_vm_deallocate, mach_vm_map};
+use mach2::vm::{mach_make_memory_entry_64, mach_vm_deallocate, mach_vm_map, mach_vm_remap};
 use mach2::vm_inherit::VM_INHERIT_NONE;
 use mach2::vm_prot::{VM_PROT_READ, VM_PROT_WRITE, vm_prot_t};
 
@@ -202,6 +202,75 @@ impl MemoryEntry {
         // One entry has one name in a task.
         self.right.0 == other.right.0
     }
+}
+
+/// A second mapping of what this process has mapped, which lives by itself: what it is a mapping of
+/// is kept for as long.
+///
+/// # Errors
+/// [`WindowError`].
+pub(crate) fn map_again(
+    window: &Arc<Window>,
+    offset: u64,
+    length: usize,
+) -> Result<Window, WindowError> {
+    let address = remap(window, offset, length, 0, VM_FLAGS_ANYWHERE)?;
+    let mapping = Mapping { address, length: length as u64 };
+    let base = usize::try_from(address).ok().and_then(|at| NonNull::new(at as *mut u8));
+    let source = || io::Error::other("mapped at 0");
+    let failed = || WindowError::Map { offset, length: length as u64, source: source() };
+    let base = base.ok_or_else(failed)?;
+    let owner = Box::new((mapping, Arc::clone(window)));
+    // SAFETY: mapped just now with this length, readable and writable; the owner unmaps it first and
+    // then lets go of what it is a mapping of.
+    Ok(unsafe { Window::foreign(base, length, Access::ReadWrite, owner) })
+}
+
+/// [`map_again`], under a window's addresses in one step.
+///
+/// # Errors
+/// [`WindowError`]; the window is then as it was.
+pub(crate) fn put_again_under(
+    own: &Arc<Window>,
+    offset: u64,
+    window: &Window,
+) -> Result<(), WindowError> {
+    let flags = VM_FLAGS_FIXED | VM_FLAGS_OVERWRITE;
+    remap(own, offset, window.length(), window.address() as u64, flags).map(drop)
+}
+
+fn remap(
+    window: &Window,
+    offset: u64,
+    length: usize,
+    at: u64,
+    flags: i32,
+) -> Result<u64, WindowError> {
+    let width = length as u64;
+    let whole = window.length() as u64;
+    if length == 0 || offset.checked_add(width).is_none_or(|end| end > whole) {
+        return Err(WindowError::OutOfRange { offset, width, length: whole });
+    }
+    let (mut address, mut current, mut most) = (at, 0, 0);
+    // SAFETY: the source is a range of a window that lives through the call; the target is anywhere,
+    // or a window of ours whose pages nobody has a reference into; places for what is told.
+    let mapped = check(unsafe {
+        mach_vm_remap(
+            mach_task_self(),
+            &raw mut address,
+            width,
+            0,
+            flags,
+            mach_task_self(),
+            window.address() as u64 + offset,
+            0,
+            &raw mut current,
+            &raw mut most,
+            VM_INHERIT_NONE,
+        )
+    });
+    mapped.map_err(|source| WindowError::Map { offset, length: width, source })?;
+    Ok(address)
 }
 
 /// A mapping of an entry. Unmapped on drop.

@@ -12,6 +12,7 @@ use rustix::shm;
 mod mach;
 
 pub use mach::{MemoryEntry, MemoryInbox, MemoryPort};
+pub(crate) use mach::{map_again, put_again_under};
 
 pub(crate) use crate::tube::stream::StreamTransport as Transport;
 

@@ -31,7 +31,7 @@ const BRINGUP: [(&str, &str); 6] = [
     ),
     (
         "a memory entry of a mapped BAR can be mapped by the VMM and by its hypervisor",
-        "cordon inspect BB:DD.F lists windows that came; cordon serve --no-windows does without",
+        "cordon inspect BB:DD.F lists windows that came; cordon serve --windows trapped does without",
     ),
     (
         "the death of a process, or of the dext, while device memory is mapped hurts nobody",

@@ -109,7 +109,7 @@ impl Common {
             deadlines: Deadlines::default(),
             recovery: vmm_side::Recovery::default(),
             faults: None,
-            windows: true,
+            windows: vmm_side::WindowRoute::Handed,
             launcher: self.launcher()?,
         })
     }

@@ -14,6 +14,7 @@ use vmm_side::companion::Layout;
 use vmm_side::vfio_user::{Event, Server};
 use vmm_side::{
     Companion, CompanionConfig, Container, DmaMode, Host, PassthroughDevice, Presence, Proxy,
+    WindowRoute,
 };
 
 use crate::control::Control;
@@ -50,9 +51,9 @@ pub(crate) struct ServeOptions {
     /// Where `cordon inspect --control` may ask what is served.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// Serve every BAR access by traps, and hand no BAR to clients.
-    #[arg(long)]
-    no_windows: bool,
+    /// How BARs become windows of the guest's.
+    #[arg(long, value_enum, default_value_t = Windows::Handed)]
+    windows: Windows,
     /// Keep a standby for each function process, which takes over within a millisecond.
     #[arg(long)]
     standby: bool,
@@ -70,6 +71,17 @@ enum Dma {
     Direct,
     /// Nothing is mapped by itself.
     Companion,
+}
+
+/// How BARs become windows of the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Windows {
+    /// The connection process hands their memory on.
+    Handed,
+    /// This program maps them by a connection of its own to the dext, with all its powers.
+    OwnConnection,
+    /// They do not: every access is trapped.
+    Trapped,
 }
 
 /// How the entries of a companion's ring are laid out.
@@ -143,7 +155,11 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
     }
     let mut config = options.common.config()?;
     config.recovery.standby = options.standby;
-    config.windows = !options.no_windows;
+    config.windows = match options.windows {
+        Windows::Handed => WindowRoute::Handed,
+        Windows::OwnConnection => WindowRoute::OwnConnection,
+        Windows::Trapped => WindowRoute::Trapped,
+    };
     config.faults = if options.faults.any() { Some(options.faults.arm()?) } else { None };
     let faults = config.faults.clone();
     let host = Host::new(config);

@@ -65,7 +65,7 @@ impl RigOptions {
             deadlines: Deadlines::default(),
             recovery,
             faults,
-            windows: true,
+            windows: vmm_side::WindowRoute::Handed,
             launcher: None,
         };
         Ok((simulator, config))

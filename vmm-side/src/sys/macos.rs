@@ -173,11 +173,27 @@ fn watch(pid: libc::pid_t) -> io::Result<OwnedFd> {
     let change = libc::kevent {
         ident: usize::try_from(pid).map_err(io::Error::other)?,
         filter: libc::EVFILT_PROC,
-        flags: libc::EV_ADD | libc::EV_RECEIPT,
+        flags: libc::EV_ADD,
         fflags: libc::NOTE_EXIT,
         data: 0,
         udata: std::ptr::null_mut(),
     };
+    match register(&queue, change) {
+        // A child that ended and was not reaped is none that can be watched: an event of our own
+        // stands for its end.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+            let own = libc::kevent { ident: 0, filter: libc::EVFILT_USER, fflags: 0, ..change };
+            register(&queue, own)?;
+            register(&queue, libc::kevent { flags: 0, fflags: libc::NOTE_TRIGGER, ..own })?;
+        }
+        registered => registered?,
+    }
+    Ok(queue)
+}
+
+/// One change of a queue.
+fn register(queue: &OwnedFd, mut change: libc::kevent) -> io::Result<()> {
+    change.flags |= libc::EV_RECEIPT;
     let mut receipt = change;
     // SAFETY: one change and room for one receipt; no timeout is needed, since EV_RECEIPT answers
     // at once.
@@ -188,7 +204,7 @@ fn watch(pid: libc::pid_t) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     match i32::try_from(receipt.data) {
-        Ok(0) => Ok(queue),
+        Ok(0) => Ok(()),
         Ok(error) => Err(io::Error::from_raw_os_error(error)),
         Err(error) => Err(io::Error::other(error)),
     }

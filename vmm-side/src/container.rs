@@ -36,6 +36,10 @@ struct Member {
 }
 
 impl Member {
+    fn new(address: PciAddress, connection: &Arc<Connection>) -> Self {
+        Self { address, connection: Arc::clone(connection), present: true, reader: None }
+    }
+
     fn is(&self, address: PciAddress, connection: &Arc<Connection>) -> bool {
         self.address == address && Arc::ptr_eq(&self.connection, connection)
     }
@@ -178,8 +182,7 @@ impl Container {
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let member =
-            Member { address, connection: Arc::clone(connection), present: true, reader: None };
+        let member = Member::new(address, connection);
         self.give_all(&state, &member)?;
         state.members.push(member);
         Ok(())
@@ -211,8 +214,7 @@ impl Container {
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let member =
-            Member { address, connection: Arc::clone(connection), present: true, reader: None };
+        let member = Member::new(address, connection);
         self.give_all(&state, &member)?;
         if let Some(known) = state.find(address, connection) {
             known.present = true;

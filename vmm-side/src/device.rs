@@ -61,9 +61,7 @@ impl DeviceError {
             Self::NoSpace(_) => libc::ENOSPC,
         }
     }
-}
 
-impl DeviceError {
     /// Whether nobody answers for the device: on a bus, reads of all ones and writes that go nowhere.
     #[must_use]
     pub fn is_absent(&self) -> bool {

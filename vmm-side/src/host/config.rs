@@ -76,9 +76,7 @@ impl HostConfig {
             faults: self.faults.clone(),
         }
     }
-}
 
-impl HostConfig {
     pub(super) fn connection_spec(&self, address: PciAddress) -> Spec {
         let mut spec = self.spec(Some(address));
         spec.arguments.push(format!("--windows={}", self.windows.argument()));

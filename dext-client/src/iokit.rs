@@ -341,11 +341,7 @@ impl UserClient for IoKitClient {
         _behind: Option<Behind<'_>>,
     ) -> Result<(), CallError> {
         let given = self.scalars(selector, inputs, outputs)? as usize;
-        if given < outputs.len() {
-            let want = outputs.len();
-            return Err(CallError::Invalid(format!("{given} scalars came back, expected {want}")));
-        }
-        Ok(())
+        CallError::unless_filled(given, outputs.len())
     }
 
     fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError> {

@@ -105,6 +105,16 @@ pub enum CallError {
     Invalid(String),
 }
 
+impl CallError {
+    /// A method that fills less than it must gave an answer that cannot be.
+    pub(crate) fn unless_filled(given: usize, wanted: usize) -> Result<(), Self> {
+        if given >= wanted {
+            return Ok(());
+        }
+        Err(Self::Invalid(format!("{given} scalars came back, expected {wanted}")))
+    }
+}
+
 /// The memory that an address of this process means. IOKit looks at the task itself; the
 /// simulated dext is told.
 #[derive(Clone, Copy, Debug)]

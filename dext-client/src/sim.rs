@@ -101,10 +101,7 @@ impl Socket {
         if code != IoReturn::SUCCESS {
             return Err(CallError::Code(code));
         }
-        if filled.len() < outputs.len() {
-            let (want, got) = (outputs.len(), filled.len());
-            return Err(CallError::Invalid(format!("{got} scalars came back, expected {want}")));
-        }
+        CallError::unless_filled(filled.len(), outputs.len())?;
         for (output, value) in outputs.iter_mut().zip(filled) {
             *output = value;
         }

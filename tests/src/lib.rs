@@ -56,6 +56,20 @@ pub fn address(text: &str) -> PciAddress {
     text.parse().unwrap()
 }
 
+/// Has the probe device's DMA engine copy between bus addresses, and signal no vector.
+///
+/// # Panics
+/// When the window is too small.
+pub fn start_copy(registers: &Window, from: u64, to: u64, length: u32, number: u32) {
+    for (at, value) in [(0x40, from), (0x48, to)] {
+        registers.write(at, u32::try_from(value & 0xffff_ffff).unwrap()).unwrap();
+        registers.write(at + 4, u32::try_from(value >> 32).unwrap()).unwrap();
+    }
+    registers.write(0x50, length).unwrap();
+    registers.write(0x54, u32::MAX).unwrap();
+    registers.store_u32(0x58, number).unwrap();
+}
+
 /// A running dext-sim. Killed on drop.
 pub struct Simulator {
     child: Child,

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cordon_tests::companion::{Guest, PAGE, REQUESTS, RESPONSES};
-use cordon_tests::{RAM, RAM_BASE, Simulator, Vmm, address, config, eventually, signal};
+use cordon_tests::{
+    RAM, RAM_BASE, Simulator, Vmm, address, config, eventually, signal, start_copy,
+};
 use ipc::{SharedMemory, Window};
 use rustix::process::Signal;
 use vmm_side::companion::{Companion, CompanionConfig, Layout, register};
@@ -63,13 +65,7 @@ impl Setup {
     fn copy(&self, from: u64, to: u64, length: u32, number: u32) -> u32 {
         self.probe.config_write(4, &[6, 0]).unwrap();
         let registers = &self.registers;
-        for (at, value) in [(0x40, from), (0x48, to)] {
-            registers.write(at, u32::try_from(value & 0xffff_ffff).unwrap()).unwrap();
-            registers.write(at + 4, u32::try_from(value >> 32).unwrap()).unwrap();
-        }
-        registers.write(0x50, length).unwrap();
-        registers.write(0x54, u32::MAX).unwrap();
-        registers.store_u32(0x58, number).unwrap();
+        start_copy(registers, from, to, length, number);
         assert!(eventually(|| registers.load_u32(0x5c).unwrap() == number));
         registers.load_u32(0x60).unwrap()
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cordon_tests::{
-    RAM, RAM_BASE, Simulator, Vmm, announce, config, eventually, is_running, signal,
+    RAM, RAM_BASE, Simulator, Vmm, announce, config, eventually, is_running, signal, start_copy,
 };
 use ipc::wire::function::InterruptIndex;
 use ipc::{Deadline, Event, SharedMemory, Window};
@@ -257,13 +257,7 @@ fn moves_data(s: &Setup, number: u8) {
     s.vmm.ram.copy_in(0x4000, &[number; 4096]).unwrap();
     s.probe.config_write(4, &[6, 0]).unwrap();
     let window = &s.registers;
-    for (at, value) in [(0x40, from), (0x48, to)] {
-        window.write(at, u32::try_from(value & 0xffff_ffff).unwrap()).unwrap();
-        window.write(at + 4, u32::try_from(value >> 32).unwrap()).unwrap();
-    }
-    window.write(0x50, length).unwrap();
-    window.write(0x54, u32::MAX).unwrap();
-    window.store_u32(0x58, number.into()).unwrap();
+    start_copy(window, from, to, length, number.into());
     let mut found = vec![0; 4096];
     let moved = eventually(|| {
         s.vmm.ram.copy_out(0x8000, &mut found).unwrap();

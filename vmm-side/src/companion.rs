@@ -164,11 +164,7 @@ impl Companion {
     /// Releases everything that was mapped by it.
     fn release(&self) -> Result<(), DeviceError> {
         let _one = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.device.connection.release_dma(self.device.address()) {
-            // What a dead process had registered is gone.
-            Err(DeviceError::Gone(_)) => Ok(()),
-            other => other,
-        }
+        self.device.connection.release_dma(self.device.address())
     }
 
     fn config_byte(&self, at: u32) -> u8 {

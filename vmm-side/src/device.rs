@@ -69,6 +69,17 @@ impl DeviceError {
     }
 }
 
+/// Whether somebody answered for the device; [`DeviceError::is_absent`] is no error on a bus.
+///
+/// # Errors
+/// Any other.
+pub(crate) fn answered(done: Result<(), DeviceError>) -> Result<bool, DeviceError> {
+    match done {
+        Err(error) if error.is_absent() => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
 impl From<Failure> for DeviceError {
     fn from(failure: Failure) -> Self {
         let message = printable(&failure.message);

@@ -34,6 +34,11 @@ impl Recovery {
         away: Duration::ZERO,
         standby: false,
     };
+
+    /// Whether dead processes are replaced at all.
+    pub(crate) fn is_on(&self) -> bool {
+        self.most_deaths > 0
+    }
 }
 
 impl Default for Recovery {
@@ -47,6 +52,26 @@ impl Default for Recovery {
             away: Duration::from_secs(30),
             standby: false,
         }
+    }
+}
+
+/// Pauses between attempts, each twice as long as the one before it.
+pub(crate) struct Backoff {
+    next: Duration,
+    most: Duration,
+}
+
+impl Backoff {
+    /// The first pause is `first`, and none is longer than `most`.
+    pub(crate) fn new(first: Duration, most: Duration) -> Self {
+        Self { next: first, most }
+    }
+
+    /// How long to wait now.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.most);
+        pause
     }
 }
 
@@ -113,6 +138,12 @@ mod tests {
                 prop_assert_eq!(next.is_ok(), allowed);
             }
         }
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_millis(10));
+        assert_eq!([(); 5].map(|()| backoff.pause().as_millis()), [2, 4, 8, 10, 10]);
     }
 
     #[test]

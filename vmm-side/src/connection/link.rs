@@ -12,7 +12,7 @@ use ipc::wire::sandbox::SandboxReport;
 use ipc::{Deadline, Event};
 
 use super::ConnectionProtocol;
-use crate::recovery::{Deaths, Recovery};
+use crate::recovery::{Backoff, Deaths, Recovery};
 use crate::supervisor::{Cause, Death, Spec, Supervisor};
 
 /// Whether there is a connection process.
@@ -115,7 +115,7 @@ impl Shared {
     /// more. The dext may be gone for a while as well.
     fn replace(&self, stopped: &Event) -> Result<Option<(Process, Ready)>, Arc<Death>> {
         let deadline = Deadline::after(self.recovery.away);
-        let mut pause = Duration::from_millis(2);
+        let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_millis(200));
         // Each attempt that fails is no news.
         let spec = Spec { expendable: true, ..self.spec.clone() };
         loop {
@@ -137,10 +137,9 @@ impl Shared {
             if deadline.passed() {
                 return Err(death);
             }
-            if poll::wait_readable(stopped, Deadline::after(pause)).unwrap_or(true) {
+            if poll::wait_readable(stopped, Deadline::after(backoff.pause())).unwrap_or(true) {
                 return Ok(None);
             }
-            pause = (pause * 2).min(Duration::from_millis(200));
         }
     }
 }

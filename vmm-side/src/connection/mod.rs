@@ -155,7 +155,7 @@ impl Connection {
         match &state.link {
             Link::Gone(death) => Some(Arc::clone(death)),
             // Nobody will replace it: dead as soon as the process is.
-            Link::Up(..) if self.shared.recovery.most_deaths == 0 => state.process.death(),
+            Link::Up(..) if !self.shared.recovery.is_on() => state.process.death(),
             Link::Up(..) | Link::Away(_) => None,
         }
     }
@@ -310,9 +310,13 @@ impl Connection {
         self.done(Request::Companion { function: address.function() }, vec![tube.into()])
     }
 
-    /// Removes everything that a function's companion registered.
+    /// Removes everything that a function's companion registered. What a dead process had
+    /// registered is gone with it.
     pub(crate) fn release_dma(&self, address: PciAddress) -> Result<(), DeviceError> {
-        self.done(Request::ReleaseDma { function: address.function() }, Vec::new())
+        match self.done(Request::ReleaseDma { function: address.function() }, Vec::new()) {
+            Err(DeviceError::Gone(_)) => Ok(()),
+            released => released,
+        }
     }
 
     /// Registrations of a function, now and at most.

@@ -53,10 +53,7 @@ impl Slot {
         let shared = &self.shared;
         shared.journal().companion = setup;
         let Some((layout, max_entries)) = setup else {
-            return match shared.connection.release_dma(shared.address) {
-                Ok(()) | Err(DeviceError::Gone(_)) => Ok(()),
-                Err(error) => Err(error),
-            };
+            return shared.connection.release_dma(shared.address);
         };
         let ask = |request: &Request| {
             // A pair for each attempt: its other end goes to the connection process first.

@@ -38,7 +38,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipc::event::Signaller;
-use ipc::wire::common::FailureKind;
+use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::{InterruptAction, InterruptIndex, MAX_ASSIGN, Ready, Reply, Request};
 use ipc::{Deadline, Event, PciAddress};
 
@@ -210,7 +210,7 @@ impl Slot {
         match state.machine.phase() {
             Phase::Dead(death) => Some(Arc::clone(death)),
             // Nobody will replace it: dead as soon as its process is.
-            Phase::Serving if self.shared.recovery.most_deaths == 0 => state.child.death(),
+            Phase::Serving if !self.shared.recovery.is_on() => state.child.death(),
             _ => None,
         }
     }
@@ -323,22 +323,17 @@ impl Shared {
         loop {
             let (child, generation) = self.serving(after, deadline)?;
             let handles = handles().map_err(|error| refused(&error))?;
-            match child.call(request.clone(), handles) {
-                Err(CallError::Dead(death)) if self.recovery.most_deaths == 0 => {
-                    return Err(CallError::Dead(death));
-                }
-                Err(CallError::Dead(_)) => after = Some(generation),
-                // Its last words: the dext is gone, and it ends.
-                Err(CallError::Refused(failure))
-                    if failure.kind == FailureKind::NoDevice
-                        && failure.code.is_none()
-                        && self.recovery.most_deaths > 0
-                        && ends_soon(&child) =>
-                {
-                    after = Some(generation);
-                }
-                answered => return answered.map(|(reply, _)| reply),
+            let answered = child.call(request.clone(), handles);
+            let dead = match &answered {
+                Ok(_) => false,
+                Err(_) if !self.recovery.is_on() => false,
+                Err(CallError::Dead(_)) => true,
+                Err(CallError::Refused(failure)) => are_last_words(failure) && ends_soon(&child),
+            };
+            if !dead {
+                return answered.map(|(reply, _)| reply);
             }
+            after = Some(generation);
         }
     }
 
@@ -395,6 +390,11 @@ fn assign(
         first = first.saturating_add(u16::try_from(part.len()).unwrap_or(u16::MAX));
     }
     Ok(())
+}
+
+/// Whether a process says that its dext is gone, after which it ends.
+fn are_last_words(failure: &Failure) -> bool {
+    failure.kind == FailureKind::NoDevice && failure.code.is_none()
 }
 
 /// Whether a process ends within [`LAST_WORDS`].

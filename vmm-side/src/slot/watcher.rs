@@ -11,6 +11,7 @@ use super::state::{Do, Happened, Phase};
 use super::{Child, MOST_REMEMBERED, Shared, State, assign, duplicate, refused};
 use crate::connection::Link;
 use crate::device::DeviceError;
+use crate::recovery::Backoff;
 use crate::supervisor::{CallError, Cause, Death};
 
 /// The slot's thread.
@@ -33,16 +34,23 @@ enum Failed {
     Death(Arc<Death>),
 }
 
+/// Pauses while the dext cleans up: a caller waits.
+fn backoff(first: Duration) -> Backoff {
+    Backoff::new(first, Duration::from_millis(50))
+}
+
 impl Watcher {
     pub(super) fn run(mut self) {
         if self.shared.recovery.standby {
             self.shared.standby.warm();
         }
         loop {
-            let child = Arc::clone(&self.shared.state().child);
+            let (child, served) = {
+                let state = self.shared.state();
+                (Arc::clone(&state.child), matches!(state.machine.phase(), Phase::Serving))
+            };
             let mut sources =
                 vec![Source::readable(&self.stopped, true), Source::readable(&self.link, false)];
-            let served = matches!(self.shared.state().machine.phase(), Phase::Serving);
             if served {
                 sources.push(Source::readable(child.died(), false));
             }
@@ -167,7 +175,7 @@ impl Watcher {
                 Err(other) => return Err(other),
             }
         }
-        let mut pause = Duration::from_millis(1);
+        let mut backoff = backoff(Duration::from_millis(1));
         loop {
             let death = match Child::start(&self.shared.spec) {
                 Ok((child, ready)) if ready == self.shared.ready => match self.replay(&child) {
@@ -178,13 +186,13 @@ impl Watcher {
                 Err(death) => death,
             };
             // The dext may still be cleaning up after the dead one.
-            self.pause(&mut pause, deadline, death)?;
+            self.pause(&mut backoff, deadline, death)?;
         }
     }
 
     /// The standby sets the interrupts up as soon as the dext has cleaned up after the dead one.
     fn take_over(&self, child: &Child, ready: &Ready, deadline: Deadline) -> Result<(), Failed> {
-        let mut pause = Duration::from_micros(100);
+        let mut backoff = backoff(Duration::from_micros(100));
         if (Ready { vectors: self.shared.ready.vectors, ..ready.clone() }) != self.shared.ready {
             return Err(Failed::Death(self.other_device()));
         }
@@ -198,14 +206,14 @@ impl Watcher {
                 Err(CallError::Dead(death)) => return Err(Failed::Death(death)),
                 Err(refused) => self.not_replayed(refused),
             };
-            self.pause(&mut pause, deadline, death)?;
+            self.pause(&mut backoff, deadline, death)?;
         }
     }
 
     /// Waits a little, and longer the next time. An error when there is no point in going on.
     fn pause(
         &self,
-        pause: &mut Duration,
+        backoff: &mut Backoff,
         deadline: Deadline,
         death: Arc<Death>,
     ) -> Result<(), Failed> {
@@ -216,11 +224,11 @@ impl Watcher {
             return Err(Failed::Death(death));
         }
         let sources = [Source::readable(&self.stopped, true), Source::readable(&self.link, false)];
-        let tokens = poll::wait(&sources, Some(Deadline::after(*pause))).unwrap_or_default();
+        let tokens = poll::wait(&sources, Some(Deadline::after(backoff.pause())));
+        let tokens = tokens.unwrap_or_default();
         if tokens.contains(&true) {
             return Err(Failed::Stopped);
         }
-        *pause = (*pause * 2).min(Duration::from_millis(50));
         Ok(())
     }
 
@@ -228,14 +236,14 @@ impl Watcher {
     /// forgets every address it was told, given its memory, and served by a new process.
     fn come_back(&self) -> Result<Arc<Child>, Failed> {
         let deadline = Deadline::after(self.shared.recovery.patience);
-        let mut pause = Duration::from_millis(1);
+        let mut backoff = backoff(Duration::from_millis(1));
         let claimed = loop {
             match self.shared.connection.attach(self.shared.address) {
                 Ok(claimed) => break claimed,
                 // The dext may still be cleaning up after the connection process that died.
                 Err(error) => {
                     let death = self.not_back("claiming", &error);
-                    self.pause(&mut pause, deadline, death)?;
+                    self.pause(&mut backoff, deadline, death)?;
                 }
             }
         };

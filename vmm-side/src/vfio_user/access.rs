@@ -3,7 +3,7 @@
 use super::config::VirtualConfig;
 use super::protocol::{MAX_DATA, Refusal, at_least, refuse};
 use crate::PassthroughDevice;
-use crate::device::CONFIG_REGION;
+use crate::device::{CONFIG_REGION, answered};
 
 /// What is accessed.
 struct Access {
@@ -89,10 +89,8 @@ pub(super) fn read(
     while !rest.is_empty() {
         let width = width(at, rest.len());
         let (now, later) = rest.split_at_mut(width);
-        match device.bar_read(access.bar(), at, now) {
-            // A device that is gone reads as all ones.
-            Err(error) if error.is_absent() => now.fill(0xff),
-            other => other?,
+        if !answered(device.bar_read(access.bar(), at, now))? {
+            now.fill(0xff);
         }
         at += width as u64;
         rest = later;
@@ -120,10 +118,7 @@ pub(super) fn write(
     while !rest.is_empty() {
         let width = width(at, rest.len());
         let (now, later) = rest.split_at(width);
-        match device.bar_write(access.bar(), at, now) {
-            Err(error) if error.is_absent() => {}
-            other => other?,
-        }
+        answered(device.bar_write(access.bar(), at, now))?;
         at += width as u64;
         rest = later;
     }

@@ -6,6 +6,7 @@
 
 use ipc::wire::common::BarInfo;
 
+use crate::device::answered;
 use crate::{DeviceError, PassthroughDevice};
 
 const BARS: std::ops::Range<u32> = 0x10..0x28;
@@ -63,12 +64,9 @@ impl VirtualConfig {
         offset: u32,
         data: &mut [u8],
     ) -> Result<(), DeviceError> {
-        match device.config_read(offset, data) {
-            Err(error) if error.is_absent() => {
-                data.fill(0xff);
-                return Ok(());
-            }
-            other => other?,
+        if !answered(device.config_read(offset, data))? {
+            data.fill(0xff);
+            return Ok(());
         }
         for (at, byte) in (offset..).zip(data) {
             if Self::is_virtual(at) {
@@ -100,10 +98,7 @@ impl VirtualConfig {
             };
             let width = [4, 2, 1].into_iter().find(|width| fits(*width)).unwrap_or(1);
             let (now, later) = rest.split_at(width);
-            match device.config_write(at, now) {
-                Err(error) if error.is_absent() => {}
-                other => other?,
-            }
+            answered(device.config_write(at, now))?;
             (at, rest) = (at + u32::try_from(width).unwrap_or_default(), later);
         }
         Ok(())

@@ -8,7 +8,7 @@ use ipc::wire::function::InterruptIndex;
 
 use super::protocol::{Refusal, at_least, refuse};
 use crate::PassthroughDevice;
-use crate::device::InterruptSetup;
+use crate::device::{InterruptSetup, answered};
 
 const DATA_NONE: u32 = 1;
 const DATA_BOOL: u32 = 1 << 1;
@@ -98,9 +98,7 @@ fn act(
         UNMASK => InterruptSetup::Unmask,
         _ => return refuse(libc::EINVAL, format!("{said}: one action is needed")),
     };
-    match device.set_interrupts(index, setup) {
-        // Nobody answers on a bus without the device, and nobody minds.
-        Err(error) if error.is_absent() => Ok(()),
-        other => Ok(other?),
-    }
+    // Nobody answers on a bus without the device, and nobody minds.
+    answered(device.set_interrupts(index, setup))?;
+    Ok(())
 }

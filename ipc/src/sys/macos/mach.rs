@@ -135,17 +135,8 @@ impl MemoryEntry {
     /// [`WindowError`].
     pub fn map(&self, offset: u64, length: usize, access: Access) -> Result<Window, WindowError> {
         let address = self.map_at(0, VM_FLAGS_ANYWHERE, offset, length, access)?;
-        let mapping = Mapping { address, length: length as u64 };
-        let base = usize::try_from(address).ok().and_then(|at| NonNull::new(at as *mut u8));
-        let failed = || WindowError::Map {
-            offset,
-            length: length as u64,
-            source: io::Error::other("mapped at 0"),
-        };
-        let base = base.ok_or_else(failed)?;
-        // SAFETY: mapped just now with this length and access; `mapping` unmaps it, and the window
-        // keeps that.
-        Ok(unsafe { Window::foreign(base, length, access, Box::new(mapping)) })
+        // SAFETY: mapped just now with this length and access.
+        unsafe { window(address, offset, length, access, None) }
     }
 
     /// Puts a part of it under a window, in one step.
@@ -215,15 +206,8 @@ pub(crate) fn map_again(
     length: usize,
 ) -> Result<Window, WindowError> {
     let address = remap(window, offset, length, 0, VM_FLAGS_ANYWHERE)?;
-    let mapping = Mapping { address, length: length as u64 };
-    let base = usize::try_from(address).ok().and_then(|at| NonNull::new(at as *mut u8));
-    let source = || io::Error::other("mapped at 0");
-    let failed = || WindowError::Map { offset, length: length as u64, source: source() };
-    let base = base.ok_or_else(failed)?;
-    let owner = Box::new((mapping, Arc::clone(window)));
-    // SAFETY: mapped just now with this length, readable and writable; the owner unmaps it first and
-    // then lets go of what it is a mapping of.
-    Ok(unsafe { Window::foreign(base, length, Access::ReadWrite, owner) })
+    // SAFETY: mapped just now with this length, readable and writable.
+    unsafe { self::window(address, offset, length, Access::ReadWrite, Some(Arc::clone(window))) }
 }
 
 /// [`map_again`], under a window's addresses in one step.
@@ -273,7 +257,35 @@ fn remap(
     Ok(address)
 }
 
-/// A mapping of an entry. Unmapped on drop.
+/// The window of a mapping from `offset` of something, which unmaps it and then lets go of `of`.
+///
+/// # Safety
+/// `length` bytes at `address` are mapped with `access`, and nobody else unmaps them.
+unsafe fn window(
+    address: u64,
+    offset: u64,
+    length: usize,
+    access: Access,
+    of: Option<Arc<Window>>,
+) -> Result<Window, WindowError> {
+    let mapping = Mapping { address, length: length as u64 };
+    let base = usize::try_from(address).ok().and_then(|at| NonNull::new(at as *mut u8));
+    let base = base.ok_or_else(|| WindowError::Map {
+        offset,
+        length: length as u64,
+        source: io::Error::other("mapped at 0"),
+    })?;
+    // SAFETY: the caller's promise; the window keeps the mapping for as long as it lives.
+    Ok(unsafe { Window::foreign(base, length, access, Box::new((mapping, of))) })
+}
+
+/// What is left of a deadline, as Mach counts.
+fn milliseconds(deadline: Deadline) -> u32 {
+    let left = deadline.remaining().unwrap_or_default().as_millis();
+    u32::try_from(left).unwrap_or(u32::MAX)
+}
+
+/// A mapping made here. Unmapped on drop.
 struct Mapping {
     address: u64,
     length: u64,
@@ -332,8 +344,6 @@ impl MemoryInbox {
     ) -> io::Result<Vec<MemoryEntry>> {
         let mut message = Message::empty();
         let room = u32::try_from(size_of::<Message>()).unwrap_or(u32::MAX);
-        let left = deadline.remaining().unwrap_or_default().as_millis();
-        let left = u32::try_from(left).unwrap_or(u32::MAX);
         // SAFETY: a buffer of the size given, on a port of ours.
         let received = unsafe {
             mach_msg(
@@ -342,7 +352,7 @@ impl MemoryInbox {
                 0,
                 room,
                 self.receive,
-                left,
+                milliseconds(deadline),
                 0,
             )
         };
@@ -431,8 +441,6 @@ impl MemoryPort {
         for (to, entry) in message.entries.iter_mut().zip(entries) {
             *to = mach_msg_port_descriptor_t::new(entry.right.0, MACH_MSG_TYPE_COPY_SEND);
         }
-        let left = deadline.remaining().unwrap_or_default().as_millis();
-        let left = u32::try_from(left).unwrap_or(u32::MAX);
         // SAFETY: a message of the length given, with rights that we hold and that are copied.
         let sent = unsafe {
             mach_msg(
@@ -441,7 +449,7 @@ impl MemoryPort {
                 message.header.msgh_size,
                 0,
                 0,
-                left,
+                milliseconds(deadline),
                 0,
             )
         };

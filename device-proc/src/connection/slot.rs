@@ -145,6 +145,7 @@ impl Slot {
             let Some(info) = info.filter(is_mappable) else {
                 continue;
             };
+            // Whatever becomes of it: connections that claimed nothing map what the opener mapped first.
             let mapped = match client.map_bar(bar) {
                 Ok(mapped) => mapped,
                 Err(error) if error.is_fatal() => return Err(error),

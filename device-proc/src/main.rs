@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use device_proc::options::{Options, RoleOptions};
-use device_proc::{connection, doctor as findings, function, lister};
+use cordon_device_proc::options::{Options, RoleOptions};
+use cordon_device_proc::{connection, doctor as findings, function, lister};
 
 /// Prints what is found.
 fn doctor(confine: Option<&str>) -> ExitCode {

@@ -6,6 +6,7 @@
 //! | [`wire`] | every message type, data only |
 //! | [`codec`] | the one file that knows bincode |
 //! | [`event`] | a wake-up that crosses processes (eventfd; on macOS a pipe) |
+//! | [`rights`] | bytes with descriptors beside them, over a local socket |
 //! | [`shm`] | shared memory that a distrusted peer cannot shrink |
 //! | [`window`] | checked volatile access to shared memory |
 //! | [`poll`] | the one blocking wait, over tokens, always with a deadline |
@@ -22,6 +23,7 @@ mod device_memory;
 pub mod event;
 pub mod handles;
 pub mod poll;
+pub mod rights;
 pub mod shm;
 mod sys;
 pub mod tube;

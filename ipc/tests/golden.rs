@@ -1,11 +1,11 @@
 //! The bytes of every message type, per protocol version. A change here is a new version.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use ipc::codec;
-use ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo, Up};
-use ipc::wire::faults::{Misbehaviour, Point, Wrong};
-use ipc::wire::handshake::{Hello, Role, VERSION};
-use ipc::wire::{connection, dext, dma, function, listing, sandbox};
+use cordon_ipc::codec;
+use cordon_ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo, Up};
+use cordon_ipc::wire::faults::{Misbehaviour, Point, Wrong};
+use cordon_ipc::wire::handshake::{Hello, Role, VERSION};
+use cordon_ipc::wire::{connection, dext, dma, function, listing, sandbox};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;

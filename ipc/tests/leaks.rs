@@ -8,8 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use ipc::tube::frame::{FrameError, Header};
-use ipc::{Deadline, Tube, TubeError};
+use cordon_ipc::tube::frame::{FrameError, Header};
+use cordon_ipc::{Deadline, Tube, TubeError};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };

@@ -8,10 +8,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use ipc::tube::frame::{FrameError, HEADER, Header};
-use ipc::tube::{HandshakeError, MAX_HANDLES, MAX_MESSAGE};
-use ipc::wire::handshake::{Hello, Role};
-use ipc::{Deadline, Tube, TubeError};
+use cordon_ipc::tube::frame::{FrameError, HEADER, Header};
+use cordon_ipc::tube::{HandshakeError, MAX_HANDLES, MAX_MESSAGE};
+use cordon_ipc::wire::handshake::{Hello, Role};
+use cordon_ipc::{Deadline, Tube, TubeError};
 use proptest::prelude::*;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -192,8 +192,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
     fn garbage_is_never_more_than_an_error(bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
-        use ipc::wire::common::Up;
-        use ipc::wire::function::{Ready, Reply, Request};
+        use cordon_ipc::wire::common::Up;
+        use cordon_ipc::wire::function::{Ready, Reply, Request};
         let (mut tube, raw) = against_raw();
         let mut framed = frame(u32::try_from(HEADER + bytes.len()).unwrap(), 1, 0, 0, &bytes);
         send_raw(&raw, &framed, &[]);

@@ -1,9 +1,9 @@
 //! A guest's driver for the companion, over any way to its registers: the suites' own, so that it
 //! checks what it drives.
 
+use cordon_vmm::PassthroughDevice;
+use cordon_vmm::companion::{Layout, register};
 use ipc::Window;
-use vmm_side::PassthroughDevice;
-use vmm_side::companion::{Layout, register};
 
 use crate::RAM_BASE;
 

@@ -11,11 +11,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use cordon_vmm::container::GuestRegion;
+use cordon_vmm::supervisor::Deadlines;
+use cordon_vmm::{Container, DmaMode, Host, HostConfig};
 use ipc::{Access, PciAddress, SharedMemory, Window};
 use serde_json::Value;
-use vmm_side::container::GuestRegion;
-use vmm_side::supervisor::Deadlines;
-use vmm_side::{Container, DmaMode, Host, HostConfig};
 
 /// Where the programs are. They are built first unless `CORDON_BIN_DIR` says where they are
 /// (`cargo xtask test` does): Cargo builds no program of another package for a test.
@@ -241,9 +241,9 @@ pub fn config(simulator: &Simulator) -> HostConfig {
         dext: simulator.endpoint(),
         strict: true,
         deadlines: Deadlines::default(),
-        recovery: vmm_side::Recovery::OFF,
+        recovery: cordon_vmm::Recovery::OFF,
         faults: None,
-        windows: vmm_side::WindowRoute::Handed,
+        windows: cordon_vmm::WindowRoute::Handed,
         launcher: None,
     }
 }
@@ -284,7 +284,7 @@ impl Vmm {
     /// # Panics
     /// When that fails.
     #[must_use]
-    pub fn attach(&self, function: &str) -> Arc<vmm_side::Proxy> {
+    pub fn attach(&self, function: &str) -> Arc<cordon_vmm::Proxy> {
         self.host.attach(address(function), &self.container, None).unwrap()
     }
 }

@@ -9,14 +9,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use cordon_vfio_user::protocol::{HEADER, Header, command, flag};
+use cordon_vfio_user::{Event, Server};
+use cordon_vmm::{Container, DmaMode, Host, HostConfig, PassthroughDevice, Proxy};
 use ipc::SharedMemory;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use vmm_side::vfio_user::protocol::{HEADER, Header, command, flag};
-use vmm_side::vfio_user::{Event, Server};
-use vmm_side::{Container, DmaMode, Host, HostConfig, PassthroughDevice, Proxy};
 
 use crate::{Simulator, address, config};
 

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use cordon_tests::{Simulator, Vmm, address, config, is_running};
+use cordon_vmm::host::AttachError;
+use cordon_vmm::{DeviceError, DmaMode, PassthroughDevice as _};
 use ipc::wire::dext::selector;
-use vmm_side::host::AttachError;
-use vmm_side::{DeviceError, DmaMode, PassthroughDevice as _};
 
 #[test]
 fn p1_1_a_failing_step_undoes_the_ones_before_and_p1_5_names_device_and_code() {
@@ -148,8 +148,8 @@ fn p2_4_direct_mode_is_refused_where_the_platform_chooses_addresses() {
 
 #[test]
 fn p2_4_memory_that_comes_and_goes_is_registered_and_removed() {
+    use cordon_vmm::container::GuestRegion;
     use ipc::SharedMemory;
-    use vmm_side::container::GuestRegion;
     let simulator = Simulator::usual();
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let (a, _b) = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
@@ -165,8 +165,8 @@ fn p2_4_memory_that_comes_and_goes_is_registered_and_removed() {
 
 #[test]
 fn memory_that_one_function_cannot_have_is_given_to_none() {
+    use cordon_vmm::container::GuestRegion;
     use ipc::SharedMemory;
-    use vmm_side::container::GuestRegion;
     let simulator = Simulator::usual();
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let _both = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));

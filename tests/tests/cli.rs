@@ -5,8 +5,8 @@
 use std::process::Command;
 
 use cordon_tests::{Simulator, Vmm, config, program};
+use cordon_vmm::DmaMode;
 use serde_json::Value;
-use vmm_side::DmaMode;
 
 /// Exit status, standard output, standard error.
 fn cordon(arguments: &[&str]) -> (i32, String, String) {
@@ -188,7 +188,7 @@ fn inspect_shows_a_free_function_whole_and_leaves_nothing() {
 
 #[test]
 fn inspect_of_a_claimed_function_shows_its_owner_and_does_not_disturb_it() {
-    use vmm_side::PassthroughDevice as _;
+    use cordon_vmm::PassthroughDevice as _;
     let simulator = Simulator::usual();
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let proxy = vmm.attach("01:00.0");

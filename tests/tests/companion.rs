@@ -9,12 +9,12 @@ use cordon_tests::companion::{Guest, PAGE, REQUESTS, RESPONSES};
 use cordon_tests::{
     RAM, RAM_BASE, Simulator, Vmm, address, config, eventually, signal, start_copy,
 };
+use cordon_vmm::companion::{Companion, CompanionConfig, Layout, register};
+use cordon_vmm::container::GuestRegion;
+use cordon_vmm::faults::{Fault, FaultPlan, Faults, Point, Target, What};
+use cordon_vmm::{Container, DmaMode, HostConfig, PassthroughDevice as _, Proxy, Recovery};
 use ipc::{SharedMemory, Window};
 use rustix::process::Signal;
-use vmm_side::companion::{Companion, CompanionConfig, Layout, register};
-use vmm_side::container::GuestRegion;
-use vmm_side::faults::{Fault, FaultPlan, Faults, Point, Target, What};
-use vmm_side::{Container, DmaMode, HostConfig, PassthroughDevice as _, Proxy, Recovery};
 
 const OK: u32 = 0;
 const IO_ERROR: u32 = 1;

@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cordon_tests::{Simulator, Vmm, config, eventually, is_running, program, signal};
+use cordon_vmm::supervisor::{Cause, ExitStatus};
+use cordon_vmm::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy};
 use rustix::process::Signal;
-use vmm_side::supervisor::{Cause, ExitStatus};
-use vmm_side::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy};
 
 fn quick(simulator: &Simulator) -> HostConfig {
     let mut config = config(simulator);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cordon_tests::{RAM_BASE, Simulator, Vmm, config};
+use cordon_vmm::device::InterruptSetup;
+use cordon_vmm::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy, WindowRoute};
 use ipc::wire::function::InterruptIndex;
 use ipc::{Deadline, Event, Window};
-use vmm_side::device::InterruptSetup;
-use vmm_side::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy, WindowRoute};
 
 struct Setup {
     simulator: Simulator,
@@ -122,7 +122,7 @@ fn without_windows_every_access_is_trapped() {
 #[test]
 fn windows_by_a_connection_of_the_vmms_own_are_the_same_and_come_back() {
     let mut simulator = Simulator::usual();
-    let recovery = vmm_side::Recovery::default();
+    let recovery = cordon_vmm::Recovery::default();
     let windows = WindowRoute::OwnConnection;
     let config = HostConfig { windows, recovery, ..config(&simulator) };
     let vmm = Vmm::new(config, DmaMode::Direct);

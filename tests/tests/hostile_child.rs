@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cordon_tests::{eventually, is_running, program};
+use cordon_vmm::slot::FunctionProtocol;
+use cordon_vmm::supervisor::{CallError, Cause, Deadlines, Death, ExitStatus, Spec, Supervisor};
 use ipc::wire::function::{Reply, Request};
-use vmm_side::slot::FunctionProtocol;
-use vmm_side::supervisor::{CallError, Cause, Deadlines, Death, ExitStatus, Spec, Supervisor};
 
 type Child = Supervisor<FunctionProtocol>;
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cordon_tests::{RAM, RAM_BASE, Simulator, Vmm, announce, config, eventually};
+use cordon_vmm::container::GuestRegion;
+use cordon_vmm::device::InterruptSetup;
+use cordon_vmm::faults::{FUNCTION_REQUESTS, Fault, FaultPlan, Faults, Point, Target, What};
+use cordon_vmm::{DmaMode, HostConfig, PassthroughDevice as _, Presence, Proxy, Recovery};
 use ipc::wire::function::InterruptIndex;
 use ipc::{Event, SharedMemory};
-use vmm_side::container::GuestRegion;
-use vmm_side::device::InterruptSetup;
-use vmm_side::faults::{FUNCTION_REQUESTS, Fault, FaultPlan, Faults, Point, Target, What};
-use vmm_side::{DmaMode, HostConfig, PassthroughDevice as _, Presence, Proxy, Recovery};
 
 /// Requests of a standby and of a companion, which have suites of their own.
 const COMPANIONS: [&str; 5] = ["TakeOver", "Companion", "AddMemory", "RemoveMemory", "Doorbell"];

@@ -9,13 +9,13 @@ use std::time::Duration;
 use cordon_tests::{
     RAM, RAM_BASE, Simulator, Vmm, announce, config, eventually, is_running, signal, start_copy,
 };
+use cordon_vmm::container::GuestRegion;
+use cordon_vmm::device::InterruptSetup;
+use cordon_vmm::supervisor::Cause;
+use cordon_vmm::{DmaMode, HostConfig, PassthroughDevice as _, Presence, Proxy, Recovery};
 use ipc::wire::function::InterruptIndex;
 use ipc::{Deadline, Event, SharedMemory, Window};
 use rustix::process::Signal;
-use vmm_side::container::GuestRegion;
-use vmm_side::device::InterruptSetup;
-use vmm_side::supervisor::Cause;
-use vmm_side::{DmaMode, HostConfig, PassthroughDevice as _, Presence, Proxy, Recovery};
 
 struct Setup {
     simulator: Simulator,

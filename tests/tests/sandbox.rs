@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use cordon_cli::selftest::{self, Outcome};
 use cordon_tests::{Simulator, Vmm, address, announce, bin_dir, config, program};
+use cordon_vmm::device::InterruptSetup;
+use cordon_vmm::{DmaMode, PassthroughDevice as _};
 use ipc::Event;
 use ipc::wire::function::InterruptIndex;
-use vmm_side::device::InterruptSetup;
-use vmm_side::selftest::{self, Outcome};
-use vmm_side::{DmaMode, PassthroughDevice as _};
 
 #[test]
 fn at_least_25_forbidden_things_are_refused_in_each_role() {

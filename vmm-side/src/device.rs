@@ -73,7 +73,7 @@ impl DeviceError {
 ///
 /// # Errors
 /// Any other.
-pub(crate) fn answered(done: Result<(), DeviceError>) -> Result<bool, DeviceError> {
+pub fn answered(done: Result<(), DeviceError>) -> Result<bool, DeviceError> {
     match done {
         Err(error) if error.is_absent() => Ok(false),
         other => other.map(|()| true),
@@ -176,7 +176,7 @@ impl BarMemory {
 
     /// Whether both are parts of the same memory.
     #[must_use]
-    pub(crate) fn is_same_memory(&self, other: &Self) -> bool {
+    pub fn is_same_memory(&self, other: &Self) -> bool {
         self.memory.is_same(&other.memory)
     }
 }

@@ -13,9 +13,7 @@
 //! | [`companion`] | the DMA companion device |
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`registry`] | who owns which host function |
-//! | [`vfio_user`] | a function served to stock QEMU and others over vfio-user |
 //! | [`text`] | text of a distrusted process, fit for people |
-//! | [`selftest`] | forbidden things, tried from inside the sandbox |
 //! | [`listing`] | what the dext offers, read by a confined process |
 //!
 //! Everything here runs in the VMM. It distrusts every process below it: what they send is
@@ -33,12 +31,10 @@ mod memory;
 pub mod proxy;
 pub mod recovery;
 pub mod registry;
-pub mod selftest;
 pub mod slot;
 pub mod supervisor;
 mod sys;
 pub mod text;
-pub mod vfio_user;
 mod windows;
 
 pub use companion::{Companion, CompanionConfig};

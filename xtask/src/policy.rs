@@ -13,19 +13,24 @@ use crate::Result;
 
 /// Crate edges that are allowed inside the workspace. `cordon-tests` and `xtask` are no product.
 const EDGES: &[(&str, &[&str])] = &[
-    ("ipc", &[]),
-    ("sandbox-profiles", &[]),
-    ("dext-client", &["ipc"]),
-    ("device-proc", &["dext-client", "ipc", "sandbox-profiles"]),
-    ("vmm-side", &["dext-client", "ipc"]),
-    ("dext-sim", &["ipc"]),
-    ("cordon-tests", &["device-proc", "ipc", "vmm-side"]),
+    ("cordon-ipc", &[]),
+    ("cordon-sandbox-profiles", &[]),
+    ("cordon-dext-client", &["cordon-ipc"]),
+    ("cordon-device-proc", &["cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"]),
+    ("cordon-vmm", &["cordon-dext-client", "cordon-ipc"]),
+    ("cordon-vfio-user", &["cordon-ipc", "cordon-vmm"]),
+    ("cordon-cli", &["cordon-ipc", "cordon-vfio-user", "cordon-vmm"]),
+    ("cordon-dext-sim", &["cordon-ipc"]),
+    (
+        "cordon-tests",
+        &["cordon-cli", "cordon-device-proc", "cordon-ipc", "cordon-vfio-user", "cordon-vmm"],
+    ),
     ("guest-agent", &[]),
     ("xtask", &[]),
 ];
 
 /// Crates that only the named ones may use directly.
-const RESERVED: &[(&str, &[&str])] = &[("bincode", &["ipc"])];
+const RESERVED: &[(&str, &[&str])] = &[("bincode", &["cordon-ipc"])];
 
 /// Checks all of it.
 pub(crate) fn check(root: &Path) -> Result {

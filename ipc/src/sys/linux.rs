@@ -43,6 +43,16 @@ impl EventPair {
     }
 }
 
+/// Received descriptors close on exec: the flag sees to it.
+pub(crate) const RECEIVE_CLOSE_ON_EXEC: rustix::net::RecvFlags =
+    rustix::net::RecvFlags::CMSG_CLOEXEC;
+
+/// See [`RECEIVE_CLOSE_ON_EXEC`].
+pub(crate) fn close_on_exec(_: &OwnedFd) {}
+
+/// A peer that is gone is an error, not a signal.
+pub(crate) const SEND_WITHOUT_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::NOSIGNAL;
+
 pub(crate) fn signal(fd: BorrowedFd<'_>) {
     while rustix::io::write(fd, &1u64.to_ne_bytes()) == Err(Errno::INTR) {}
 }

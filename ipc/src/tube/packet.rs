@@ -1,21 +1,17 @@
 //! Messages over SEQPACKET: one packet each, so a message comes whole or not at all.
 
 use std::io;
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::frame::{FrameError, Header};
-use super::{MAX_HANDLES, MAX_MESSAGE, TubeError};
+use super::{MAX_MESSAGE, TubeError};
 use crate::deadline::Deadline;
 use crate::handles::Handles;
 use crate::poll::{self, Source};
+use crate::rights;
 
 /// A connected SEQPACKET socket.
 #[derive(Debug)]
@@ -33,28 +29,15 @@ impl PacketTransport {
         Self(fd)
     }
 
-    /// A message without descriptors goes by `sendto`, so that a process which never sends any
-    /// can be denied `sendmsg` altogether (the function process is).
     pub(crate) fn send(
         &self,
         bytes: &[u8],
         handles: &[BorrowedFd<'_>],
         deadline: Deadline,
     ) -> Result<(), TubeError> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         loop {
-            let sent = if handles.is_empty() {
-                rustix::net::send(&self.0, bytes, flags)
-            } else {
-                let mut space =
-                    [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
-                let mut control = SendAncillaryBuffer::new(&mut space);
-                control.push(SendAncillaryMessage::ScmRights(handles));
-                rustix::net::sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, flags)
-            };
-            match sent {
+            match rights::send(&self.0, bytes, handles) {
                 Ok(_) => return Ok(()),
-                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     if poll::wait(&[Source::writable(&self.0, ())], Some(deadline))?.is_empty() {
                         return Err(TubeError::TimedOut);
@@ -84,20 +67,13 @@ impl PacketTransport {
     /// [`TubeError::TimedOut`] when there is nothing yet.
     fn try_receive(&mut self, buffer: &mut Vec<u8>) -> Result<(Header, Handles), TubeError> {
         buffer.resize(MAX_MESSAGE, 0);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let came = loop {
-            let iov = &mut [IoSliceMut::new(buffer)];
-            match rustix::net::recvmsg(&self.0, iov, &mut control, flags) {
-                Ok(came) => break came,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Err(TubeError::TimedOut),
-                Err(error) => return Err(error.into()),
-            }
+        let came = match rights::receive(&self.0, buffer) {
+            Ok(came) => came,
+            Err(Errno::AGAIN) => return Err(TubeError::TimedOut),
+            Err(error) => return Err(error.into()),
         };
-        let handles = collect(&mut control);
-        if came.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        let handles = Handles::from(came.handles);
+        if came.truncated || came.handles_truncated {
             return Err(FrameError::Truncated.into());
         }
         if came.bytes == 0 {
@@ -113,17 +89,6 @@ impl PacketTransport {
         }
         Ok((header, handles))
     }
-}
-
-/// Every descriptor of the control data, owned from here on.
-fn collect(control: &mut RecvAncillaryBuffer<'_>) -> Handles {
-    let mut handles = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            handles.extend(fds);
-        }
-    }
-    handles.into()
 }
 
 impl From<PacketTransport> for OwnedFd {

@@ -10,23 +10,19 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::{Errno, FdFlags};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::frame::{FrameError, HEADER, Header};
 use super::{MAX_HANDLES, TubeError};
 use crate::deadline::Deadline;
 use crate::handles::Handles;
 use crate::poll::{self, Source};
+use crate::rights;
 
 /// A connected STREAM socket and what of a message has come so far.
 #[derive(Debug)]
@@ -100,18 +96,11 @@ impl StreamTransport {
         let mut rest = bytes;
         let mut handles = handles;
         while !rest.is_empty() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !handles.is_empty() {
-                control.push(SendAncillaryMessage::ScmRights(handles));
-            }
-            let iov = [IoSlice::new(rest)];
-            match rustix::net::sendmsg(&self.socket, &iov, &mut control, SendFlags::DONTWAIT) {
+            match rights::send(&self.socket, rest, handles) {
                 Ok(sent) => {
                     rest = &rest[sent..];
                     handles = &[];
                 }
-                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
                     let source = [Source::writable(&self.socket, ())];
                     if poll::wait(&source, Some(deadline))?.is_empty() {
@@ -186,23 +175,8 @@ impl StreamTransport {
         let have = self.partial.len();
         self.partial.resize(wanted, 0);
         let came = loop {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let iov = &mut [IoSliceMut::new(&mut self.partial[have..])];
-            let came = rustix::net::recvmsg(&self.socket, iov, &mut control, RecvFlags::DONTWAIT);
-            match came {
-                Ok(came) => {
-                    for message in control.drain() {
-                        if let RecvAncillaryMessage::ScmRights(fds) = message {
-                            for fd in fds {
-                                rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
-                                self.handles.push(fd);
-                            }
-                        }
-                    }
-                    break came;
-                }
-                Err(Errno::INTR) => {}
+            match rights::receive(&self.socket, &mut self.partial[have..]) {
+                Ok(came) => break came,
                 Err(Errno::AGAIN) => match poll::wait_readable(&self.socket, deadline) {
                     Ok(true) => {}
                     Ok(false) => {
@@ -218,7 +192,8 @@ impl StreamTransport {
             }
         };
         self.partial.truncate(have + came.bytes);
-        if came.flags.contains(ReturnFlags::CTRUNC) || self.handles.len() > MAX_HANDLES {
+        self.handles.extend(came.handles);
+        if came.handles_truncated || self.handles.len() > MAX_HANDLES {
             self.handles.clear();
             return Err(FrameError::Truncated.into());
         }

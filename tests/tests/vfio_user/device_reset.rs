@@ -1,5 +1,5 @@
 use cordon_tests::vfio_user::Served;
-use vmm_side::vfio_user::protocol::command::RESET;
+use cordon_vfio_user::protocol::command::RESET;
 
 #[test]
 fn a_reset_resets_the_device_and_its_bar_registers() {

@@ -2,7 +2,7 @@ use std::os::fd::AsFd as _;
 
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Client, Served, map, ram};
-use vmm_side::vfio_user::protocol::command::DMA_MAP;
+use cordon_vfio_user::protocol::command::DMA_MAP;
 
 const EEXIST: i32 = 17;
 const MIB: u64 = 1 << 20;

@@ -2,7 +2,7 @@ use std::os::fd::AsFd as _;
 
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Served, map, ram, unmap};
-use vmm_side::vfio_user::protocol::command::{DMA_MAP, DMA_UNMAP};
+use cordon_vfio_user::protocol::command::{DMA_MAP, DMA_UNMAP};
 
 const ENOENT: i32 = 2;
 const MIB: u64 = 1 << 20;

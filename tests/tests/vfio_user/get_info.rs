@@ -1,6 +1,6 @@
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Served, words};
-use vmm_side::vfio_user::protocol::command::GET_INFO;
+use cordon_vfio_user::protocol::command::GET_INFO;
 
 #[test]
 fn a_resettable_pci_device_with_9_regions_and_5_interrupt_indexes() {

@@ -1,6 +1,6 @@
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Served, words};
-use vmm_side::vfio_user::protocol::command::IRQ_INFO;
+use cordon_vfio_user::protocol::command::IRQ_INFO;
 
 #[test]
 fn each_index_has_its_flags_and_count() {

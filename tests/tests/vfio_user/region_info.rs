@@ -1,7 +1,7 @@
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Client, Served, words};
+use cordon_vfio_user::protocol::command::REGION_INFO;
 use ipc::{Access, SharedMemory};
-use vmm_side::vfio_user::protocol::command::REGION_INFO;
 
 fn ask(index: u32, argument: u32) -> Vec<u8> {
     words(&[argument, 0, index, 0, 0, 0, 0, 0])

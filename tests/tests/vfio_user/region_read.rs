@@ -1,6 +1,6 @@
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Served, access};
-use vmm_side::vfio_user::protocol::command::REGION_READ;
+use cordon_vfio_user::protocol::command::REGION_READ;
 
 #[test]
 fn config_space_is_read_whole_and_in_parts() {

@@ -1,7 +1,7 @@
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Client, Served, access};
-use vmm_side::vfio_user::protocol::command::REGION_WRITE;
-use vmm_side::vfio_user::protocol::flag;
+use cordon_vfio_user::protocol::command::REGION_WRITE;
+use cordon_vfio_user::protocol::flag;
 
 fn register(client: &mut Client, at: u64) -> u32 {
     u32::from_le_bytes(client.read(7, at, 4).try_into().unwrap())

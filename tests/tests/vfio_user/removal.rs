@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use cordon_tests::vfio_user::{Served, map, ram, words};
 use cordon_tests::{eventually, signal};
+use cordon_vfio_user::Event;
+use cordon_vfio_user::protocol::command::{DMA_MAP, REGION_INFO};
+use cordon_vmm::{PassthroughDevice as _, Recovery};
 use ipc::{Access, SharedMemory};
 use rustix::process::Signal;
 use std::os::fd::AsFd as _;
-use vmm_side::vfio_user::Event;
-use vmm_side::vfio_user::protocol::command::{DMA_MAP, REGION_INFO};
-use vmm_side::{PassthroughDevice as _, Recovery};
 
 const CONFIG: u32 = 7;
 

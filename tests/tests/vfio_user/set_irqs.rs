@@ -3,9 +3,9 @@ use std::time::Duration;
 
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Client, Served, words};
+use cordon_vfio_user::protocol::command::SET_IRQS;
 use ipc::event::Signaller;
 use ipc::{Deadline, Event};
-use vmm_side::vfio_user::protocol::command::SET_IRQS;
 
 const INSTALL: u32 = 0x24;
 const OFF: u32 = 0x21;

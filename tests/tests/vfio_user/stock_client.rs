@@ -60,6 +60,6 @@ fn cloud_hypervisors_client_attaches_maps_interrupts_and_comes_again() {
         client.dma_unmap(0x4000_0000, 1 << 20).unwrap();
         client.shutdown().unwrap();
         drop(client);
-        served.until(|event| matches!(event, vmm_side::vfio_user::Event::Detached(_)));
+        served.until(|event| matches!(event, cordon_vfio_user::Event::Detached(_)));
     }
 }

@@ -4,9 +4,9 @@ use std::os::fd::AsFd as _;
 
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Served, map, ram, words};
-use vmm_side::vfio_user::Event;
-use vmm_side::vfio_user::protocol::command::{DMA_MAP, GET_INFO, IRQ_INFO, RESET};
-use vmm_side::vfio_user::protocol::{HEADER, Header, MAX_MESSAGE, flag};
+use cordon_vfio_user::Event;
+use cordon_vfio_user::protocol::command::{DMA_MAP, GET_INFO, IRQ_INFO, RESET};
+use cordon_vfio_user::protocol::{HEADER, Header, MAX_MESSAGE, flag};
 
 const EOPNOTSUPP: i32 = 95;
 
@@ -115,7 +115,7 @@ fn a_second_client_is_sent_away_and_the_first_does_not_notice() {
 
 #[test]
 fn random_messages_cost_an_error_each_and_nothing_else() {
-    use vmm_side::vfio_user::protocol::command::VERSION;
+    use cordon_vfio_user::protocol::command::VERSION;
     // The same numbers every time: a message that broke something is found again.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move || {

@@ -1,6 +1,6 @@
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Served, words};
-use vmm_side::vfio_user::protocol::command::{GET_INFO, VERSION};
+use cordon_vfio_user::protocol::command::{GET_INFO, VERSION};
 
 #[test]
 fn the_reply_is_what_stock_clients_take() {
@@ -22,7 +22,7 @@ fn the_reply_is_what_stock_clients_take() {
         assert!(capabilities["max_msg_fds"].as_u64().unwrap() <= 16);
         assert_eq!(capabilities["migration"]["pgsize"], 4096);
         assert!(capabilities["write_multiple"].is_null());
-        served.until(|event| matches!(event, vmm_side::vfio_user::Event::Detached(_)));
+        served.until(|event| matches!(event, cordon_vfio_user::Event::Detached(_)));
     }
 }
 

@@ -189,7 +189,10 @@ impl Connection {
     }
 
     /// Claims a function, one that was reserved or one that comes back, and takes its windows.
-    pub(crate) fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
         let request = Request::Attach { function: address.function() };
         let process = self.process()?;
         let attached = process.call(request, Vec::new()).inspect_err(|_| {
@@ -239,7 +242,10 @@ impl Connection {
 
     /// Closes a function's opener: the dext releases what is left of it. `true` when no function
     /// is attached any more.
-    pub(crate) fn detach(&self, address: PciAddress) -> Result<bool, DeviceError> {
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn detach(&self, address: PciAddress) -> Result<bool, DeviceError> {
         let none_left = {
             let mut state = self.state();
             state.attached.remove(&address.function());

@@ -55,7 +55,9 @@ pub struct HostConfig {
 }
 
 impl HostConfig {
-    pub(crate) fn spec(&self, address: Option<PciAddress>) -> Spec {
+    /// How a process for `address` is started; without one, for the whole dext.
+    #[must_use]
+    pub fn spec(&self, address: Option<PciAddress>) -> Spec {
         let mode = if self.strict { "strict" } else { "relaxed" };
         let mut arguments = vec![format!("--dext={}", self.dext), format!("--sandbox={mode}")];
         arguments.extend(address.map(|address| format!("--address={address}")));

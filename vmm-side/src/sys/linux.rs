@@ -10,12 +10,6 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use super::{Exit, Isolation, Start, Words};
 
-/// Received descriptors close on exec: the flag sees to it.
-pub(crate) fn received(_: &OwnedFd) {}
-
-/// Received descriptors close on exec.
-pub(crate) const CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::CMSG_CLOEXEC;
-
 /// A running child. Not reaped on drop: see [`Process::reap`].
 #[derive(Debug)]
 pub(crate) struct Process {

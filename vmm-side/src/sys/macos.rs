@@ -12,14 +12,6 @@ use rustix::io::FdFlags;
 
 use super::{Exit, Isolation, Start, Words};
 
-/// Received descriptors close on exec by hand: there is no flag for it.
-pub(crate) const CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::empty();
-
-/// Received descriptors close on exec.
-pub(crate) fn received(fd: &OwnedFd) {
-    let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
-}
-
 // libSystem exports it; only a private header declares it.
 unsafe extern "C" {
     fn posix_spawnattr_set_registered_ports_np(

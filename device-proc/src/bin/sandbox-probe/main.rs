@@ -14,8 +14,8 @@ use std::ffi::{c_int, c_long};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use device_proc::options::{Common, Windows};
-use device_proc::{connection, function, start};
+use cordon_device_proc::options::{Common, Windows};
+use cordon_device_proc::{connection, function, start};
 use ipc::PciAddress;
 use ipc::wire::handshake::Role;
 #[cfg(target_os = "linux")]

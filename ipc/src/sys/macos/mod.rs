@@ -55,6 +55,17 @@ impl EventPair {
     }
 }
 
+/// Received descriptors close on exec by hand: there is no flag for it.
+pub(crate) const RECEIVE_CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::empty();
+
+/// See [`RECEIVE_CLOSE_ON_EXEC`].
+pub(crate) fn close_on_exec(fd: &OwnedFd) {
+    let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
+}
+
+/// There is no flag for it: a socket has SO_NOSIGPIPE, or the process ignores the signal.
+pub(crate) const SEND_WITHOUT_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::empty();
+
 pub(crate) fn signal(fd: BorrowedFd<'_>) {
     while rustix::io::write(fd, &[1]) == Err(Errno::INTR) {}
 }

@@ -1,0 +1,333 @@
+//! The steps of the demo, in order.
+
+use std::sync::Arc;
+
+use cordon_cli::selftest;
+use cordon_vmm::container::GuestRegion;
+use cordon_vmm::listing::Lister;
+use cordon_vmm::{Container, DmaMode, Host, HostConfig, PassthroughDevice as _, Proxy, Recovery};
+use ipc::{Access, Event, PciAddress, SharedMemory, Window};
+use serde_json::json;
+
+use super::DemoOptions;
+use super::summary::Summary;
+use crate::output::{self, Sandbox};
+use crate::rig::leftovers::{self, Belongings};
+use crate::rig::nvme::{self, Memory, Nvme};
+use crate::rig::probe::Probe;
+use crate::rig::storage::{BUFFER, Storage};
+use crate::rig::{QUEUES, RAM, RAM_BASE, Voice, alive, register_window, vectors};
+use crate::{Failure, programs};
+
+/// What moves while the other function's process is dead.
+const WHILE_DEAD: u64 = 8 << 20;
+
+/// Runs every step; the first that does not hold ends the demo.
+pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
+    let voice = Voice::new(options.json);
+    let prober = programs::find("sandbox-probe", options.sandbox_probe.as_deref())?;
+    let (nvme, probe): (PciAddress, PciAddress) = ("01:00.0".parse()?, "01:00.1".parse()?);
+    let mut summary = Summary::default();
+
+    voice.step("Starting a simulated device 01:00 with an NVMe and a probe function");
+    let image = match &options.image {
+        None => "size=64M".to_owned(),
+        Some(path) if path.to_string_lossy().contains(',') => {
+            return Err(format!("{}: the path of an image has no comma", path.display()).into());
+        }
+        Some(path) => format!("image={}", path.display()),
+    };
+    let devices = [format!("{nvme}=nvme,queues={QUEUES},{image}"), format!("{probe}=probe")];
+    let (simulator, config) = options.rig.start(&devices, Recovery::OFF, None)?;
+    voice.say(&format!("dext-sim runs as process {}", simulator.pid()));
+    voice.data(&json!({ "process": "dext-sim", "pid": simulator.pid() }));
+    let before = Belongings::now()?;
+
+    drive(&config, options, [nvme, probe], &voice, &mut summary)?;
+
+    super::companion::run(&options.rig, &voice, &mut summary)?;
+
+    voice.step("Trying forbidden things from inside the sandbox of each role");
+    try_forbidden(&config, &prober, nvme, &voice, &mut summary)?;
+
+    voice.step("Looking for leftovers");
+    let left = leftovers::list(&before, &simulator)?;
+    for one in &left {
+        voice.say(&format!("left: {one}"));
+    }
+    if !left.is_empty() {
+        return Err(format!("{} things are left", left.len()).into());
+    }
+    voice.say("no process, descriptor, connection, claim, interrupt or DMA registration is left");
+    let simulated = simulator.pid();
+    drop(simulator);
+    if leftovers::children()?.contains(&simulated) {
+        return Err("the simulated dext did not end".into());
+    }
+    finish(&voice, &summary);
+    Ok(())
+}
+
+fn finish(voice: &Voice, summary: &Summary) {
+    voice.step("Done: every step held");
+    voice.data(&json!({
+        "ok": true,
+        "functions": 2,
+        "connection_processes": 1,
+        "bytes_verified": summary.bytes,
+        "bytes_mapped_on_demand": summary.on_demand,
+        "interrupts": summary.interrupts,
+        "sandbox": {
+            "tried": summary.tried,
+            "refused": summary.refused,
+            "syscalls_function": summary.syscalls,
+        },
+        "leftovers": 0,
+    }));
+}
+
+/// Everything between attach and detach.
+fn drive(
+    config: &HostConfig,
+    options: &DemoOptions,
+    [nvme, probe]: [PciAddress; 2],
+    voice: &Voice,
+    summary: &mut Summary,
+) -> Result<(), Failure> {
+    voice.step("Asking the dext what it offers");
+    for function in Lister::start(config)?.functions()? {
+        let identity = function.identity;
+        voice.say(&format!(
+            "{}  {:04x}:{:04x}  {}",
+            identity.address,
+            identity.vendor,
+            identity.device,
+            crate::devices::class_name(identity.class)
+        ));
+    }
+
+    voice.step("Attaching both functions");
+    let host = Host::new(config.clone());
+    let container = Arc::new(Container::new(DmaMode::Direct));
+    let ram = SharedMemory::create("guest-ram", RAM)?;
+    let window = ram.map_all(Access::ReadWrite)?;
+    let region = GuestRegion { iova: RAM_BASE, size: RAM, memory: ram, offset: 0, writable: true };
+    container.map(region)?;
+    let disk = host.attach(nvme, &container, None)?;
+    let other = host.attach(probe, &container, None)?;
+    let attached = Attached { host: &host, proxies: [&disk, &other] };
+    if disk.connection().pid() != other.connection().pid() {
+        return Err("the two functions do not share a connection process".into());
+    }
+    for (role, pid) in [
+        ("connection", disk.connection().pid()),
+        ("function 01:00.0", disk.pid()),
+        ("function 01:00.1", other.pid()),
+    ] {
+        voice.say(&format!("{role} process {pid}"));
+        voice.data(&json!({ "process": role, "pid": pid }));
+    }
+
+    let guest = Guest::new(&window, [&disk, &other], RAM_BASE)?;
+    exercise(&guest, options, voice, summary)?;
+
+    voice.step("The processes and what confines them");
+    summary.syscalls = disk.sandbox().syscalls;
+    tree(&disk, &other, voice);
+
+    drop(guest);
+    voice.step("Detaching both functions");
+    drop(attached);
+    Ok(())
+}
+
+/// Detaches whatever is attached, also when a step failed.
+struct Attached<'a> {
+    host: &'a Host,
+    proxies: [&'a Proxy; 2],
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        for proxy in self.proxies {
+            self.host.detach(proxy);
+        }
+    }
+}
+
+/// The VMM's guest: memory, BAR windows and interrupt events.
+struct Guest<'a> {
+    ram: &'a Window,
+    base: u64,
+    disk: &'a Proxy,
+    other: &'a Proxy,
+    disk_registers: Window,
+    other_registers: Window,
+    disk_events: Vec<Event>,
+    other_events: Vec<Event>,
+}
+
+impl<'a> Guest<'a> {
+    fn new(ram: &'a Window, [disk, other]: [&'a Proxy; 2], base: u64) -> Result<Self, Failure> {
+        Ok(Self {
+            ram,
+            base,
+            disk,
+            other,
+            disk_registers: register_window(disk)?,
+            other_registers: register_window(other)?,
+            disk_events: vectors(disk, QUEUES + 1)?,
+            other_events: vectors(other, other.vectors().into())?,
+        })
+    }
+}
+
+fn exercise(
+    guest: &Guest<'_>,
+    options: &DemoOptions,
+    voice: &Voice,
+    summary: &mut Summary,
+) -> Result<(), Failure> {
+    voice.step("Reading config space");
+    for proxy in [guest.disk, guest.other] {
+        let mut header = [0; 64];
+        proxy.config_read(0, &mut header)?;
+        let identity = proxy.info().identity;
+        if header[..2] != identity.vendor.to_le_bytes()
+            || header[2..4] != identity.device.to_le_bytes()
+        {
+            return Err(format!("config space of {} is another device's", identity.address).into());
+        }
+        // As a guest would: memory space and bus mastering on.
+        proxy.config_write(0x04, &[0x06, 0x00])?;
+        voice.say(&format!("{}: {:02x?}", proxy.info().name, &header[..16]));
+    }
+
+    voice.step("Bringing the NVMe controller up through its BAR window");
+    let mut memory = Memory::new(guest.ram, guest.base);
+    let disk = guest.disk;
+    let alive = move || alive(disk);
+    let mut nvme = Nvme::start(&guest.disk_registers, &mut memory, &guest.disk_events, &alive)?;
+    let storage = Storage { memory: guest.ram, buffer: memory.take(BUFFER)? };
+    let bytes = nvme.blocks * nvme::BLOCK;
+    voice.say(&format!("{}, {}, {QUEUES} I/O queues", nvme.model, output::size(bytes)));
+
+    voice.step("Moving data by DMA in both directions, completions by MSI-X");
+    summary.bytes += match &options.image {
+        None => storage.exercise(&mut nvme, voice)?,
+        Some(path) => storage.exercise_image(&mut nvme, path, voice)?,
+    };
+
+    voice.step("Exercising the probe: registers, DMA engine, every vector, reset");
+    let mut probe = Probe::new(guest.other, &guest.other_registers, &guest.other_events);
+    summary.bytes += exercise_probe(&mut probe, guest, &mut memory)?;
+    voice.say(&format!(
+        "12 registers, {} vectors, 4 copies of 1 MiB, reset",
+        guest.other_events.len()
+    ));
+
+    voice.step("Killing the probe's function process");
+    kill(guest.other, voice)?;
+    if options.image.is_none() {
+        summary.bytes += storage.write_and_verify(&mut nvme, 2, WHILE_DEAD)?;
+    } else if let Some(path) = &options.image {
+        summary.bytes += storage.exercise_image(&mut nvme, path, voice)?;
+    }
+    voice.say("the NVMe function did not notice: its data moved meanwhile, every byte right");
+    nvme.stop()?;
+    for (proxy, interrupts) in [(guest.disk, &nvme.interrupts), (guest.other, &probe.interrupts)] {
+        if interrupts.contains(&0) {
+            return Err(format!("{}: a vector never came: {interrupts:?}", proxy.address()).into());
+        }
+        voice.say(&format!("{}: interrupts by vector {interrupts:?}", proxy.address()));
+        summary.interrupts.insert(proxy.address().to_string(), json!(interrupts));
+    }
+    Ok(())
+}
+
+fn exercise_probe(
+    probe: &mut Probe<'_>,
+    guest: &Guest<'_>,
+    memory: &mut Memory<'_>,
+) -> Result<u64, Failure> {
+    const LENGTH: u32 = 1 << 20;
+    probe.scratch()?;
+    let (source, target) = (memory.take(LENGTH.into())?, memory.take(LENGTH.into())?);
+    let mut verified = 0;
+    for round in 0..4u16 {
+        let expected: Vec<u8> =
+            (0..LENGTH).map(|at| (at ^ at >> 8 ^ u32::from(round)).to_le_bytes()[0]).collect();
+        guest.ram.copy_in(source, &expected)?;
+        probe.copy(guest.base + source, guest.base + target, LENGTH, round)?;
+        let mut found = vec![0; expected.len()];
+        guest.ram.copy_out(target, &mut found)?;
+        if found != expected {
+            return Err("the probe's DMA engine copied something else".into());
+        }
+        verified += u64::from(LENGTH);
+    }
+    probe.every_vector()?;
+    probe.reset()?;
+    Ok(verified)
+}
+
+/// Kills the function's process and shows what its VMM sees then.
+fn kill(proxy: &Proxy, voice: &Voice) -> Result<(), Failure> {
+    use rustix::process::{Pid, Signal, kill_process};
+    let pid = i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw).ok_or("no process")?;
+    kill_process(pid, Signal::KILL)?;
+    let mut bytes = [0; 4];
+    proxy.config_read_or_ones(0, &mut bytes);
+    if bytes != [0xff; 4] {
+        return Err(format!("a dead function reads {bytes:02x?}, not all ones").into());
+    }
+    proxy.bar_read_or_ones(0, 0, &mut bytes);
+    if bytes != [0xff; 4] {
+        return Err(format!("a dead BAR reads {bytes:02x?}, not all ones").into());
+    }
+    let death = proxy.death().ok_or("the death was not noticed")?;
+    voice.say(&death.to_string());
+    voice.say("its config space and BARs read all ones");
+    Ok(())
+}
+
+fn tree(disk: &Proxy, other: &Proxy, voice: &Voice) {
+    let connection = disk.connection();
+    let all = [
+        ("connection 01:00".to_owned(), connection.pid(), connection.sandbox()),
+        (format!("function {}", disk.address()), disk.pid(), disk.sandbox()),
+        (format!("function {}", other.address()), other.pid(), other.sandbox()),
+    ];
+    voice.say(&format!("cordon (the VMM) [{}]", std::process::id()));
+    for (name, pid, sandbox) in &all {
+        let sandbox = Sandbox::from(sandbox);
+        voice.say(&format!("  {name} [{pid}]: {}", sandbox.summary()));
+        voice.data(&json!({ "process": name, "pid": pid, "sandbox": sandbox }));
+    }
+}
+
+fn try_forbidden(
+    config: &HostConfig,
+    prober: &std::path::Path,
+    address: PciAddress,
+    voice: &Voice,
+    summary: &mut Summary,
+) -> Result<(), Failure> {
+    let mut holes = Vec::new();
+    let attempts = selftest::run(config, prober, address, |attempt| {
+        if !attempt.outcome.held() {
+            holes.push(format!("{} {}: {:?}", attempt.role, attempt.name, attempt.outcome));
+        }
+    })?;
+    summary.tried = attempts.len();
+    summary.refused = attempts.iter().filter(|attempt| attempt.outcome.held()).count();
+    let killed = attempts.iter().filter(|a| a.outcome == selftest::Outcome::Killed).count();
+    voice.say(&format!(
+        "{} things tried in 2 roles, {} refused ({killed} of them by ending the process)",
+        summary.tried, summary.refused
+    ));
+    if let Some(hole) = holes.first() {
+        return Err(format!("the sandbox let something through: {hole}").into());
+    }
+    Ok(())
+}

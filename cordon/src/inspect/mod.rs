@@ -1,0 +1,293 @@
+//! `cordon inspect`: one function, like `lspci -vv`, and what Cordon makes of it.
+//!
+//! What can be read without a claim is read by a lister process. If the function is free it is
+//! then attached as a VMM would, for what only that shows (vectors registered, windows, how the
+//! platform maps DMA, the processes and their confinement), and detached again.
+
+mod decode;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cordon_vmm::container::GuestRegion;
+use cordon_vmm::device::{INTERRUPT_INDEXES, PassthroughDevice as _, REGIONS};
+use cordon_vmm::listing::Lister;
+use cordon_vmm::{Container, DmaMode, Host, Proxy};
+use ipc::wire::listing::Function;
+use ipc::{PciAddress, SharedMemory};
+use serde::Serialize;
+
+use crate::control::{self, Served};
+use crate::output::{self, Sandbox};
+use crate::{Common, Failure, devices};
+
+#[derive(Serialize)]
+struct Inspection {
+    address: String,
+    vendor: String,
+    device: String,
+    class: String,
+    class_name: &'static str,
+    claimed_by: Option<Vec<String>>,
+    config: decode::Decoded,
+    bars: Vec<output::Bar>,
+    attached: Option<Attached>,
+    served: Option<Served>,
+    reader: Sandbox,
+}
+
+#[derive(Serialize)]
+struct Attached {
+    name: String,
+    regions: Vec<Region>,
+    interrupts: Vec<Interrupt>,
+    dma: Dma,
+    processes: Vec<Process>,
+}
+
+#[derive(Serialize)]
+struct Region {
+    index: u32,
+    name: String,
+    size: u64,
+    windows: Vec<Part>,
+}
+
+#[derive(Serialize)]
+struct Part {
+    offset: u64,
+    length: u64,
+}
+
+#[derive(Serialize)]
+struct Interrupt {
+    index: String,
+    count: u32,
+}
+
+#[derive(Serialize)]
+struct Dma {
+    addresses: &'static str,
+    page_size: u64,
+    #[serde(flatten)]
+    registrations: control::Dma,
+}
+
+#[derive(Serialize)]
+struct Process {
+    role: &'static str,
+    pid: u32,
+    sandbox: Sandbox,
+}
+
+/// Inspects one function.
+pub(crate) fn run(
+    address: PciAddress,
+    common: &Common,
+    control: Option<&Path>,
+    passive: bool,
+    json: bool,
+) -> Result<(), Failure> {
+    let config = common.config()?;
+    let (function, bytes, reader) = {
+        let lister = Lister::start(&config)?;
+        let functions = lister.functions()?;
+        let at = functions.iter().position(|function| function.identity.address == address);
+        let at = at.ok_or_else(|| {
+            format!("no such device: the dext at {} has no function {address}", common.dext)
+        })?;
+        let bytes = lister.config(at)?;
+        let function = functions.into_iter().nth(at).ok_or("the dext's list changed")?;
+        (function, bytes, Sandbox::from(lister.sandbox()))
+    };
+    let attached = if function.claimed || passive {
+        None
+    } else {
+        let host = Host::new(config);
+        let container = Arc::new(Container::new(DmaMode::Companion));
+        let proxy = host.attach(address, &container, None)?;
+        let attached = attached(&proxy);
+        host.detach(&proxy);
+        Some(attached?)
+    };
+    let mut inspection = inspection(&function, &bytes, attached, reader);
+    if let Some(control) = control {
+        let served = control::ask(control)?.into_iter();
+        let of_it = served.into_iter().find(|one| one.address == inspection.address);
+        let none = || format!("the cordon serve at {} does not have {address}", control.display());
+        inspection.served = Some(of_it.ok_or_else(none)?);
+    }
+    if json {
+        return output::json(&inspection);
+    }
+    print(&inspection, passive);
+    Ok(())
+}
+
+fn inspection(
+    function: &Function,
+    bytes: &[u8],
+    attached: Option<Attached>,
+    reader: Sandbox,
+) -> Inspection {
+    let identity = &function.identity;
+    let owner = |client: &ipc::wire::dext::Client| {
+        format!("{} [{}]", cordon_vmm::text::printable(&client.name), client.pid)
+    };
+    Inspection {
+        address: identity.address.to_string(),
+        vendor: format!("{:04x}", identity.vendor),
+        device: format!("{:04x}", identity.device),
+        class: format!("{:06x}", identity.class),
+        class_name: devices::class_name(identity.class),
+        claimed_by: function.claimed.then(|| function.clients.iter().map(owner).collect()),
+        config: decode::decode(bytes),
+        bars: output::bars(&function.bars),
+        attached,
+        served: None,
+        reader,
+    }
+}
+
+fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
+    let windows = proxy.windows()?;
+    let region = |index: u32| -> Result<Region, Failure> {
+        let info = proxy.region_info(index)?;
+        let parts = windows.iter().filter(|window| u32::from(window.bar) == index);
+        let part = |window: &cordon_vmm::device::BarMemory| Part {
+            offset: window.offset,
+            length: window.length,
+        };
+        let name = match index {
+            0..=5 => format!("BAR {index}"),
+            6 => "ROM".to_owned(),
+            7 => "config".to_owned(),
+            _ => "VGA".to_owned(),
+        };
+        Ok(Region { index, name, size: info.size, windows: parts.map(part).collect() })
+    };
+    let interrupt = |index: u32| -> Result<Interrupt, Failure> {
+        let info = proxy.interrupt_info(index)?;
+        Ok(Interrupt { index: format!("{:?}", info.index), count: info.count })
+    };
+    let process = |role, pid, sandbox: &ipc::wire::sandbox::SandboxReport| Process {
+        role,
+        pid,
+        sandbox: Sandbox::from(sandbox),
+    };
+    let connection = proxy.connection();
+    Ok(Attached {
+        name: proxy.info().name.clone(),
+        regions: (0..REGIONS).map(region).collect::<Result<_, _>>()?,
+        interrupts: (0..INTERRUPT_INDEXES).map(interrupt).collect::<Result<_, _>>()?,
+        dma: dma(proxy)?,
+        processes: vec![
+            process("connection", connection.pid(), &connection.sandbox()),
+            process("function", proxy.pid(), &proxy.sandbox()),
+        ],
+    })
+}
+
+/// Registers one page for a moment, to see where the platform puts it.
+fn dma(proxy: &Proxy) -> Result<Dma, Failure> {
+    const BASE: u64 = 0x4000_0000;
+    const SIZE: u64 = 16 * 1024;
+    let container = Container::new(DmaMode::Direct);
+    let memory = SharedMemory::create("inspect", SIZE)?;
+    container.map(GuestRegion { iova: BASE, size: SIZE, memory, offset: 0, writable: true })?;
+    let addresses = match proxy.try_direct(&container) {
+        Ok(()) => "bus address == iova: direct mode works",
+        Err(cordon_vmm::DeviceError::NotSupported(_)) => {
+            "chosen by the platform: needs companion mode"
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let registrations = control::Dma::of(proxy)?;
+    Ok(Dma { addresses, page_size: container.page_size(), registrations })
+}
+
+fn print(inspection: &Inspection, passive: bool) {
+    let config = &inspection.config;
+    println!(
+        "{} {} [{}]: {}:{} (rev {:02x})",
+        inspection.address,
+        inspection.class_name,
+        inspection.class,
+        inspection.vendor,
+        inspection.device,
+        config.revision
+    );
+    println!("    Subsystem: {}", config.subsystem);
+    println!("    Control: {}", config.command);
+    println!("    Status: {}", config.status);
+    println!("    Interrupt: pin {}", config.interrupt_pin);
+    for bar in &inspection.bars {
+        println!("    Region {}: {} [size={}]", bar.bar, bar.kind(), output::size(bar.size));
+    }
+    for capability in &config.capabilities {
+        println!("    Capabilities: [{:x}] {}", capability.offset, capability.name);
+        for detail in &capability.details {
+            println!("        {detail}");
+        }
+    }
+    match (&inspection.claimed_by, &inspection.attached) {
+        (Some(owners), _) => {
+            println!("    Claimed; open in {}", owners.join(", "));
+            match &inspection.served {
+                Some(served) => print_served(served),
+                None => println!("    (interrupts, DMA and processes are its owner's to show)"),
+            }
+        }
+        (None, None) if passive => println!("    Free; not attached for this look (--passive)"),
+        (None, None) => println!("    Free"),
+        (None, Some(attached)) => print_attached(attached),
+    }
+    println!("    Read by: lister process, {}", inspection.reader.summary());
+}
+
+fn print_served(served: &Served) {
+    let why = served.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+    println!("    Served as {}, {}{why}", served.name, served.presence);
+    println!(
+        "        function process {}, replaced {} times{}; connection process {}, device back {} times",
+        served.function_process,
+        served.replacements,
+        if served.standby { ", a standby waits" } else { "" },
+        served.connection_process,
+        served.returns
+    );
+    for line in served.dma.iter().flat_map(control::Dma::lines) {
+        println!("        {line}");
+    }
+}
+
+fn print_attached(attached: &Attached) {
+    println!("    Free; attached as {} for this look:", attached.name);
+    for region in attached.regions.iter().filter(|region| region.size > 0) {
+        let parts: Vec<String> = region
+            .windows
+            .iter()
+            .map(|part| format!("{:#x}..{:#x}", part.offset, part.offset + part.length))
+            .collect();
+        let how = if parts.is_empty() {
+            "trapped".to_owned()
+        } else {
+            format!("windows {}", parts.join(", "))
+        };
+        println!("        region {} {}: {} bytes, {how}", region.index, region.name, region.size);
+    }
+    for interrupt in &attached.interrupts {
+        println!("        interrupt {}: {} vectors", interrupt.index, interrupt.count);
+    }
+    let dma = &attached.dma;
+    println!("        DMA: {}; pages of {} bytes", dma.addresses, dma.page_size);
+    for line in dma.registrations.lines() {
+        println!("        {line}");
+    }
+    for process in &attached.processes {
+        println!("        {} process {}: {}", process.role, process.pid, process.sandbox.summary());
+        for layer in &process.sandbox.layers {
+            println!("            {:18} {:9} {}", layer.name, layer.state, layer.detail);
+        }
+    }
+}

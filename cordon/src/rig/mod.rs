@@ -1,0 +1,149 @@
+//! A simulated device and small drivers for it, as a VMM's guest would have them: what the demo
+//! and the torture drive.
+
+pub(crate) mod leftovers;
+pub(crate) mod nvme;
+pub(crate) mod probe;
+pub(crate) mod simulator;
+pub(crate) mod storage;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use cordon_vmm::device::InterruptSetup;
+use cordon_vmm::faults::Faults;
+use cordon_vmm::supervisor::Deadlines;
+use cordon_vmm::{HostConfig, PassthroughDevice as _, Proxy, Recovery};
+use ipc::event::Signaller;
+use ipc::wire::function::InterruptIndex;
+use ipc::{Event, Window};
+
+use self::simulator::{Dart, Simulator};
+use crate::{Failure, Sandbox, programs};
+
+/// Which programs make up the rig, and how its processes are confined.
+#[derive(Debug, Args)]
+pub(crate) struct RigOptions {
+    /// Refuse to start a process without a layer of its sandbox, or say which are missing.
+    #[arg(long, value_enum, default_value_t = Sandbox::Strict)]
+    sandbox: Sandbox,
+    /// The device-proc program; by default the one beside this program.
+    #[arg(long, env = "CORDON_DEVICE_PROC")]
+    device_proc: Option<PathBuf>,
+    /// The dext-sim program; by default the one beside this program.
+    #[arg(long, env = "CORDON_DEXT_SIM")]
+    dext_sim: Option<PathBuf>,
+}
+
+impl RigOptions {
+    /// Starts the simulated dext with these devices, and says how processes over it are started.
+    pub(crate) fn start(
+        &self,
+        devices: &[String],
+        recovery: Recovery,
+        faults: Option<Arc<Faults>>,
+    ) -> Result<(Simulator, HostConfig), Failure> {
+        self.start_on(Dart::Identity, devices, recovery, faults)
+    }
+
+    /// [`RigOptions::start`] with a DART of this kind.
+    pub(crate) fn start_on(
+        &self,
+        dart: Dart,
+        devices: &[String],
+        recovery: Recovery,
+        faults: Option<Arc<Faults>>,
+    ) -> Result<(Simulator, HostConfig), Failure> {
+        let device_proc = programs::find("device-proc", self.device_proc.as_deref())?;
+        let dext_sim = programs::find("dext-sim", self.dext_sim.as_deref())?;
+        let simulator = Simulator::start(&dext_sim, dart, devices)?;
+        let config = HostConfig {
+            device_proc,
+            dext: simulator.endpoint(),
+            strict: self.sandbox == Sandbox::Strict,
+            deadlines: Deadlines::default(),
+            recovery,
+            faults,
+            windows: cordon_vmm::WindowRoute::Handed,
+            launcher: None,
+        };
+        Ok((simulator, config))
+    }
+}
+
+/// Where guest RAM begins, as on Apple silicon.
+pub(crate) const RAM_BASE: u64 = 0x8000_0000;
+/// Guest RAM: the data buffer, queues and the probe's buffers.
+pub(crate) const RAM: u64 = storage::BUFFER + (16 << 20);
+/// I/O queues of the NVMe function.
+pub(crate) const QUEUES: usize = 4;
+
+/// The window at the start of BAR 0.
+pub(crate) fn register_window(proxy: &Proxy) -> Result<Window, Failure> {
+    let windows = proxy.windows()?;
+    let window = windows.iter().find(|window| window.bar == 0 && window.offset == 0);
+    Ok(window.ok_or("BAR 0 has no window at its start")?.map()?)
+}
+
+/// One event for each of `count` MSI-X vectors.
+pub(crate) fn vectors(proxy: &Proxy, count: usize) -> Result<Vec<Event>, Failure> {
+    let events: Vec<Event> = (0..count).map(|_| Event::new()).collect::<Result<_, _>>()?;
+    let signallers: Vec<Option<Signaller>> =
+        events.iter().map(|event| event.signaller().map(Some)).collect::<Result<_, _>>()?;
+    proxy.set_interrupts(InterruptIndex::Msix, InterruptSetup::Assign { start: 0, signallers })?;
+    Ok(events)
+}
+
+/// A dead process says more than what did not come of it.
+pub(crate) fn alive(proxy: &Proxy) -> Result<(), Failure> {
+    match proxy.death() {
+        None => Ok(()),
+        Some(death) => Err(death.into()),
+    }
+}
+
+/// Says what happens: text for people, or JSON lines.
+pub(crate) struct Voice {
+    json: bool,
+    started: std::time::Instant,
+}
+
+impl Voice {
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json, started: std::time::Instant::now() }
+    }
+
+    /// A step begins.
+    pub(crate) fn step(&self, name: &str) {
+        let ms = self.started.elapsed().as_millis();
+        if self.json {
+            self.line(&serde_json::json!({ "step": name, "ms": ms }));
+        } else {
+            println!("\n{:6.2} s  {name}", self.started.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Something that was seen in it.
+    pub(crate) fn say(&self, text: &str) {
+        if self.json {
+            self.line(&serde_json::json!({ "say": text }));
+        } else {
+            println!("          {text}");
+        }
+    }
+
+    /// Something for programs.
+    pub(crate) fn data(&self, value: &serde_json::Value) {
+        if self.json {
+            self.line(value);
+        }
+    }
+
+    fn line(&self, value: &serde_json::Value) {
+        use std::io::Write as _;
+        // In one piece, and now: a reader sees whole lines, also of a program that is killed.
+        let mut output = std::io::stdout().lock();
+        let _ = output.write_all(format!("{value}\n").as_bytes()).and_then(|()| output.flush());
+    }
+}

@@ -123,7 +123,7 @@ fn word(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use crate::*;
+    use super::*;
 
     fn sized(kind: u8, size: u64) -> [u32; 2] {
         let mut bars = [None; 6];

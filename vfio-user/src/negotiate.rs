@@ -46,7 +46,7 @@ fn capabilities(bytes: &[u8]) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use crate::*;
+    use super::*;
 
     #[test]
     fn the_reply_fits_in_the_smallest_request() {

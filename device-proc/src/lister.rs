@@ -6,13 +6,14 @@
 use ipc::wire::common::Failure;
 use ipc::wire::dext::{CLIENT_TYPE, Client as Peer, IoReturn, SERVICE_CLASS};
 use ipc::wire::handshake::Role;
-use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Reply, Request};
+use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
 use ipc::{Deadline, Tube, TubeError};
 
 use crate::dext::{self, Client, DextError};
 use crate::function::config;
+use crate::misbehave::Misbehave;
 use crate::options::Common;
-use crate::start::{self, RoleError};
+use crate::start::{self, Answer, RoleError, nothing_beside};
 use crate::{capabilities, failure};
 
 struct Entry {
@@ -25,7 +26,7 @@ struct Entry {
 /// # Errors
 /// [`RoleError`].
 pub fn run(common: &Common) -> Result<(), RoleError> {
-    start::run::<_, _, Reply>(
+    start::run(
         common,
         Role::Lister,
         |tube| prepare(common, tube),
@@ -55,6 +56,7 @@ fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleErro
 }
 
 fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
+    let mut misbehave = Misbehave::new(false);
     loop {
         let forever = Deadline::after(std::time::Duration::MAX);
         let received = match tube.receive::<Request>(forever) {
@@ -62,21 +64,33 @@ fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
             Err(TubeError::Disconnected) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let answer = match received.message {
-            Request::Function(number) => entry(entries, number)
-                .and_then(|entry| describe(entry).map_err(|error| failure(&error)))
-                .map(|function| Reply::Function(Box::new(function))),
-            Request::Config(number) => entry(entries, number).and_then(|entry| {
-                config::read(&mut entry.client, 0, ipc::wire::function::CONFIG_SPACE)
-                    .map(Reply::Config)
-                    .map_err(|error| failure(&error))
-            }),
-            Request::Shutdown => {
-                start::reply::<Ready, Reply>(tube, received.id, Ok(Reply::Done), &[])?;
-                return Ok(());
+        let alone = nothing_beside(&received.handles);
+        if let Request::Misbehave(wrong) = received.message {
+            start::arrange(tube, received.id, &mut misbehave, &wrong)?;
+            continue;
+        }
+        let answer = Answer::to(tube, received.id, &mut misbehave);
+        match received.message {
+            Request::GetFunction(call) => {
+                let entry = alone.and_then(|()| entry(entries, call.0));
+                let described =
+                    entry.and_then(|entry| describe(entry).map_err(|error| failure(&error)));
+                answer.send(&call, described.map(Box::new))?;
             }
-        };
-        start::reply::<Ready, Reply>(tube, received.id, answer, &[])?;
+            Request::GetConfig(call) => {
+                let entry = alone.and_then(|()| entry(entries, call.0));
+                let bytes = entry.and_then(|entry| {
+                    let mut bytes = vec![0; ipc::wire::function::CONFIG_SPACE];
+                    let read = config::read(&mut entry.client, 0, &mut bytes);
+                    read.map(|()| bytes).map_err(|error| failure(&error))
+                });
+                answer.send(&call, bytes)?;
+            }
+            Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
+            Request::Shutdown(call) => return answer.send::<Request, _>(&call, alone),
+            // Arranged for above.
+            Request::Misbehave(_) => {}
+        }
     }
 }
 

@@ -6,13 +6,17 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
-use ipc::wire::common::{Failure, FailureKind, Up};
+use ipc::wire::call::Call;
+use ipc::wire::common::{Failure, FailureKind};
+use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::{Layer, LayerState, SandboxReport};
-use ipc::{Deadline, Tube, TubeError};
+use ipc::{Deadline, Handles, Tube, TubeError};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::dext::DextError;
+use crate::misbehave::Misbehave;
 use crate::options::Common;
 
 /// How long the VMM side may take to read a message or to introduce itself.
@@ -42,11 +46,11 @@ pub enum RoleError {
 }
 
 /// A role's life. `prepare` opens and confines, and gives the role's state and what the VMM side is
-/// told of it; `serve` goes on until the VMM side ends it. `A` is what the role answers.
+/// told of it; `serve` goes on until the VMM side ends it.
 ///
 /// # Errors
 /// [`RoleError`]; the VMM side has been told of one from `prepare`.
-pub fn run<S, R: Serialize, A: Serialize>(
+pub fn run<S, R: Serialize>(
     common: &Common,
     role: Role,
     prepare: impl FnOnce(&Tube) -> Result<(S, R), RoleError>,
@@ -56,12 +60,12 @@ pub fn run<S, R: Serialize, A: Serialize>(
     let (state, ready) = match prepare(&tube) {
         Ok(prepared) => prepared,
         Err(error) => {
-            report_failure::<R, A>(&tube, &error);
+            report_failure::<R>(&mut tube, &error);
             return Err(error);
         }
     };
-    let up: Up<R, A> = Up::Ready(ready);
-    tube.send(0, &up, &[], Deadline::after(PATIENCE))?;
+    let started: Result<R, Failure> = Ok(ready);
+    tube.send(0, &started, &[], Deadline::after(PATIENCE))?;
     serve(&mut tube, state)
 }
 
@@ -98,7 +102,7 @@ pub fn confine(
 }
 
 /// Tells the VMM side that the process could not start.
-fn report_failure<R: Serialize, A: Serialize>(tube: &Tube, error: &RoleError) {
+fn report_failure<R: Serialize>(tube: &mut Tube, error: &RoleError) {
     let (kind, code) = match error {
         RoleError::Dext(error) => {
             let failure = crate::failure(error);
@@ -107,22 +111,110 @@ fn report_failure<R: Serialize, A: Serialize>(tube: &Tube, error: &RoleError) {
         _ => (FailureKind::NoDevice, None),
     };
     let failure = Failure { kind, code, message: ipc::chain(error) };
-    let message: Up<R, A> = Up::StartFailed(failure);
-    let _ = tube.send(0, &message, &[], Deadline::after(PATIENCE));
+    let started: Result<R, Failure> = Err(failure);
+    let _ = tube.send(0, &started, &[], Deadline::after(PATIENCE));
 }
 
-/// Sends the answer to request `id`.
+/// A request and what came beside it.
+pub struct Incoming<Q> {
+    /// The request.
+    pub request: Q,
+    /// Its number, which the answer repeats.
+    pub id: u32,
+    /// What came beside it.
+    pub handles: Handles,
+}
+
+/// The next request, if one is there; `Ok(None)` when none is, [`TubeError::Disconnected`] when the
+/// VMM side is gone.
+///
+/// # Errors
+/// [`TubeError`].
+pub fn next_request<Q: DeserializeOwned>(
+    tube: &mut Tube,
+) -> Result<Option<Incoming<Q>>, TubeError> {
+    match tube.receive::<Q>(Deadline::now()) {
+        Ok(received) => Ok(Some(Incoming {
+            request: received.message,
+            id: received.id,
+            handles: received.handles,
+        })),
+        Err(TubeError::TimedOut) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The answer to one request. Each request gets exactly one, of its own type.
+pub struct Answer<'t> {
+    tube: &'t mut Tube,
+    id: u32,
+    misbehave: &'t mut Misbehave,
+}
+
+impl<'t> Answer<'t> {
+    /// To request `id`, which is about to be carried out.
+    pub fn to(tube: &'t mut Tube, id: u32, misbehave: &'t mut Misbehave) -> Self {
+        misbehave.at(Point::Before, tube);
+        Self { tube, id, misbehave }
+    }
+
+    /// Sends what `call` answers.
+    ///
+    /// # Errors
+    /// [`RoleError::Tube`] when the VMM side is gone or does not read.
+    pub fn send<Q, C: Call<Q>>(
+        self,
+        call: &C,
+        reply: Result<C::Reply, Failure>,
+    ) -> Result<(), RoleError> {
+        self.send_with(call, reply, &[])
+    }
+
+    /// [`Answer::send`], with descriptors beside it.
+    ///
+    /// # Errors
+    /// [`RoleError::Tube`] when the VMM side is gone or does not read.
+    pub fn send_with<Q, C: Call<Q>>(
+        self,
+        _call: &C,
+        reply: Result<C::Reply, Failure>,
+        handles: &[BorrowedFd<'_>],
+    ) -> Result<(), RoleError> {
+        self.misbehave.at(Point::During, self.tube);
+        self.tube.send(self.id, &reply, handles, Deadline::after(PATIENCE))?;
+        self.misbehave.at(Point::After, self.tube);
+        Ok(())
+    }
+}
+
+/// Arranges for a fault, or refuses; the answer is not itself a request that faults count.
 ///
 /// # Errors
 /// [`RoleError::Tube`] when the VMM side is gone or does not read.
-pub fn reply<R: Serialize, A: Serialize>(
-    tube: &Tube,
+pub fn arrange(
+    tube: &mut Tube,
     id: u32,
-    answer: Result<A, Failure>,
-    handles: &[BorrowedFd<'_>],
+    misbehave: &mut Misbehave,
+    wrong: &ipc::wire::faults::Misbehave,
 ) -> Result<(), RoleError> {
-    let message: Up<R, A> = Up::Reply(answer);
-    Ok(tube.send(id, &message, handles, Deadline::after(PATIENCE))?)
+    let armed = misbehave.arm(wrong.0);
+    Ok(tube.send(id, &armed, &[], Deadline::after(PATIENCE))?)
+}
+
+/// Fails unless nothing came beside a request that takes nothing.
+///
+/// # Errors
+/// [`Failure`] naming both numbers.
+pub fn nothing_beside(handles: &Handles) -> Result<(), Failure> {
+    handles.expect(0).map_err(|error| invalid(error.to_string()))
+}
+
+/// The one descriptor that comes beside a request.
+///
+/// # Errors
+/// [`Failure`] naming both numbers.
+pub fn one_beside(handles: Handles) -> Result<std::os::fd::OwnedFd, Failure> {
+    handles.one().map_err(|error| invalid(error.to_string()))
 }
 
 /// A failure that is the caller's fault.

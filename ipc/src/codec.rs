@@ -1,7 +1,7 @@
 //! The one file that knows bincode.
 //!
 //! bincode is unmaintained (RUSTSEC-2025-0141, argued in deny.toml); replacing it means replacing
-//! the two functions below and the golden bytes of `tests/golden.rs`.
+//! the functions below and the golden bytes of `tests/golden.rs`.
 //!
 //! Encoding is fixed width and little endian; enum tags are 32 bits. Decoding never allocates
 //! more than the message holds: the length of every sequence is checked against the bytes that are
@@ -43,11 +43,30 @@ fn options(limit: u64) -> impl bincode::Options {
 /// # Errors
 /// [`CodecError::TooLarge`] above `limit`; nothing is allocated in that case.
 pub fn encode<M: Serialize>(message: &M, limit: usize) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = Vec::new();
+    encode_into(&mut bytes, message, limit)?;
+    Ok(bytes)
+}
+
+/// Appends `message` to `bytes`, in at most `limit` bytes.
+///
+/// # Errors
+/// As [`encode`]; `bytes` are then as they were.
+pub fn encode_into<M: Serialize>(
+    bytes: &mut Vec<u8>,
+    message: &M,
+    limit: usize,
+) -> Result<(), CodecError> {
     let size = options(u64::MAX).serialized_size(message).map_err(CodecError::Encode)?;
     if size > limit as u64 {
         return Err(CodecError::TooLarge { size, limit });
     }
-    options(limit as u64).serialize(message).map_err(CodecError::Encode)
+    let before = bytes.len();
+    let encoded = options(limit as u64).serialize_into(&mut *bytes, message);
+    encoded.map_err(|error| {
+        bytes.truncate(before);
+        CodecError::Encode(error)
+    })
 }
 
 /// Decodes exactly one `M` from `bytes`.

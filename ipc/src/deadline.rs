@@ -23,6 +23,12 @@ impl Deadline {
         Self(Instant::now())
     }
 
+    /// The point in time.
+    #[must_use]
+    pub fn instant(self) -> Instant {
+        self.0
+    }
+
     /// Time left; `None` when it has passed.
     #[must_use]
     pub fn remaining(self) -> Option<Duration> {

@@ -105,7 +105,7 @@ mod tests {
     }
 
     /// A name, and what a process does wrong.
-    type Wrong<'w> = (&'static str, &'w dyn Fn(&Tube));
+    type Wrong<'w> = (&'static str, &'w dyn Fn(&mut Tube));
 
     fn entries(count: usize) -> Vec<DmaEntry> {
         (0..count as u64).map(|key| DmaEntry { key, address: 0x10000 + key, size: 1 }).collect()
@@ -148,8 +148,8 @@ mod tests {
             ("a role", &|peer| peer.send(1, &0u8, &[], soon()).unwrap()),
         ];
         for (name, wrong) in wrongs {
-            let (_fake, mut slot, mut companion, peer) = greeted();
-            wrong(&peer);
+            let (_fake, mut slot, mut companion, mut peer) = greeted();
+            wrong(&mut peer);
             let ends = (0..1000).any(|_| !companion.serve_one(&mut slot));
             assert!(ends, "{name}");
         }
@@ -162,7 +162,7 @@ mod tests {
             assert_eq!(fake.calls_of(selector::UNREGISTER_DMA_REGION).len(), 0);
         }
         // Who asks again and again and never reads an answer holds nobody up.
-        let (_fake, mut slot, mut companion, peer) = greeted();
+        let (_fake, mut slot, mut companion, mut peer) = greeted();
         let request = Request::Map { batch: 1, entries: entries(4096) };
         let ends = (0..1000).any(|_| {
             let _ = peer.send(1, &request, &[], Deadline::now());
@@ -170,7 +170,7 @@ mod tests {
         });
         assert!(ends);
         // Who does not introduce itself as a function process.
-        let (_fake, mut slot, mut companion, peer) = pair();
+        let (_fake, mut slot, mut companion, mut peer) = pair();
         peer.send(1, &ipc::wire::handshake::Hello::ours(Role::Vmm), &[], soon()).unwrap();
         assert!(!companion.serve_one(&mut slot));
     }

@@ -15,17 +15,16 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::connection::{Ready, Reply, Request};
-use ipc::wire::faults::Point;
+use ipc::wire::connection::{Mapped, Ready, Request};
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, Handles, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
+use ipc::{Deadline, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
 
 use self::companion::Companion;
 use self::slot::Slot;
 use crate::dext::{self, DextError};
 use crate::misbehave::Misbehave;
 use crate::options::{Common, Windows};
-use crate::start::{self, RoleError};
+use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
 
 /// What the main loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +50,7 @@ pub struct ConnectionProcess {
 /// # Errors
 /// [`RoleError`].
 pub fn run(address: PciAddress, windows: Windows, common: &Common) -> Result<(), RoleError> {
-    start::run::<_, _, Reply>(
+    start::run(
         common,
         Role::Connection,
         |tube| prepare(address, windows, common, tube),
@@ -121,41 +120,16 @@ impl ConnectionProcess {
 
     /// Serves one request; `false` when it was the last.
     fn serve_one(&mut self, tube: &mut Tube) -> Result<bool, RoleError> {
-        let received = match tube.receive::<Request>(Deadline::now()) {
-            Ok(received) => received,
-            Err(TubeError::TimedOut) => return Ok(true),
+        let incoming = match start::next_request::<Request>(tube) {
+            Ok(Some(incoming)) => incoming,
+            Ok(None) => return Ok(true),
             Err(TubeError::Disconnected) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        let id = received.id;
-        if let Request::Misbehave(wrong) = received.message {
-            let answer = self.misbehave.arm(wrong).map(|()| Reply::Done);
-            start::reply::<Ready, Reply>(tube, id, answer, &[])?;
-            return Ok(true);
-        }
-        self.misbehave.at(Point::Before, tube);
-        if let Request::Attach { function } = received.message {
-            let attached = self.attach(function, &received.handles);
-            let (answer, windows) = match attached {
-                Ok((attached, windows)) => (Ok(Reply::Attached(Box::new(attached))), windows),
-                Err(failure) => (Err(failure), Vec::new()),
-            };
-            let handles: Vec<_> = windows.iter().filter_map(|memory| memory.descriptor()).collect();
-            let entries: Vec<_> = windows.iter().filter_map(|memory| memory.entry()).collect();
-            if !entries.is_empty() {
-                self.send_entries(function, &entries)?;
-            }
-            self.misbehave.at(Point::During, tube);
-            start::reply::<Ready, Reply>(tube, id, answer, &handles)?;
-            self.misbehave.at(Point::After, tube);
-            return Ok(true);
-        }
-        let more = received.message != Request::Shutdown;
-        let answer = self.handle(received.message, received.handles);
-        self.misbehave.at(Point::During, tube);
-        start::reply::<Ready, Reply>(tube, id, answer, &[])?;
-        self.misbehave.at(Point::After, tube);
-        Ok(more)
+        let mut misbehave = std::mem::take(&mut self.misbehave);
+        let goes_on = self.answer(incoming, tube, &mut misbehave);
+        self.misbehave = misbehave;
+        goes_on
     }
 
     /// Serves one request of a function process; one that is gone or out of step is forgotten, and
@@ -180,56 +154,109 @@ impl ConnectionProcess {
         sent.map_err(RoleError::Wait)
     }
 
-    fn attach(&mut self, function: u8, handles: &Handles) -> Result<slot::Exported, Failure> {
-        handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
-        self.slot(function)?.attach()
+    fn answer(
+        &mut self,
+        incoming: start::Incoming<Request>,
+        tube: &mut Tube,
+        misbehave: &mut Misbehave,
+    ) -> Result<bool, RoleError> {
+        let start::Incoming { request, id, handles } = incoming;
+        if let Request::Misbehave(wrong) = request {
+            start::arrange(tube, id, misbehave, &wrong)?;
+            return Ok(true);
+        }
+        let answer = Answer::to(tube, id, misbehave);
+        // What came beside a request that takes nothing is refused with the request.
+        let alone = nothing_beside(&handles);
+        match request {
+            Request::Attach(call) => {
+                let attached = alone.and_then(|()| self.slot(call.function)?.attach());
+                self.send_attached(answer, &call, attached)?;
+            }
+            Request::Detach(call) => {
+                let done = alone.and_then(|()| self.detach(call.function));
+                answer.send(&call, done)?;
+            }
+            Request::AddMemory(call) => {
+                let added = one_beside(handles).and_then(|fd| {
+                    let memory = &mut self.slot(call.function)?.memory;
+                    memory.add(call.base, call.size, fd, call.offset, call.writable)
+                });
+                answer.send(&call, added)?;
+            }
+            Request::RemoveMemory(call) => {
+                let slot = alone.and_then(|()| self.slot(call.function));
+                answer.send(&call, slot.and_then(|slot| slot.remove_memory(call.base)))?;
+            }
+            Request::MapDma(call) => {
+                let slot = alone.and_then(|()| self.slot(call.function));
+                let mapped = slot.and_then(|slot| slot.map(&call.entry));
+                let mapped =
+                    mapped.map(|(bus_address, bus_length)| Mapped { bus_address, bus_length });
+                answer.send(&call, mapped)?;
+            }
+            Request::UnmapDma(call) => {
+                let slot = alone.and_then(|()| self.slot(call.function));
+                answer.send(&call, slot.and_then(|slot| slot.unmap(call.key)))?;
+            }
+            Request::GetStatistics(call) => {
+                let slot = alone.and_then(|()| self.slot(call.function));
+                answer.send(&call, slot.map(|slot| slot.statistics()))?;
+            }
+            Request::Reset(call) => {
+                let slot = alone.and_then(|()| self.slot(call.function));
+                answer.send(&call, slot.and_then(Slot::reset))?;
+            }
+            Request::Companion(call) => {
+                let joined = one_beside(handles).and_then(|fd| self.join(call.function, fd));
+                answer.send(&call, joined)?;
+            }
+            Request::ReleaseDma(call) => {
+                let slot = alone.and_then(|()| self.slot(call.function));
+                answer.send(&call, slot.map(|slot| slot.release_companion(None)))?;
+            }
+            Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
+            Request::Shutdown(call) => {
+                answer.send::<Request, _>(&call, alone)?;
+                return Ok(false);
+            }
+            // Arranged for above.
+            Request::Misbehave(_) => {}
+        }
+        Ok(true)
     }
 
-    fn handle(&mut self, request: Request, handles: Handles) -> Result<Reply, Failure> {
-        if let Request::AddMemory { function, base, size, offset, writable } = request {
-            let fd = handles.one().map_err(|error| start::invalid(error.to_string()))?;
-            self.slot(function)?.memory.add(base, size, fd, offset, writable)?;
-            return Ok(Reply::Done);
+    /// The answer to a claim: the memory of each window goes beside it, or before it.
+    fn send_attached(
+        &mut self,
+        answer: Answer<'_>,
+        call: &ipc::wire::connection::Attach,
+        attached: Result<slot::Exported, Failure>,
+    ) -> Result<(), RoleError> {
+        let (attached, windows) = match attached {
+            Ok((attached, windows)) => (Ok(Box::new(attached)), windows),
+            Err(failure) => (Err(failure), Vec::new()),
+        };
+        let handles: Vec<_> = windows.iter().filter_map(|memory| memory.descriptor()).collect();
+        let entries: Vec<_> = windows.iter().filter_map(|memory| memory.entry()).collect();
+        if !entries.is_empty() {
+            self.send_entries(call.function, &entries)?;
         }
-        if let Request::Companion { function } = request {
-            let fd = handles.one().map_err(|error| start::invalid(error.to_string()))?;
-            self.slot(function)?;
-            self.companions.retain(|one| one.function() != function);
-            self.companions.push(Companion::new(function, fd));
-            return Ok(Reply::Done);
-        }
-        handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
-        match request {
-            Request::Detach { function } => {
-                self.slot(function)?.release();
-                self.slots.retain(|slot| slot.address().function() != function);
-                self.companions.retain(|one| one.function() != function);
-                Ok(Reply::Done)
-            }
-            Request::RemoveMemory { function, base } => {
-                self.slot(function)?.remove_memory(base).map(|()| Reply::Done)
-            }
-            Request::MapDma { function, entry } => {
-                let (bus_address, bus_length) = self.slot(function)?.map(&entry)?;
-                Ok(Reply::Mapped { bus_address, bus_length })
-            }
-            Request::UnmapDma { function, key } => {
-                self.slot(function)?.unmap(key).map(|()| Reply::Done)
-            }
-            Request::ReleaseDma { function } => {
-                self.slot(function)?.release_companion(None);
-                Ok(Reply::Done)
-            }
-            Request::Statistics { function } => {
-                Ok(Reply::Statistics(self.slot(function)?.statistics()))
-            }
-            Request::Reset { function } => self.slot(function)?.reset().map(|()| Reply::Done),
-            Request::Shutdown => Ok(Reply::Done),
-            Request::Attach { .. }
-            | Request::AddMemory { .. }
-            | Request::Companion { .. }
-            | Request::Misbehave(_) => Err(start::invalid("Handled before".to_owned())),
-        }
+        answer.send_with(call, attached, &handles)
+    }
+
+    fn detach(&mut self, function: u8) -> Result<(), Failure> {
+        self.slot(function)?.release();
+        self.slots.retain(|slot| slot.address().function() != function);
+        self.companions.retain(|one| one.function() != function);
+        Ok(())
+    }
+
+    fn join(&mut self, function: u8, fd: std::os::fd::OwnedFd) -> Result<(), Failure> {
+        self.slot(function)?;
+        self.companions.retain(|one| one.function() != function);
+        self.companions.push(Companion::new(function, fd));
+        Ok(())
     }
 
     fn slot(&mut self, function: u8) -> Result<&mut Slot, Failure> {

@@ -19,20 +19,25 @@ pub(super) fn check_length(length: usize) -> Result<(), Failure> {
     }
 }
 
+/// An access of no width that there is.
+pub(super) fn no_width(width: usize) -> Failure {
+    start::invalid(format!("Config access of {width} bytes: 1 to 8 allowed"))
+}
+
 /// Bytes of `offset..offset + length` that lie in config space (P5.1, P6.3).
 fn clamp(offset: u32, length: usize) -> usize {
     let offset = usize::try_from(offset).unwrap_or(usize::MAX);
     CONFIG_SPACE.saturating_sub(offset).min(length)
 }
 
-/// Reads `length` bytes from `offset`. Bytes past the end read as zero (P5.1); a clamped width of
+/// Reads `into.len()` bytes from `offset`. Bytes past the end read as zero (P5.1); a clamped width of
 /// 1, 2 or 4 is one ConfigRead (P5.2); anything else is read in dwords, then bytes (P5.3).
 ///
 /// # Errors
 /// [`DextError`] (P5.4).
-pub fn read(client: &mut Client, offset: u32, length: usize) -> Result<Vec<u8>, DextError> {
-    let mut bytes = vec![0; length];
-    let (inside, _) = bytes.split_at_mut(clamp(offset, length));
+pub fn read(client: &mut Client, offset: u32, into: &mut [u8]) -> Result<(), DextError> {
+    let (inside, past) = into.split_at_mut(clamp(offset, into.len()));
+    past.fill(0);
     let mut at = offset;
     let mut rest = inside;
     while !rest.is_empty() {
@@ -48,7 +53,7 @@ pub fn read(client: &mut Client, offset: u32, length: usize) -> Result<Vec<u8>, 
         at += u32::from(width);
         rest = later;
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Writes `data` at `offset`, as far as the guest may.
@@ -102,6 +107,11 @@ mod tests {
     use ipc::wire::common::FailureKind;
     use ipc::wire::dext::IoReturn;
     use proptest::prelude::*;
+
+    fn read(client: &mut Client, offset: u32, length: usize) -> Result<Vec<u8>, DextError> {
+        let mut bytes = vec![0xa5; length];
+        super::read(client, offset, &mut bytes).map(|()| bytes)
+    }
 
     fn reads(calls: &[Call]) -> Vec<(u64, u64)> {
         calls.iter().filter(|c| c.selector == 8).map(|c| (c.inputs[0], c.inputs[1])).collect()

@@ -156,16 +156,16 @@ impl Interrupts {
         &mut self,
         client: &mut Client,
         index: InterruptIndex,
-        action: InterruptAction,
+        action: &InterruptAction,
         handles: Handles,
     ) -> Result<(), Failure> {
         match action {
             InterruptAction::Assign { start, present } => {
-                self.assign(index, start, &present, handles)?;
+                self.assign(index, *start, present, handles)?;
             }
             other => {
                 handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
-                self.act(index, &other)?;
+                self.act(index, other)?;
             }
         }
         client.set_irq_mask(self.mask()).map_err(|error| failure(&error))

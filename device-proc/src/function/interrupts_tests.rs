@@ -30,7 +30,7 @@ impl Setup {
             .iter()
             .map(|event| event.signaller().unwrap().as_fd().try_clone_to_owned().unwrap())
             .collect();
-        self.interrupts.change(&mut self.client, index, action, handles.into())
+        self.interrupts.change(&mut self.client, index, &action, handles.into())
     }
 
     fn assign(&mut self, index: InterruptIndex, start: u16, events: &[&Event]) {

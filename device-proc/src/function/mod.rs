@@ -17,10 +17,9 @@ use std::os::fd::AsFd as _;
 
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::faults::Point;
-use ipc::wire::function::{Ready, Reply, Request};
+use ipc::wire::function::{Access, Ready, Request, Space};
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, Handles, PciAddress, Tube, TubeError};
+use ipc::{Handles, PciAddress, Tube, TubeError};
 
 use self::bars::Bars;
 use self::companion::Companion;
@@ -29,7 +28,7 @@ use crate::dext::{self, Client, DextError};
 use crate::memory::MemoryTable;
 use crate::misbehave::Misbehave;
 use crate::options::Common;
-use crate::start::{self, RoleError};
+use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
 use crate::{capabilities, failure};
 
 /// What the main loop waits for.
@@ -62,7 +61,7 @@ pub struct FunctionProcess {
 /// # Errors
 /// [`RoleError`].
 pub fn run(address: PciAddress, standby: bool, common: &Common) -> Result<(), RoleError> {
-    start::run::<_, _, Reply>(
+    start::run(
         common,
         Role::Function,
         |tube| prepare(address, standby, common, tube),
@@ -140,99 +139,152 @@ impl FunctionProcess {
 
     /// Serves one request; `false` when it was the last.
     fn serve_one(&mut self, tube: &mut Tube) -> Result<bool, RoleError> {
-        let received = match tube.receive::<Request>(Deadline::now()) {
-            Ok(received) => received,
-            Err(TubeError::TimedOut) => return Ok(true),
+        let incoming = match start::next_request::<Request>(tube) {
+            Ok(Some(incoming)) => incoming,
+            Ok(None) => return Ok(true),
             Err(TubeError::Disconnected) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        if let Request::Misbehave(wrong) = received.message {
-            let answer = self.misbehave.arm(wrong).map(|()| Reply::Done);
-            start::reply::<Ready, Reply>(tube, received.id, answer, &[])?;
+        let mut misbehave = std::mem::take(&mut self.misbehave);
+        let goes_on = self.answer(incoming, tube, &mut misbehave);
+        self.misbehave = misbehave;
+        goes_on
+    }
+
+    fn answer(
+        &mut self,
+        incoming: start::Incoming<Request>,
+        tube: &mut Tube,
+        misbehave: &mut Misbehave,
+    ) -> Result<bool, RoleError> {
+        let start::Incoming { request, id, handles } = incoming;
+        if let Request::Misbehave(wrong) = request {
+            start::arrange(tube, id, misbehave, &wrong)?;
             return Ok(true);
         }
-        let more = received.message != Request::Shutdown;
-        self.misbehave.at(Point::Before, tube);
-        let answer = self.handle(received.message, received.handles);
-        self.misbehave.at(Point::During, tube);
-        start::reply::<Ready, Reply>(tube, received.id, answer, &[])?;
-        self.misbehave.at(Point::After, tube);
-        Ok(more)
+        let answer = Answer::to(tube, id, misbehave);
+        // What came beside a request that takes nothing is refused with the request.
+        let alone = nothing_beside(&handles);
+        match request {
+            Request::Access(call) => {
+                let value = alone.and_then(|()| self.access(&call));
+                answer.send(&call, value)?;
+            }
+            Request::ReadConfig(call) => {
+                let bytes = alone.and_then(|()| self.read_config(call.offset, call.length));
+                answer.send(&call, bytes)?;
+            }
+            Request::Interrupts(call) => {
+                let done = self.change_interrupts(&call, handles);
+                answer.send(&call, done)?;
+            }
+            Request::Reset(call) => {
+                let done = alone.and_then(|()| self.reset());
+                answer.send(&call, done)?;
+            }
+            Request::GetStatistics(call) => {
+                let statistics = self.interrupts.as_ref().map(Interrupts::statistics);
+                answer.send(&call, alone.map(|()| statistics.unwrap_or_default()))?;
+            }
+            Request::TakeOver(call) => {
+                let vectors = alone.and_then(|()| self.take_over());
+                answer.send(&call, vectors)?;
+            }
+            Request::Companion(call) => {
+                let joined = one_beside(handles)
+                    .and_then(|tube| Companion::join(tube, call.layout, call.max_entries));
+                let done = joined.map(|companion| self.companion = Some(companion));
+                answer.send(&call, done)?;
+            }
+            Request::AddMemory(call) => {
+                let added = one_beside(handles).and_then(|fd| {
+                    self.memory.add(call.base, call.size, fd, call.offset, call.writable)
+                });
+                answer.send(&call, added)?;
+            }
+            Request::RemoveMemory(call) => {
+                let removed = alone.and_then(|()| self.memory.remove(call.base));
+                answer.send(&call, removed)?;
+            }
+            Request::Doorbell(call) => {
+                let status = alone.and_then(|()| {
+                    let none = || start::invalid("This function has no companion".to_owned());
+                    let companion = self.companion.as_mut().ok_or_else(none)?;
+                    Ok(companion.doorbell(&self.memory, call.page, call.batch))
+                });
+                answer.send(&call, status)?;
+            }
+            Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
+            Request::Shutdown(call) => {
+                answer.send::<Request, _>(&call, alone)?;
+                return Ok(false);
+            }
+            // Arranged for above.
+            Request::Misbehave(_) => {}
+        }
+        Ok(true)
+    }
+
+    /// One access of at most 8 bytes; 0 for a write.
+    fn access(&mut self, access: &Access) -> Result<u64, Failure> {
+        let Access { space, offset, width, write, value } = *access;
+        match (space, write) {
+            (Space::Config, false) => {
+                let mut bytes = [0; 8];
+                let width = usize::from(width);
+                let into = bytes.get_mut(..width).filter(|into| !into.is_empty());
+                let into = into.ok_or_else(|| config::no_width(width))?;
+                let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+                config::read(&mut self.client, offset, into).map_err(|error| failure(&error))?;
+                Ok(u64::from_le_bytes(bytes))
+            }
+            (Space::Config, true) => {
+                let bytes = value.to_le_bytes();
+                let width = usize::from(width);
+                let data = bytes.get(..width).filter(|data| !data.is_empty());
+                let data = data.ok_or_else(|| config::no_width(width))?;
+                let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+                config::write(&mut self.client, offset, data).map(|()| 0)
+            }
+            (Space::Bar(bar), false) => self.bars.read(bar, offset, width),
+            (Space::Bar(bar), true) => self.bars.write(bar, offset, width, value).map(|()| 0),
+        }
+    }
+
+    fn read_config(&mut self, offset: u32, length: u32) -> Result<Vec<u8>, Failure> {
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        config::check_length(length)?;
+        let mut bytes = vec![0; length];
+        config::read(&mut self.client, offset, &mut bytes).map_err(|error| failure(&error))?;
+        Ok(bytes)
+    }
+
+    fn change_interrupts(
+        &mut self,
+        call: &ipc::wire::function::Interrupts,
+        handles: Handles,
+    ) -> Result<(), Failure> {
+        let standby = || start::invalid("A standby has no interrupts yet".to_owned());
+        let interrupts = self.interrupts.as_mut().ok_or_else(standby)?;
+        interrupts.change(&mut self.client, call.index, &call.action, handles)
     }
 
     /// A standby becomes the one that serves; done again, it changes nothing. Refused while the
     /// dext still cleans up after the one before.
-    fn take_over(&mut self) -> Result<Reply, Failure> {
+    fn take_over(&mut self) -> Result<u16, Failure> {
         if let Some(interrupts) = &self.interrupts {
-            return Ok(Reply::Vectors(interrupts.vectors()));
+            return Ok(interrupts.vectors());
         }
         let set_up = Interrupts::new(&mut self.client, self.entries);
         let interrupts = set_up.map_err(|error| failure(&error))?;
         let vectors = interrupts.vectors();
         self.interrupts = Some(interrupts);
-        Ok(Reply::Vectors(vectors))
-    }
-
-    fn handle(&mut self, request: Request, handles: Handles) -> Result<Reply, Failure> {
-        let wants_handles = matches!(
-            request,
-            Request::Interrupts { .. } | Request::Companion { .. } | Request::AddMemory { .. }
-        );
-        if !wants_handles {
-            handles.expect(0).map_err(|error| start::invalid(error.to_string()))?;
-        }
-        match request {
-            Request::ConfigRead { offset, length } => {
-                let length = usize::try_from(length).unwrap_or(usize::MAX);
-                config::check_length(length)?;
-                let bytes = config::read(&mut self.client, offset, length);
-                bytes.map(Reply::Bytes).map_err(|error| failure(&error))
-            }
-            Request::ConfigWrite { offset, data } => {
-                config::check_length(data.len())?;
-                config::write(&mut self.client, offset, &data).map(|()| Reply::Done)
-            }
-            Request::BarRead { bar, offset, width } => {
-                self.bars.read(bar, offset, width).map(Reply::Value)
-            }
-            Request::BarWrite { bar, offset, width, value } => {
-                self.bars.write(bar, offset, width, value).map(|()| Reply::Done)
-            }
-            Request::Interrupts { index, action } => {
-                let standby = || start::invalid("A standby has no interrupts yet".to_owned());
-                let interrupts = self.interrupts.as_mut().ok_or_else(standby)?;
-                interrupts.change(&mut self.client, index, action, handles)?;
-                Ok(Reply::Done)
-            }
-            Request::Reset => self.reset(),
-            Request::Statistics => {
-                let statistics = self.interrupts.as_ref().map(Interrupts::statistics);
-                Ok(Reply::Statistics(statistics.unwrap_or_default()))
-            }
-            Request::TakeOver => self.take_over(),
-            Request::Companion { layout, max_entries } => {
-                let tube = handles.one().map_err(|error| start::invalid(error.to_string()))?;
-                self.companion = Some(Companion::join(tube, layout, max_entries)?);
-                Ok(Reply::Done)
-            }
-            Request::AddMemory { base, size, offset, writable } => {
-                let fd = handles.one().map_err(|error| start::invalid(error.to_string()))?;
-                self.memory.add(base, size, fd, offset, writable).map(|()| Reply::Done)
-            }
-            Request::RemoveMemory { base } => self.memory.remove(base).map(|()| Reply::Done),
-            Request::Doorbell { page, batch } => {
-                let none = || start::invalid("This function has no companion".to_owned());
-                let companion = self.companion.as_mut().ok_or_else(none)?;
-                Ok(Reply::Status(companion.doorbell(&self.memory, page, batch)))
-            }
-            // Misbehaving is arranged before requests are handled.
-            Request::Shutdown | Request::Misbehave(_) => Ok(Reply::Done),
-        }
+        Ok(vectors)
     }
 
     /// P8: reset by the dext; a failure is an I/O error.
-    fn reset(&mut self) -> Result<Reply, Failure> {
-        self.client.reset().map(|()| Reply::Done).map_err(|error| {
+    fn reset(&mut self) -> Result<(), Failure> {
+        self.client.reset().map_err(|error| {
             let failure = failure(&error);
             let kind = if error.is_fatal() { FailureKind::NoDevice } else { FailureKind::Io };
             Failure { kind, ..failure }

@@ -120,9 +120,30 @@ impl Tube {
         theirs: Role,
         deadline: Deadline,
     ) -> Result<Agreed, HandshakeError> {
-        let hello = Hello::ours(ours);
-        self.send(0, &hello, &[], deadline)?;
+        self.introduce(ours, deadline)?;
+        self.meet(ours, theirs, deadline)
+    }
+
+    /// The first half of a handshake: says who this process is.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Tube`].
+    pub fn introduce(&mut self, ours: Role, deadline: Deadline) -> Result<(), HandshakeError> {
+        Ok(self.send(0, &Hello::ours(ours), &[], deadline)?)
+    }
+
+    /// The second half of a handshake: takes what the peer says of itself.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]; after a [`TubeError::TimedOut`] it can be called again, otherwise the tube
+    /// is of no use.
+    pub fn meet(
+        &mut self,
+        ours: Role,
+        theirs: Role,
+        deadline: Deadline,
+    ) -> Result<Agreed, HandshakeError> {
         let peer = self.receive::<Hello>(deadline)?.message;
-        hello.agree(&peer, theirs)
+        Hello::ours(ours).agree(&peer, theirs)
     }
 }

@@ -99,7 +99,10 @@ pub struct Received<M> {
 #[derive(Debug)]
 pub struct Tube {
     transport: sys::Transport,
-    buffer: Vec<u8>,
+    /// The message that came last. Its room is made once.
+    incoming: Vec<u8>,
+    /// The message that goes. Its room is kept.
+    outgoing: Vec<u8>,
     poisoned: bool,
 }
 
@@ -120,7 +123,7 @@ impl Tube {
     }
 
     fn new(transport: sys::Transport) -> Self {
-        Self { transport, buffer: Vec::new(), poisoned: false }
+        Self { transport, incoming: Vec::new(), outgoing: Vec::new(), poisoned: false }
     }
 
     /// Sends one message. Blocks at most until the deadline when the peer does not read.
@@ -128,7 +131,7 @@ impl Tube {
     /// # Errors
     /// [`TubeError`]; after [`TubeError::TimedOut`] nothing of the message was sent on Linux.
     pub fn send<M: Serialize>(
-        &self,
+        &mut self,
         id: u32,
         message: &M,
         handles: &[BorrowedFd<'_>],
@@ -140,12 +143,13 @@ impl Tube {
         if handles.len() > MAX_HANDLES {
             return Err(TubeError::TooManyHandles(handles.len()));
         }
-        let body = codec::encode(message, MAX_MESSAGE - frame::HEADER)?;
-        let header = frame::Header::new(body.len(), id, handles.len());
-        let mut bytes = Vec::with_capacity(frame::HEADER + body.len());
-        bytes.extend_from_slice(&header.to_bytes());
-        bytes.extend_from_slice(&body);
-        self.transport.send(&bytes, handles, deadline)
+        self.outgoing.clear();
+        self.outgoing.resize(frame::HEADER, 0);
+        codec::encode_into(&mut self.outgoing, message, MAX_MESSAGE - frame::HEADER)?;
+        let body = self.outgoing.len() - frame::HEADER;
+        let header = frame::Header::new(body, id, handles.len());
+        self.outgoing[..frame::HEADER].copy_from_slice(&header.to_bytes());
+        self.transport.send(&self.outgoing, handles, deadline)
     }
 
     /// Receives one message.
@@ -157,15 +161,45 @@ impl Tube {
         &mut self,
         deadline: Deadline,
     ) -> Result<Received<M>, TubeError> {
+        let frame = self.receive_frame(deadline)?;
+        let message = frame.decode()?;
+        Ok(Received { id: frame.id, message, handles: frame.handles })
+    }
+
+    /// Receives one message, for a caller that learns from its number what it is.
+    ///
+    /// # Errors
+    /// [`TubeError`]; after [`TubeError::Frame`] the tube is poisoned.
+    pub fn receive_frame(&mut self, deadline: Deadline) -> Result<Frame<'_>, TubeError> {
         if self.poisoned {
             return Err(TubeError::Poisoned);
         }
         let (header, handles) =
-            self.transport.receive(&mut self.buffer, deadline).inspect_err(|error| {
+            self.transport.receive(&mut self.incoming, deadline).inspect_err(|error| {
                 self.poisoned = matches!(error, TubeError::Frame(_));
             })?;
-        let message = codec::decode(&self.buffer[frame::HEADER..])?;
-        Ok(Received { id: header.id, message, handles })
+        let body = frame::HEADER..header.length as usize;
+        Ok(Frame { id: header.id, body: self.incoming.get(body).unwrap_or_default(), handles })
+    }
+}
+
+/// A message that is not decoded yet.
+#[derive(Debug)]
+pub struct Frame<'t> {
+    /// The sender's number for it.
+    pub id: u32,
+    body: &'t [u8],
+    /// What came beside it; closed unless taken.
+    pub handles: Handles,
+}
+
+impl Frame<'_> {
+    /// The content.
+    ///
+    /// # Errors
+    /// [`TubeError::Codec`] when it is no `M`.
+    pub fn decode<M: DeserializeOwned>(&self) -> Result<M, TubeError> {
+        Ok(codec::decode(self.body)?)
     }
 }
 

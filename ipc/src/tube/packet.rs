@@ -66,7 +66,10 @@ impl PacketTransport {
 
     /// [`TubeError::TimedOut`] when there is nothing yet.
     fn try_receive(&mut self, buffer: &mut Vec<u8>) -> Result<(Header, Handles), TubeError> {
-        buffer.resize(MAX_MESSAGE, 0);
+        // Room for the longest message, made once: what is not sent is not touched.
+        if buffer.len() < MAX_MESSAGE {
+            buffer.resize(MAX_MESSAGE, 0);
+        }
         let came = match rights::receive(&self.0, buffer) {
             Ok(came) => came,
             Err(Errno::AGAIN) => return Err(TubeError::TimedOut),
@@ -79,8 +82,7 @@ impl PacketTransport {
         if came.bytes == 0 {
             return Err(TubeError::Disconnected);
         }
-        buffer.truncate(came.bytes);
-        let header = Header::parse(buffer)?;
+        let header = Header::parse(&buffer[..came.bytes])?;
         if header.length as usize != came.bytes {
             return Err(FrameError::Mismatch { said: header.length, came: came.bytes }.into());
         }

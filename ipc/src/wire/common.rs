@@ -82,13 +82,10 @@ pub struct Failure {
     pub message: String,
 }
 
-/// What a child sends up: first `Ready` or `StartFailed`, then one `Reply` for each request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Up<R, A> {
-    /// Open, set up and confined; serving from here on.
-    Ready(R),
-    /// It could not start and exits.
-    StartFailed(Failure),
-    /// The answer to the request with the same number.
-    Reply(Result<A, Failure>),
-}
+/// A sign of life: answered at once by a process that is in its wait loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping;
+
+/// Exit in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shutdown;

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::common::{BarInfo, Identity};
-use super::faults::Misbehaviour;
+use super::call::{Names, conversation};
+use super::common::{BarInfo, Identity, Ping, Shutdown};
+use super::faults::Misbehave;
 use super::sandbox::SandboxReport;
 
 /// Sent once every function of the device is open (none claimed) and the process is confined.
@@ -40,7 +41,7 @@ pub enum Carrier {
     Own,
 }
 
-/// The answer to [`Request::Attach`].
+/// The answer to [`Attach`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
     /// What was claimed.
@@ -85,96 +86,138 @@ pub struct DmaStatistics {
     pub failed_segments: u64,
 }
 
-/// What the VMM side asks for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Request {
-    /// Claim a function and export its BARs.
-    Attach {
-        /// Function number 0..=7.
-        function: u8,
-    },
-    /// Close the opener's connection: the dext releases the claim and all DMA of the function.
-    Detach {
-        /// Function number 0..=7.
-        function: u8,
-    },
-    /// A region of a function's guest memory; its descriptor travels beside. Each function has a
-    /// table of its own: functions of one device may belong to different guests.
-    AddMemory {
-        /// Function number 0..=7.
-        function: u8,
-        /// Guest address.
-        base: u64,
-        /// Bytes.
-        size: u64,
-        /// Where in the memory behind the descriptor it begins.
-        offset: u64,
-        /// Whether devices may write it.
-        writable: bool,
-    },
-    /// Forget a region, and remove what the function's companion registered of it. Refused while
-    /// registrations of the VMM's are left.
-    RemoveMemory {
-        /// Function number 0..=7.
-        function: u8,
-        /// Guest address that it was added at.
-        base: u64,
-    },
-    /// Register a range for a function, on behalf of the VMM (direct mode, P2.4).
-    MapDma {
-        /// Function number 0..=7.
-        function: u8,
-        /// The range.
-        entry: DmaEntry,
-    },
-    /// Remove a registration that was made on behalf of the VMM.
-    UnmapDma {
-        /// Function number 0..=7.
-        function: u8,
-        /// Its key.
-        key: u64,
-    },
-    /// Registrations of a function.
-    Statistics {
-        /// Function number 0..=7.
-        function: u8,
-    },
-    /// Exit in order.
-    Shutdown,
-    /// Reset a claimed function: it comes back after its connection process died (P8).
-    Reset {
-        /// Function number 0..=7.
-        function: u8,
-    },
-    /// Serve a function's companion: the tube to its function process travels beside, and replaces
-    /// the one before.
-    Companion {
-        /// Function number 0..=7.
-        function: u8,
-    },
-    /// Remove everything that a function's companion registered.
-    ReleaseDma {
-        /// Function number 0..=7.
-        function: u8,
-    },
-    /// Do wrong at the next request; refused unless the process was started for that.
-    Misbehave(Misbehaviour),
+/// Claims a function and exports its BARs; one descriptor beside the answer for each window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Function number 0..=7.
+    pub function: u8,
 }
 
-/// What the connection process answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reply {
-    /// It is done.
-    Done,
-    /// To [`Request::Attach`]; one descriptor beside it for each window.
-    Attached(Box<Attached>),
-    /// To [`Request::MapDma`]: where the device reaches it.
-    Mapped {
-        /// Bus address.
-        bus_address: u64,
-        /// Bytes.
-        bus_length: u64,
-    },
-    /// To [`Request::Statistics`].
-    Statistics(DmaStatistics),
+/// Closes the opener's connection: the dext releases the claim and all DMA of the function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detach {
+    /// Function number 0..=7.
+    pub function: u8,
+}
+
+/// A region of a function's guest memory; its descriptor travels beside. Each function has a table
+/// of its own: functions of one device may belong to different guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddMemory {
+    /// Function number 0..=7.
+    pub function: u8,
+    /// Guest address.
+    pub base: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where in the memory behind the descriptor it begins.
+    pub offset: u64,
+    /// Whether devices may write it.
+    pub writable: bool,
+}
+
+/// Forgets a region, and removes what the function's companion registered of it. Refused while
+/// registrations of the VMM's are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveMemory {
+    /// Function number 0..=7.
+    pub function: u8,
+    /// Guest address that it was added at.
+    pub base: u64,
+}
+
+/// Registers a range for a function, on behalf of the VMM (direct mode, P2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapDma {
+    /// Function number 0..=7.
+    pub function: u8,
+    /// The range.
+    pub entry: DmaEntry,
+}
+
+/// Where the device reaches what was registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapped {
+    /// Bus address.
+    pub bus_address: u64,
+    /// Bytes.
+    pub bus_length: u64,
+}
+
+/// Removes a registration that was made on behalf of the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmapDma {
+    /// Function number 0..=7.
+    pub function: u8,
+    /// Its key.
+    pub key: u64,
+}
+
+/// Asks for the registrations of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetStatistics {
+    /// Function number 0..=7.
+    pub function: u8,
+}
+
+impl Names for GetStatistics {
+    const NAMES: &'static [&'static str] = &["Statistics"];
+
+    fn name(&self) -> &'static str {
+        Self::NAMES[0]
+    }
+}
+
+/// Resets a claimed function: it comes back after its connection process died (P8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset {
+    /// Function number 0..=7.
+    pub function: u8,
+}
+
+/// Serves a function's companion: the tube to its function process travels beside, and replaces the
+/// one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Companion {
+    /// Function number 0..=7.
+    pub function: u8,
+}
+
+/// Removes everything that a function's companion registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseDma {
+    /// Function number 0..=7.
+    pub function: u8,
+}
+
+conversation! {
+    /// What the VMM side asks a connection process for.
+    pub enum Request {
+        /// Claim a function.
+        Attach -> Box<Attached>;
+        /// Close its opener.
+        Detach -> ();
+        /// Guest memory comes.
+        AddMemory -> ();
+        /// Guest memory goes.
+        RemoveMemory -> ();
+        /// Register a range.
+        MapDma -> Mapped;
+        /// Remove a registration.
+        UnmapDma -> ();
+        /// Registrations of a function.
+        GetStatistics -> DmaStatistics, names of GetStatistics;
+        /// Reset a function.
+        Reset -> ();
+        /// Serve a companion.
+        Companion -> ();
+        /// Remove what a companion registered.
+        ReleaseDma -> ();
+        /// A sign of life.
+        Ping -> ();
+        /// Exit in order.
+        Shutdown -> ();
+        /// Do wrong at the next request.
+        Misbehave -> ();
+    }
 }

@@ -1,5 +1,5 @@
-//! Wrong that a confined process is asked to do, for people who test by killing. A process obeys
-//! only if it was started with `--misbehave`.
+//! Wrong that a confined process is asked to do, for people who test by killing. Only the
+//! program that is made for it obeys; `device-proc` refuses.
 
 use serde::{Deserialize, Serialize};
 
@@ -45,3 +45,7 @@ pub struct Misbehaviour {
     /// What.
     pub wrong: Wrong,
 }
+
+/// Do wrong at the next request; refused by a program that is not made for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Misbehave(pub Misbehaviour);

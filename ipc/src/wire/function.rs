@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::common::{BarInfo, Identity, MsixInfo};
-use super::faults::Misbehaviour;
+use super::call::{Names, conversation};
+use super::common::{BarInfo, Identity, MsixInfo, Ping, Shutdown};
+use super::faults::Misbehave;
 use super::sandbox::SandboxReport;
 
 /// Size of the config space that is served (P5.1).
@@ -78,90 +79,175 @@ pub enum InterruptAction {
     },
 }
 
-/// What the VMM side asks for.
+/// What is accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Space {
+    /// Config space.
+    Config,
+    /// The BAR of this number, 0..=5.
+    Bar(u8),
+}
+
+/// One access of at most 8 bytes: P5 and P6 for config space, P7.5 for a BAR. A read answers the value,
+/// zero-extended; a write answers 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// What is accessed.
+    pub space: Space,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes: 1..=8 of config space; 1, 2, 4 or 8 of a BAR.
+    pub width: u8,
+    /// Whether it is a write.
+    pub write: bool,
+    /// The low `width` bytes are written; 0 for a read.
+    pub value: u64,
+}
+
+impl Access {
+    /// A read.
+    #[must_use]
+    pub fn read(space: Space, offset: u64, width: u8) -> Self {
+        Self { space, offset, width, write: false, value: 0 }
+    }
+
+    /// A write of the low `width` bytes of `value`.
+    #[must_use]
+    pub fn write(space: Space, offset: u64, width: u8, value: u64) -> Self {
+        Self { space, offset, width, write: true, value }
+    }
+}
+
+impl Names for Access {
+    const NAMES: &'static [&'static str] = &["ConfigRead", "ConfigWrite", "BarRead", "BarWrite"];
+
+    fn name(&self) -> &'static str {
+        match (self.space, self.write) {
+            (Space::Config, false) => Self::NAMES[0],
+            (Space::Config, true) => Self::NAMES[1],
+            (Space::Bar(_), false) => Self::NAMES[2],
+            (Space::Bar(_), true) => Self::NAMES[3],
+        }
+    }
+}
+
+/// Reads more of config space than one [`Access`] can (P5.3); answers exactly as many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadConfig {
+    /// First byte.
+    pub offset: u32,
+    /// Bytes, 1..=[`CONFIG_SPACE`].
+    pub length: u32,
+}
+
+impl Names for ReadConfig {
+    const NAMES: &'static [&'static str] = &[];
+
+    /// It is a config read, whatever its length.
+    fn name(&self) -> &'static str {
+        Access::NAMES[0]
+    }
+}
+
+/// Changes the interrupt setup (P9).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Request {
-    /// P5. `length` is at most [`CONFIG_SPACE`].
-    ConfigRead {
-        /// First byte.
-        offset: u32,
-        /// Bytes wanted.
-        length: u32,
-    },
-    /// P6.
-    ConfigWrite {
-        /// First byte.
-        offset: u32,
-        /// Bytes, at most [`CONFIG_SPACE`].
-        data: Vec<u8>,
-    },
-    /// P7.5.
-    BarRead {
-        /// BAR number 0..=5.
-        bar: u8,
-        /// Offset in the BAR.
-        offset: u64,
-        /// 1, 2, 4 or 8.
-        width: u8,
-    },
-    /// P7.5.
-    BarWrite {
-        /// BAR number 0..=5.
-        bar: u8,
-        /// Offset in the BAR.
-        offset: u64,
-        /// 1, 2, 4 or 8.
-        width: u8,
-        /// The low `width` bytes are stored.
-        value: u64,
-    },
-    /// P9.
-    Interrupts {
-        /// Which index.
-        index: InterruptIndex,
-        /// What to do.
-        action: InterruptAction,
-    },
-    /// P8.
-    Reset,
-    /// Counters of what was delivered.
-    Statistics,
-    /// Exit in order.
-    Shutdown,
-    /// A process that was started as a standby sets its interrupts up and serves from here on.
-    TakeOver,
-    /// Serve a companion's doorbell; the tube to the connection process travels beside.
-    Companion {
-        /// Layout of its entries.
-        layout: Layout,
-        /// Entries that a batch may have, 1..=4096.
-        max_entries: u32,
-    },
-    /// A region of guest RAM, for the companion's rings; its descriptor travels beside.
-    AddMemory {
-        /// Guest address.
-        base: u64,
-        /// Bytes.
-        size: u64,
-        /// Where in the memory behind the descriptor it begins.
-        offset: u64,
-        /// Whether devices may write it.
-        writable: bool,
-    },
-    /// Forget a region.
-    RemoveMemory {
-        /// Guest address that it was added at.
-        base: u64,
-    },
-    /// The guest rang the companion's doorbell: carry out one batch.
-    Doorbell {
-        /// Guest address of the command page, once it was set.
-        page: Option<u64>,
-        /// Number of the doorbell; the same when it is carried out again.
-        batch: u64,
-    },
-    /// Do wrong at the next request; refused unless the process was started for that.
-    Misbehave(Misbehaviour),
+pub struct Interrupts {
+    /// Which index.
+    pub index: InterruptIndex,
+    /// What to do.
+    pub action: InterruptAction,
+}
+
+/// Resets the device (P8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset;
+
+/// Asks for the counters of what was delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetStatistics;
+
+impl Names for GetStatistics {
+    const NAMES: &'static [&'static str] = &["Statistics"];
+
+    fn name(&self) -> &'static str {
+        Self::NAMES[0]
+    }
+}
+
+/// A process that was started as a standby sets its interrupts up and serves from here on; answers
+/// the vectors that the dext registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeOver;
+
+/// Serves a companion's doorbell; the tube to the connection process travels beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Companion {
+    /// Layout of its entries.
+    pub layout: Layout,
+    /// Entries that a batch may have, 1..=4096.
+    pub max_entries: u32,
+}
+
+/// A region of guest RAM, for the companion's rings; its descriptor travels beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddMemory {
+    /// Guest address.
+    pub base: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where in the memory behind the descriptor it begins.
+    pub offset: u64,
+    /// Whether devices may write it.
+    pub writable: bool,
+}
+
+/// Forgets a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveMemory {
+    /// Guest address that it was added at.
+    pub base: u64,
+}
+
+/// The guest rang the companion's doorbell: carry out one batch; answers the value of the status
+/// register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doorbell {
+    /// Guest address of the command page, once it was set.
+    pub page: Option<u64>,
+    /// Number of the doorbell; the same when it is carried out again.
+    pub batch: u64,
+}
+
+conversation! {
+    /// What the VMM side asks a function process for.
+    pub enum Request {
+        /// Config space or a BAR, at most 8 bytes.
+        Access -> u64, names of Access;
+        /// More of config space.
+        ReadConfig -> Vec<u8>, names of ReadConfig;
+        /// The interrupt setup.
+        Interrupts -> ();
+        /// Reset the device.
+        Reset -> ();
+        /// Counters.
+        GetStatistics -> Statistics, names of GetStatistics;
+        /// A standby serves from here on.
+        TakeOver -> u16;
+        /// Serve a companion.
+        Companion -> ();
+        /// Guest RAM comes.
+        AddMemory -> ();
+        /// Guest RAM goes.
+        RemoveMemory -> ();
+        /// One batch of the companion's.
+        Doorbell -> u32;
+        /// A sign of life.
+        Ping -> ();
+        /// Exit in order.
+        Shutdown -> ();
+        /// Do wrong at the next request.
+        Misbehave -> ();
+    }
 }
 
 /// Interrupts since the process started.
@@ -173,21 +259,4 @@ pub struct Statistics {
     pub delivered: u64,
     /// Pending bits that no vector in use wanted (P9.2).
     pub dropped: u64,
-}
-
-/// What the function process answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reply {
-    /// It is done.
-    Done,
-    /// To a config read: exactly as many bytes as asked for.
-    Bytes(Vec<u8>),
-    /// To a BAR read.
-    Value(u64),
-    /// To [`Request::Statistics`].
-    Statistics(Statistics),
-    /// To [`Request::Doorbell`]: the status register's value.
-    Status(u32),
-    /// To [`Request::TakeOver`]: vectors that the dext registered.
-    Vectors(u16),
 }

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::common::{BarInfo, Identity, MsixInfo};
+use super::call::conversation;
+use super::common::{BarInfo, Identity, MsixInfo, Ping, Shutdown};
 use super::dext::Client;
+use super::faults::Misbehave;
 use super::sandbox::SandboxReport;
 
 /// Most functions that one report names: a bus full of multi-function devices.
@@ -35,24 +37,26 @@ pub struct Ready {
     pub sandbox: SandboxReport,
 }
 
-/// What can be asked of a lister.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Request {
-    /// Function number `0..functions`.
-    Function(u32),
-    /// The 4096 bytes of its config space.
-    Config(u32),
-    /// Exit.
-    Shutdown,
-}
+/// Asks for a function by number, `0..functions`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetFunction(pub u32);
 
-/// What a lister answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reply {
-    /// To [`Request::Function`].
-    Function(Box<Function>),
-    /// To [`Request::Config`].
-    Config(Vec<u8>),
-    /// To [`Request::Shutdown`].
-    Done,
+/// Asks for the 4096 bytes of a function's config space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetConfig(pub u32);
+
+conversation! {
+    /// What the VMM side asks a lister process for.
+    pub enum Request {
+        /// One function.
+        GetFunction -> Box<Function>;
+        /// Its config space.
+        GetConfig -> Vec<u8>;
+        /// A sign of life.
+        Ping -> ();
+        /// Exit in order.
+        Shutdown -> ();
+        /// Do wrong at the next request: a lister never does.
+        Misbehave -> ();
+    }
 }

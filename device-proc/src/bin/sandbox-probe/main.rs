@@ -101,14 +101,14 @@ fn confined(attempt: &Attempt, role: Role) -> ExitCode {
     let Attempt { address, common, .. } = attempt;
     let target = Target { victim: attempt.victim.into(), tube: common.tube_fd.into() };
     let ended = if role == Role::Function {
-        start::run::<_, _, ipc::wire::function::Reply>(
+        start::run(
             common,
             role,
             |tube| function::prepare(*address, false, common, tube),
             |_, _held| attempt_and_exit(&attempt.attempt, &target),
         )
     } else {
-        start::run::<_, _, ipc::wire::connection::Reply>(
+        start::run(
             common,
             role,
             |tube| connection::prepare(*address, Windows::Handed, common, tube),

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cordon_vmm::{PassthroughDevice as _, Presence, Proxy};
+use cordon_vmm::{Function, PassthroughDevice as _, Presence};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
@@ -55,7 +55,7 @@ pub(crate) struct Dma {
 
 impl Dma {
     /// As the connection process counts.
-    pub(crate) fn of(proxy: &Proxy) -> Result<Self, cordon_vmm::DeviceError> {
+    pub(crate) fn of(proxy: &Function) -> Result<Self, cordon_vmm::DeviceError> {
         let now = proxy.connection().statistics(proxy.address())?;
         Ok(Self {
             live_regions: now.regions,
@@ -88,7 +88,7 @@ impl Dma {
 }
 
 impl Served {
-    fn of(proxy: &Proxy) -> Self {
+    fn of(proxy: &Function) -> Self {
         let (presence, death) = match proxy.presence() {
             Presence::Present => ("present", None),
             Presence::Away(death) => ("away", Some(death)),
@@ -114,7 +114,7 @@ pub(crate) struct Control<'p>(&'p Path);
 
 impl<'p> Control<'p> {
     /// Listens at `path`, by a thread of its own that ends with the program.
-    pub(crate) fn start(path: &'p Path, proxies: Vec<Arc<Proxy>>) -> Result<Self, Failure> {
+    pub(crate) fn start(path: &'p Path, proxies: Vec<Arc<Function>>) -> Result<Self, Failure> {
         let failed = |error| format!("Cannot listen at {}: {error}", path.display());
         let listener = UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
@@ -135,7 +135,7 @@ impl Drop for Control<'_> {
     }
 }
 
-fn answer(mut stream: UnixStream, proxies: &[Arc<Proxy>]) -> std::io::Result<()> {
+fn answer(mut stream: UnixStream, proxies: &[Arc<Function>]) -> std::io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let all: Vec<Served> = proxies.iter().map(|proxy| Served::of(proxy)).collect();
     stream.write_all(format!("{}\n", serde_json::to_string(&all)?).as_bytes())

@@ -17,7 +17,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cordon_vmm::HostConfig;
-use cordon_vmm::supervisor::Deadlines;
 use ipc::PciAddress;
 
 /// PCI passthrough with every function in a sandboxed process of its own.
@@ -102,16 +101,10 @@ impl Common {
     }
 
     fn config(&self) -> Result<HostConfig, Failure> {
-        Ok(HostConfig {
-            device_proc: programs::find("device-proc", self.device_proc.as_deref())?,
-            dext: programs::endpoint(&self.dext)?,
-            strict: self.sandbox == Sandbox::Strict,
-            deadlines: Deadlines::default(),
-            recovery: cordon_vmm::Recovery::default(),
-            faults: None,
-            windows: cordon_vmm::WindowRoute::Handed,
-            launcher: self.launcher()?,
-        })
+        let device_proc = programs::find("device-proc", self.device_proc.as_deref())?;
+        Ok(HostConfig::new(device_proc, programs::endpoint(&self.dext)?)
+            .with_strict(self.sandbox == Sandbox::Strict)
+            .with_sandbox_exec(self.launcher()?))
     }
 }
 

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use ipc::{Deadline, PciAddress};
 
-use cordon_vmm::connection::{Connection, ConnectionProtocol};
-use cordon_vmm::device::DeviceError;
+use cordon_vmm::DeviceError;
+use cordon_vmm::child::{
+    Cause, ConnectionProtocol, Death, ExitStatus, FunctionProtocol, Protocol, Spec,
+};
+use cordon_vmm::connection::Connection;
 use cordon_vmm::host::HostConfig;
 use cordon_vmm::recovery::Recovery;
-use cordon_vmm::slot::FunctionProtocol;
-use cordon_vmm::supervisor::{Cause, Death, ExitStatus, Protocol, Spec, Supervisor};
+use cordon_vmm::supervisor::Supervisor;
 
 /// Exit status of an attempt that came back with an error.
 const REFUSED: i32 = 3;
@@ -104,7 +106,8 @@ pub fn run(
             attempts.push(attempt);
         }
     }
-    connection.detach(address).map_err(claim)?;
+    let soon = Deadline::after(Duration::from_secs(3));
+    connection.detach(address, soon).map_err(claim)?;
     connection.stop();
     Ok(attempts)
 }

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use cordon_vfio_user::{Event, Server};
 use cordon_vmm::companion::Layout;
 use cordon_vmm::{
-    Companion, CompanionConfig, Container, DmaMode, Host, PassthroughDevice, Presence, Proxy,
+    Companion, CompanionConfig, Container, DmaMode, Function, Host, PassthroughDevice, Presence,
     WindowRoute,
 };
 use ipc::PciAddress;
@@ -124,7 +124,7 @@ impl Log {
 
 /// One served function.
 struct Served {
-    proxy: Arc<Proxy>,
+    proxy: Arc<Function>,
     server: Option<Server>,
     companion: Option<Server>,
     /// What was logged last.

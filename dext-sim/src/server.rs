@@ -165,7 +165,7 @@ impl Connection<'_> {
         self.client.as_mut().ok_or(IoReturn::NOT_OPEN)
     }
 
-    fn reply(&self, id: u32, returned: Result<Vec<u64>, IoReturn>) -> Result<(), TubeError> {
+    fn reply(&mut self, id: u32, returned: Result<Vec<u64>, IoReturn>) -> Result<(), TubeError> {
         let reply = match returned {
             Ok(outputs) => Reply::Return { code: IoReturn::SUCCESS, outputs },
             Err(code) => Reply::Return { code, outputs: Vec::new() },

@@ -25,6 +25,11 @@ impl<'fd, T> Source<'fd, T> {
         Self { fd: fd.as_fd(), token, flags: PollFlags::IN }
     }
 
+    /// [`Source::readable`] of a borrowed descriptor.
+    pub fn readable_fd(fd: BorrowedFd<'fd>, token: T) -> Self {
+        Self { fd, token, flags: PollFlags::IN }
+    }
+
     /// Ready when something can be written, or when the other end is gone.
     pub fn writable(fd: &'fd impl AsFd, token: T) -> Self {
         Self { fd: fd.as_fd(), token, flags: PollFlags::OUT }

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use cordon_ipc::codec;
-use cordon_ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo, Up};
-use cordon_ipc::wire::faults::{Misbehaviour, Point, Wrong};
+use cordon_ipc::wire::call::{Call, Tagged};
+use cordon_ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo, Ping, Shutdown};
+use cordon_ipc::wire::faults::{Misbehave, Misbehaviour, Point, Wrong};
 use cordon_ipc::wire::handshake::{Hello, Role, VERSION};
 use cordon_ipc::wire::{connection, dext, dma, function, listing, sandbox};
 use serde::Serialize;
@@ -34,7 +35,7 @@ fn identity() -> Identity {
     Identity { address, vendor: 0xc0d0, device: 1, class: 0x01_0802 }
 }
 
-const IDENTITY: &str = "010203 d0c0 0100 02080100";
+const IDENTITY: &str = "0000 010203 d0c0 0100 02080100";
 
 fn misbehaviour() -> Misbehaviour {
     let wrong = Wrong::Selector { selector: 8, code: dext::IoReturn::NOT_OPEN };
@@ -45,86 +46,99 @@ const MISBEHAVIOUR: &str = "01000000 04000000 08000000 cd0200e0";
 
 #[test]
 fn hello() {
-    assert_eq!(VERSION, 1);
+    assert_eq!(VERSION, 2);
     golden(
         Hello {
             magic: 0x4e44_5243,
-            version: 1,
-            oldest: 1,
+            version: 2,
+            oldest: 2,
             role: Role::Function,
             features: 0x0102_0304_0506_0708,
             max_message: 0x20000,
             max_handles: 32,
         },
-        "4352444e 0100 0100 02000000 0807060504030201 00000200 2000",
+        "4352444e 0200 0200 02000000 0807060504030201 00000200 2000",
     );
     unknown_tag::<Role>(6);
 }
 
+/// A request as the enum that is decoded, and as the call that is encoded.
+fn call<Q, C>(call: C, hex: &str)
+where
+    Q: Serialize + DeserializeOwned + PartialEq + Debug + From<C>,
+    C: Call<Q> + Clone,
+{
+    let tagged = codec::encode(&Tagged::<Q, C>::new(&call), 4096).unwrap();
+    let request = Q::from(call.clone());
+    assert_eq!(tagged, codec::encode(&request, 4096).unwrap(), "{}", call.name());
+    golden(request, hex);
+}
+
 #[test]
 fn function_requests() {
-    use function::{InterruptAction as Action, InterruptIndex as Index, Request};
-    golden(Request::ConfigRead { offset: 4, length: 2 }, "00000000 04000000 02000000");
-    golden(
-        Request::ConfigWrite { offset: 4, data: vec![6, 0] },
-        "01000000 04000000 0200000000000000 0600",
+    use function::{
+        Access, AddMemory, Companion, Doorbell, GetStatistics, InterruptAction as Action,
+        InterruptIndex as Index, Interrupts, ReadConfig, RemoveMemory, Request, Reset, Space,
+        TakeOver,
+    };
+    call::<Request, _>(
+        Access::read(Space::Config, 4, 2),
+        "00000000 00000000 0400000000000000 02 00 0000000000000000",
     );
-    golden(Request::BarRead { bar: 2, offset: 0x10, width: 4 }, "02000000 02 1000000000000000 04");
-    golden(
-        Request::BarWrite { bar: 0, offset: 8, width: 8, value: 0x1122 },
-        "03000000 00 0800000000000000 08 2211000000000000",
+    call::<Request, _>(
+        Access::write(Space::Bar(2), 0x10, 8, 0x1122),
+        "00000000 01000000 02 1000000000000000 08 01 2211000000000000",
     );
+    call::<Request, _>(ReadConfig { offset: 4, length: 64 }, "01000000 04000000 40000000");
     let assign = Action::Assign { start: 3, present: vec![true, false] };
-    golden(
-        Request::Interrupts { index: Index::Msix, action: assign },
-        "04000000 02000000 00000000 0300 0200000000000000 01 00",
+    call::<Request, _>(
+        Interrupts { index: Index::Msix, action: assign },
+        "02000000 02000000 00000000 0300 0200000000000000 01 00",
     );
     let trigger = Action::Trigger { start: 1, count: 2 };
-    golden(
-        Request::Interrupts { index: Index::Intx, action: trigger },
-        "04000000 00000000 04000000 0100 0200",
+    call::<Request, _>(
+        Interrupts { index: Index::Intx, action: trigger },
+        "02000000 00000000 04000000 0100 0200",
     );
-    golden(Request::Reset, "05000000");
-    golden(Request::Statistics, "06000000");
-    golden(Request::Shutdown, "07000000");
-    golden(Request::TakeOver, "08000000");
+    call::<Request, _>(Reset, "03000000");
+    call::<Request, _>(GetStatistics, "04000000");
+    call::<Request, _>(TakeOver, "05000000");
     let layout = function::Layout::Packed64;
-    golden(Request::Companion { layout, max_entries: 4096 }, "09000000 01000000 00100000");
-    golden(
-        Request::AddMemory { base: 1, size: 2, offset: 3, writable: true },
-        "0a000000 0100000000000000 0200000000000000 0300000000000000 01",
+    call::<Request, _>(Companion { layout, max_entries: 4096 }, "06000000 01000000 00100000");
+    call::<Request, _>(
+        AddMemory { base: 1, size: 2, offset: 3, writable: true },
+        "07000000 0100000000000000 0200000000000000 0300000000000000 01",
     );
-    golden(Request::RemoveMemory { base: 1 }, "0b000000 0100000000000000");
-    golden(
-        Request::Doorbell { page: Some(1), batch: 2 },
-        "0c000000 01 0100000000000000 0200000000000000",
+    call::<Request, _>(RemoveMemory { base: 1 }, "08000000 0100000000000000");
+    call::<Request, _>(
+        Doorbell { page: Some(1), batch: 2 },
+        "09000000 01 0100000000000000 0200000000000000",
     );
-    golden(Request::Misbehave(misbehaviour()), &format!("0d000000 {MISBEHAVIOUR}"));
+    call::<Request, _>(Ping, "0a000000");
+    call::<Request, _>(Shutdown, "0b000000");
+    call::<Request, _>(Misbehave(misbehaviour()), &format!("0c000000 {MISBEHAVIOUR}"));
     unknown_tag::<function::Layout>(2);
-    unknown_tag::<Request>(14);
+    unknown_tag::<Request>(13);
     unknown_tag::<Action>(5);
     unknown_tag::<Index>(5);
+    unknown_tag::<Space>(2);
 }
 
 #[test]
 fn function_answers() {
-    use function::{Ready, Reply, Statistics};
-    let up = |reply| Up::<Ready, Reply>::Reply(reply);
-    golden(up(Ok(Reply::Done)), "02000000 00000000 00000000");
-    golden(up(Ok(Reply::Bytes(vec![1, 2]))), "02000000 00000000 01000000 0200000000000000 0102");
-    golden(up(Ok(Reply::Value(5))), "02000000 00000000 02000000 0500000000000000");
-    let statistics = Statistics { notifications: 1, delivered: 2, dropped: 3 };
-    golden(
-        Reply::Statistics(statistics),
-        "03000000 0100000000000000 0200000000000000 0300000000000000",
-    );
+    golden::<Result<(), Failure>>(Ok(()), "00000000");
+    golden::<Result<Vec<u8>, Failure>>(Ok(vec![1, 2]), "00000000 0200000000000000 0102");
+    golden::<Result<u64, Failure>>(Ok(5), "00000000 0500000000000000");
+    let statistics = function::Statistics { notifications: 1, delivered: 2, dropped: 3 };
+    golden(statistics, "0100000000000000 0200000000000000 0300000000000000");
     let failure =
         Failure { kind: FailureKind::Io, code: Some(0xe000_02cd), message: "no".to_owned() };
-    golden(up(Err(failure)), "02000000 01000000 01000000 01 cd0200e0 0200000000000000 6e6f");
-    unknown_tag::<Up<Ready, Reply>>(3);
-    golden(Reply::Status(3), "04000000 03000000");
-    golden(Reply::Vectors(32), "05000000 2000");
-    unknown_tag::<Reply>(6);
+    golden::<Result<u64, Failure>>(
+        Err(failure),
+        "01000000 01000000 01 cd0200e0 0200000000000000 6e6f",
+    );
+    golden::<Result<u16, Failure>>(Ok(32), "00000000 2000");
+    unknown_tag::<Result<(), Failure>>(2);
     unknown_tag::<FailureKind>(6);
 }
 
@@ -169,26 +183,31 @@ fn ready_messages() {
 
 #[test]
 fn connection_messages() {
-    use connection::{Attached, BarWindow, DmaEntry, DmaStatistics, Reply, Request};
-    golden(Request::Attach { function: 1 }, "00000000 01");
-    golden(Request::Detach { function: 1 }, "01000000 01");
-    golden(
-        Request::AddMemory { function: 5, base: 1, size: 2, offset: 3, writable: true },
+    use connection::{
+        AddMemory, Attach, Attached, BarWindow, Companion, Detach, DmaEntry, DmaStatistics,
+        GetStatistics, MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
+    };
+    call::<Request, _>(Attach { function: 1 }, "00000000 01");
+    call::<Request, _>(Detach { function: 1 }, "01000000 01");
+    call::<Request, _>(
+        AddMemory { function: 5, base: 1, size: 2, offset: 3, writable: true },
         "02000000 05 0100000000000000 0200000000000000 0300000000000000 01",
     );
-    golden(Request::RemoveMemory { function: 5, base: 1 }, "03000000 05 0100000000000000");
+    call::<Request, _>(RemoveMemory { function: 5, base: 1 }, "03000000 05 0100000000000000");
     let entry = DmaEntry { key: 1, address: 2, size: 3 };
-    golden(
-        Request::MapDma { function: 0, entry },
+    call::<Request, _>(
+        MapDma { function: 0, entry },
         "04000000 00 0100000000000000 0200000000000000 0300000000000000",
     );
-    golden(Request::UnmapDma { function: 0, key: 9 }, "05000000 00 0900000000000000");
-    golden(Request::Statistics { function: 7 }, "06000000 07");
-    golden(Request::Shutdown, "07000000");
-    golden(
-        Reply::Mapped { bus_address: 1, bus_length: 2 },
-        "02000000 0100000000000000 0200000000000000",
-    );
+    call::<Request, _>(UnmapDma { function: 0, key: 9 }, "05000000 00 0900000000000000");
+    call::<Request, _>(GetStatistics { function: 7 }, "06000000 07");
+    call::<Request, _>(Reset { function: 2 }, "07000000 02");
+    call::<Request, _>(Companion { function: 2 }, "08000000 02");
+    call::<Request, _>(ReleaseDma { function: 2 }, "09000000 02");
+    call::<Request, _>(Ping, "0a000000");
+    call::<Request, _>(Shutdown, "0b000000");
+    call::<Request, _>(Misbehave(misbehaviour()), &format!("0c000000 {MISBEHAVIOUR}"));
+    golden(Mapped { bus_address: 1, bus_length: 2 }, "0100000000000000 0200000000000000");
     let window = BarWindow { bar: 0, offset: 0, length: 0x8000, memory_offset: 0 };
     let attached = Attached {
         identity: identity(),
@@ -198,9 +217,9 @@ fn connection_messages() {
         warnings: vec![],
     };
     golden(
-        Reply::Attached(Box::new(attached)),
+        Box::new(attached),
         &format!(
-            "01000000 {IDENTITY} 000000000000 0100000000000000 \
+            "{IDENTITY} 000000000000 0100000000000000 \
              00 0000000000000000 0080000000000000 0000000000000000 01000000 0000000000000000"
         ),
     );
@@ -214,17 +233,12 @@ fn connection_messages() {
         failed_segments: 7,
     };
     golden(
-        Reply::Statistics(statistics),
-        "03000000 0100000000000000 0200000000000000 0300000000000000 0400000000000000 \
+        statistics,
+        "0100000000000000 0200000000000000 0300000000000000 0400000000000000 \
          0500000000000000 0600000000000000 0700000000000000",
     );
-    golden(Request::Reset { function: 2 }, "08000000 02");
-    golden(Request::Companion { function: 2 }, "09000000 02");
-    golden(Request::ReleaseDma { function: 2 }, "0a000000 02");
-    golden(Request::Misbehave(misbehaviour()), &format!("0b000000 {MISBEHAVIOUR}"));
-    unknown_tag::<Request>(12);
+    unknown_tag::<Request>(13);
     unknown_tag::<connection::Carrier>(3);
-    unknown_tag::<Reply>(4);
 }
 
 #[test]
@@ -258,10 +272,13 @@ fn dma_messages() {
 
 #[test]
 fn listing_messages() {
-    use listing::{Function, Reply, Request};
-    golden(Request::Function(3), "00000000 03000000");
-    golden(Request::Config(3), "01000000 03000000");
-    golden(Request::Shutdown, "02000000");
+    use listing::{Function, GetConfig, GetFunction, Request};
+    call::<Request, _>(GetFunction(3), "00000000 03000000");
+    call::<Request, _>(GetConfig(3), "01000000 03000000");
+    call::<Request, _>(Ping, "02000000");
+    call::<Request, _>(Shutdown, "03000000");
+    call::<Request, _>(Misbehave(misbehaviour()), &format!("04000000 {MISBEHAVIOUR}"));
+    unknown_tag::<Request>(5);
     let function = Function {
         identity: identity(),
         bars: [None; 6],
@@ -271,13 +288,12 @@ fn listing_messages() {
         clients: vec![dext::Client { pid: 7, name: "x".to_owned() }],
     };
     golden(
-        Reply::Function(Box::new(function)),
+        Box::new(function),
         &format!(
-            "00000000 {IDENTITY} 000000000000 2000 00 01 \
+            "{IDENTITY} 000000000000 2000 00 01 \
              0100000000000000 07000000 0100000000000000 78"
         ),
     );
-    unknown_tag::<Reply>(3);
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn open_descriptors() -> usize {
 fn descriptors_that_nobody_takes_are_closed() {
     let soon = Deadline::after(Duration::from_secs(5));
     let null = std::fs::File::open("/dev/null").unwrap();
-    let (a, mut b) = Tube::pair().unwrap();
+    let (mut a, mut b) = Tube::pair().unwrap();
     let before = open_descriptors();
 
     // Beside a message that is dropped.

@@ -12,7 +12,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cordon_vmm::container::GuestRegion;
-use cordon_vmm::supervisor::Deadlines;
 use cordon_vmm::{Container, DmaMode, Host, HostConfig};
 use ipc::{Access, PciAddress, SharedMemory, Window};
 use serde_json::Value;
@@ -236,16 +235,8 @@ pub fn eventually(mut condition: impl FnMut() -> bool) -> bool {
 /// How the suites start processes.
 #[must_use]
 pub fn config(simulator: &Simulator) -> HostConfig {
-    HostConfig {
-        device_proc: program("device-proc"),
-        dext: simulator.endpoint(),
-        strict: true,
-        deadlines: Deadlines::default(),
-        recovery: cordon_vmm::Recovery::OFF,
-        faults: None,
-        windows: cordon_vmm::WindowRoute::Handed,
-        launcher: None,
-    }
+    HostConfig::new(program("device-proc"), simulator.endpoint())
+        .with_recovery(cordon_vmm::Recovery::OFF)
 }
 
 /// Guest RAM begins here.
@@ -284,7 +275,7 @@ impl Vmm {
     /// # Panics
     /// When that fails.
     #[must_use]
-    pub fn attach(&self, function: &str) -> Arc<cordon_vmm::Proxy> {
+    pub fn attach(&self, function: &str) -> Arc<cordon_vmm::Function> {
         self.host.attach(address(function), &self.container, None).unwrap()
     }
 }

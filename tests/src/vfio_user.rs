@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cordon_vfio_user::protocol::{HEADER, Header, command, flag};
 use cordon_vfio_user::{Event, Server};
-use cordon_vmm::{Container, DmaMode, Host, HostConfig, PassthroughDevice, Proxy};
+use cordon_vmm::{Container, DmaMode, Function, Host, HostConfig, PassthroughDevice};
 use ipc::SharedMemory;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -25,7 +25,7 @@ pub struct Served {
     /// The dext.
     pub simulator: Simulator,
     /// The device itself, to compare with.
-    pub proxy: Arc<Proxy>,
+    pub proxy: Arc<Function>,
     /// Guest memory as the server has it.
     pub container: Arc<Container>,
     events: Mutex<Receiver<Event>>,

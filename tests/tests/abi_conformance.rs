@@ -675,7 +675,7 @@ rows! {
     garbage_ends_or_refuses_the_connection_and_nobody_elses: || {
         let dext = Dext::usual();
         let mut other = dext.open(NVME);
-        let tube = ipc::Tube::connect(&dext.simulator.socket()).unwrap();
+        let mut tube = ipc::Tube::connect(&dext.simulator.socket()).unwrap();
         let deadline = Deadline::after(Duration::from_secs(1));
         tube.send(0, &[0xffu64; 32], &[], deadline).unwrap();
         get::<6>(&mut other, selector::GET_IDENTITY, &[]).unwrap();

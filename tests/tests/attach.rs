@@ -3,7 +3,7 @@
 
 use cordon_tests::{Simulator, Vmm, address, config, is_running};
 use cordon_vmm::host::AttachError;
-use cordon_vmm::{DeviceError, DmaMode, PassthroughDevice as _};
+use cordon_vmm::{DmaMode, ErrorKind, PassthroughDevice as _};
 use ipc::wire::dext::selector;
 
 #[test]
@@ -54,28 +54,16 @@ fn p1_1_a_function_that_another_vmm_has_is_refused_and_left_alone() {
     let two = Vmm::new(config(&simulator), DmaMode::Direct);
     let proxy = one.attach("01:00.0");
     let refused = two.host.attach(address("01:00.0"), &two.container, None).err().unwrap();
-    let AttachError::Step { error: DeviceError::Busy(why), .. } = refused else {
-        panic!("{refused}")
-    };
+    let AttachError::Step { error, .. } = refused else { panic!("{refused}") };
+    let why = error.to_string();
     assert!(why.contains("01:00.0") && why.contains("claimed by another"), "{why}");
+    // Who it is: the other one's processes.
+    assert!(why.contains("device-proc (pid "), "{why}");
     proxy.config_read(0, &mut [0; 4]).unwrap();
     one.host.detach(&proxy);
     simulator.assert_released("01:00.0");
     let proxy = two.attach("01:00.0");
     two.host.detach(&proxy);
-}
-
-#[test]
-fn p1_3_the_connection_is_published_and_forgotten_with_the_last_reference() {
-    let simulator = Simulator::usual();
-    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
-    let proxy = vmm.attach("01:00.0");
-    let shared = vmm.host.published().look_up(address("01:00.0")).unwrap();
-    vmm.host.detach(&proxy);
-    // A companion still uses it: the claim stays.
-    assert_eq!(simulator.held("01:00.0").1, 1);
-    assert!(vmm.host.published().release(address("01:00.0"), &shared));
-    assert!(vmm.host.published().look_up(address("01:00.0")).is_none());
 }
 
 #[test]
@@ -174,6 +162,6 @@ fn memory_that_one_function_cannot_have_is_given_to_none() {
     let memory = SharedMemory::create("more", 1 << 20).unwrap();
     let region = GuestRegion { iova: 0, size: 1 << 20, memory, offset: 0, writable: true };
     let refused = vmm.container.map(region).unwrap_err();
-    assert!(matches!(refused, DeviceError::NoSpace(_)), "{refused}");
+    assert!(refused.kind() == ErrorKind::NoSpace, "{refused}");
     assert_eq!((simulator.held("01:00.0").2, simulator.held("01:00.1").2), (1, 1));
 }

@@ -12,7 +12,7 @@ use cordon_tests::{
 use cordon_vmm::companion::{Companion, CompanionConfig, Layout, register};
 use cordon_vmm::container::GuestRegion;
 use cordon_vmm::faults::{Fault, FaultPlan, Faults, Point, Target, What};
-use cordon_vmm::{Container, DmaMode, HostConfig, PassthroughDevice as _, Proxy, Recovery};
+use cordon_vmm::{Container, DmaMode, Function, PassthroughDevice as _, Recovery};
 use ipc::{SharedMemory, Window};
 use rustix::process::Signal;
 
@@ -26,7 +26,7 @@ struct Setup {
     simulator: Simulator,
     faults: Arc<Faults>,
     vmm: Vmm,
-    probe: Arc<Proxy>,
+    probe: Arc<Function>,
     companion: Arc<Companion>,
     registers: Window,
 }
@@ -40,9 +40,9 @@ fn setup_with(companion: CompanionConfig, arguments: &[&str]) -> Setup {
     all.extend(arguments);
     let simulator = Simulator::start(&all);
     let faults = Faults::new(FaultPlan::default()).unwrap();
-    let recovery = Recovery { most_deaths: u32::MAX, ..Recovery::default() };
+    let recovery = Recovery::default().with_max_deaths(u32::MAX);
     let faulty = Some(Arc::clone(&faults));
-    let config = HostConfig { recovery, faults: faulty, ..config(&simulator) };
+    let config = config(&simulator).with_recovery(recovery).with_faults(faulty);
     let vmm = Vmm::new(config, DmaMode::Companion);
     let attached =
         vmm.host.attach_with_companion(address("01:00.1"), &vmm.container, None, companion);

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cordon_tests::{Simulator, Vmm, config, eventually, is_running, program, signal};
-use cordon_vmm::supervisor::{Cause, ExitStatus};
-use cordon_vmm::{DeviceError, DmaMode, HostConfig, PassthroughDevice as _, Proxy};
+use cordon_vmm::child::{Cause, ExitStatus};
+use cordon_vmm::{DmaMode, ErrorKind, Function, HostConfig, PassthroughDevice as _};
 use rustix::process::Signal;
 
 fn quick(simulator: &Simulator) -> HostConfig {
@@ -17,7 +17,7 @@ fn quick(simulator: &Simulator) -> HostConfig {
     config
 }
 
-fn reads_all_ones(proxy: &Proxy) {
+fn reads_all_ones(proxy: &Function) {
     let mut bytes = [0; 8];
     proxy.config_read_or_ones(0, &mut bytes[..4]);
     proxy.bar_read_or_ones(0, 0, &mut bytes[4..]);
@@ -33,7 +33,9 @@ fn a_killed_function_process_is_data_and_its_sibling_does_not_notice() {
     assert!(eventually(|| probe.death().is_some()));
     let death = probe.death().unwrap();
     assert_eq!((&death.cause, death.exit), (&Cause::Ended, ExitStatus::Signal(9)));
-    assert!(matches!(probe.config_read(0, &mut [0; 4]), Err(DeviceError::Gone(_))));
+    assert!(
+        matches!(probe.config_read(0, &mut [0; 4]), Err(error) if error.kind() == ErrorKind::Gone)
+    );
     assert_eq!(probe.config_write(4, &[6]).unwrap_err().errno(), 19);
     reads_all_ones(&probe);
     disk.config_read(0, &mut [0; 4]).unwrap();

@@ -5,32 +5,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cordon_tests::{eventually, is_running, program};
-use cordon_vmm::slot::FunctionProtocol;
-use cordon_vmm::supervisor::{CallError, Cause, Deadlines, Death, ExitStatus, Spec, Supervisor};
-use ipc::wire::function::{Reply, Request};
+use cordon_vmm::child::{CallError, Cause, Death, ExitStatus, FunctionProtocol, Spec};
+use cordon_vmm::supervisor::Supervisor;
+use ipc::wire::function::{Access, Space};
 
 type Child = Supervisor<FunctionProtocol>;
 
 fn start(behaviour: &str) -> Result<Child, Arc<Death>> {
-    let spec = Spec {
-        program: program("hostile-child"),
-        arguments: vec![format!("--behave={behaviour}")],
-        strict: true,
-        subject: "01:00.0".to_owned(),
-        deadlines: Deadlines {
-            start: Duration::from_secs(2),
-            call: Duration::from_millis(400),
-            stop: Duration::from_millis(400),
-        },
-        faults: None,
-        before: Vec::new(),
-        expendable: true,
-    };
+    let mut spec = Spec::new(program("hostile-child"), "01:00.0");
+    spec.arguments.push(format!("--behave={behaviour}"));
+    spec.deadlines.start = Duration::from_secs(2);
+    spec.deadlines.call = Duration::from_millis(400);
+    spec.deadlines.stop = Duration::from_millis(400);
+    spec.expendable = true;
     Supervisor::start(&spec).map(|(child, _)| child)
 }
 
-fn call(child: &Child) -> Result<Reply, CallError> {
-    child.call(Request::Reset, Vec::new()).map(|(reply, _)| reply)
+fn call(child: &Child) -> Result<u64, CallError> {
+    child.ask(&Access::read(Space::Bar(0), 0, 4))
 }
 
 /// The death of a child that must not even start.
@@ -51,7 +43,7 @@ fn a_child_that_does_not_start_is_one_clear_line() {
         ("wrong-role", "Lister"),
         ("never-ready", "did not become ready in time"),
         ("ready-with-descriptors", "out of place"),
-        ("reply-before-ready", "nobody asked for"),
+        ("reply-before-ready", "Malformed message"),
         ("refuse", "no ?[31mdevice?for you"),
     ] {
         let line = fails(behaviour).to_string();
@@ -63,16 +55,7 @@ fn a_child_that_does_not_start_is_one_clear_line() {
 
 #[test]
 fn a_program_that_is_not_there_is_named() {
-    let spec = Spec {
-        program: "/nonexistent/device-proc".into(),
-        arguments: Vec::new(),
-        strict: true,
-        subject: "01:00.0".to_owned(),
-        deadlines: Deadlines::default(),
-        faults: None,
-        before: Vec::new(),
-        expendable: true,
-    };
+    let spec = Spec::new("/nonexistent/device-proc", "01:00.0");
     let death = Child::start(&spec).err().unwrap();
     let line = death.to_string();
     assert!(line.contains("/nonexistent/device-proc") && line.contains("No such file"), "{line}");
@@ -80,12 +63,12 @@ fn a_program_that_is_not_there_is_named() {
 
 #[test]
 fn what_breaks_the_protocol_in_a_call_ends_the_child_and_answers_the_caller() {
-    for behaviour in ["wrong-id", "ready-again", "garbage-in-call"] {
+    for behaviour in ["wrong-id", "ready-again", "garbage-in-call", "wrong-answer"] {
         let child = start(behaviour).unwrap();
         let Err(CallError::Dead(death)) = call(&child) else { panic!("{behaviour}") };
         assert!(matches!(death.cause, Cause::Broken(_)), "{behaviour}: {death}");
         assert_eq!(death.exit, ExitStatus::Signal(9));
-        assert_eq!(death.last_request.as_deref(), Some("Reset"));
+        assert_eq!(death.last_request.as_deref(), Some("BarRead"));
         assert!(!is_running(death.pid));
         assert!(matches!(call(&child), Err(CallError::Dead(_))));
     }
@@ -94,17 +77,15 @@ fn what_breaks_the_protocol_in_a_call_ends_the_child_and_answers_the_caller() {
 #[test]
 fn an_answer_too_many_ends_the_child_after_the_caller_has_its_own() {
     let child = start("twice").unwrap();
-    assert_eq!(call(&child).unwrap(), Reply::Value(7));
+    assert_eq!(call(&child).unwrap(), 7);
     assert!(eventually(|| child.death().is_some()));
     assert!(matches!(child.death().unwrap().cause, Cause::Broken(_)));
 }
 
 #[test]
-fn descriptors_that_nobody_asked_for_are_closed_and_an_answer_of_another_kind_is_an_error() {
+fn descriptors_that_nobody_asked_for_are_closed() {
     let child = start("descriptors-in-call").unwrap();
-    assert_eq!(call(&child).unwrap(), Reply::Value(7));
-    let child = start("wrong-answer").unwrap();
-    assert_eq!(call(&child).unwrap(), Reply::Done);
+    assert_eq!(call(&child).unwrap(), 7);
 }
 
 #[test]
@@ -147,6 +128,6 @@ fn a_child_that_does_not_stop_is_killed() {
 #[test]
 fn a_child_that_floods_its_standard_error_holds_nobody_up() {
     let child = start("chatter").unwrap();
-    assert_eq!(call(&child).unwrap(), Reply::Value(7));
+    assert_eq!(call(&child).unwrap(), 7);
     assert_eq!(child.stop().cause, Cause::Stopped);
 }

@@ -10,7 +10,7 @@ use cordon_tests::{RAM, RAM_BASE, Simulator, Vmm, announce, config, eventually};
 use cordon_vmm::container::GuestRegion;
 use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::faults::{FUNCTION_REQUESTS, Fault, FaultPlan, Faults, Point, Target, What};
-use cordon_vmm::{DmaMode, HostConfig, PassthroughDevice as _, Presence, Proxy, Recovery};
+use cordon_vmm::{DmaMode, Function, PassthroughDevice as _, Presence, Recovery};
 use ipc::wire::function::InterruptIndex;
 use ipc::{Event, SharedMemory};
 
@@ -28,9 +28,9 @@ struct Setup {
 fn setup(standby: bool) -> Setup {
     let simulator = Simulator::usual();
     let faults = Faults::new(FaultPlan::default()).unwrap();
-    let recovery = Recovery { most_deaths: u32::MAX, standby, ..Recovery::default() };
+    let recovery = Recovery::default().with_max_deaths(u32::MAX).with_standby(standby);
     let faulty = Some(Arc::clone(&faults));
-    let mut config = HostConfig { recovery, faults: faulty, ..config(&simulator) };
+    let mut config = config(&simulator).with_recovery(recovery).with_faults(faulty);
     // A stopped process counts as dead after this long.
     config.deadlines.call = Duration::from_millis(500);
     let vmm = Vmm::new(config, DmaMode::Direct);
@@ -50,7 +50,7 @@ impl Setup {
 }
 
 /// One request of the kind, and whether what came back is right.
-fn ask(probe: &Proxy, request: &str, event: &Event) {
+fn ask(probe: &Function, request: &str, event: &Event) {
     let mut bytes = [0; 4];
     match request {
         "ConfigRead" => {
@@ -179,7 +179,7 @@ fn a_successor_that_dies_at_its_start_has_a_successor() {
 }
 
 /// What makes the VMM side send the request to the connection process.
-fn provoke(s: &Setup, request: &str) -> Option<Arc<Proxy>> {
+fn provoke(s: &Setup, request: &str) -> Option<Arc<Function>> {
     let memory = || SharedMemory::create("more", 0x4000).unwrap();
     let iova = RAM_BASE + RAM;
     match request {

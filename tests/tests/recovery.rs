@@ -9,10 +9,10 @@ use std::time::Duration;
 use cordon_tests::{
     RAM, RAM_BASE, Simulator, Vmm, announce, config, eventually, is_running, signal, start_copy,
 };
+use cordon_vmm::child::Cause;
 use cordon_vmm::container::GuestRegion;
 use cordon_vmm::device::InterruptSetup;
-use cordon_vmm::supervisor::Cause;
-use cordon_vmm::{DmaMode, HostConfig, PassthroughDevice as _, Presence, Proxy, Recovery};
+use cordon_vmm::{DmaMode, Function, HostConfig, PassthroughDevice as _, Presence, Recovery};
 use ipc::wire::function::InterruptIndex;
 use ipc::{Deadline, Event, SharedMemory, Window};
 use rustix::process::Signal;
@@ -20,12 +20,12 @@ use rustix::process::Signal;
 struct Setup {
     simulator: Simulator,
     vmm: Vmm,
-    probe: Arc<Proxy>,
+    probe: Arc<Function>,
     registers: Window,
 }
 
 fn recovering(simulator: &Simulator) -> HostConfig {
-    HostConfig { recovery: Recovery::default(), ..config(simulator) }
+    config(simulator).with_recovery(Recovery::default())
 }
 
 fn setup_with(change: impl FnOnce(&mut HostConfig), faults: &[&str]) -> Setup {
@@ -213,7 +213,7 @@ fn a_message_setup_that_the_guest_switched_off_stays_off() {
 
 #[test]
 fn a_crash_loop_is_given_up() {
-    let few = Recovery { most_deaths: 3, ..Recovery::default() };
+    let few = Recovery::default().with_max_deaths(3);
     let s = setup_with(|config| config.recovery = few, &[]);
     for _ in 0..3 {
         s.kill();
@@ -238,12 +238,12 @@ fn the_sibling_does_not_notice() {
     disk.config_read(0, &mut [0; 4]).unwrap();
 }
 
-fn is_away(proxy: &Proxy) -> bool {
+fn is_away(proxy: &Function) -> bool {
     matches!(proxy.presence(), Presence::Away(_))
 }
 
 /// Vendor id and command register, all ones when nobody answers.
-fn identity(proxy: &Proxy) -> [u8; 4] {
+fn identity(proxy: &Function) -> [u8; 4] {
     let mut bytes = [0; 4];
     proxy.config_read_or_ones(0, &mut bytes);
     bytes
@@ -347,7 +347,7 @@ fn a_device_that_does_not_come_back_in_time_is_given_up() {
 
 #[test]
 fn a_connection_process_in_a_crash_loop_is_given_up() {
-    let few = Recovery { most_deaths: 2, ..Recovery::default() };
+    let few = Recovery::default().with_max_deaths(2);
     let s = setup_with(|config| config.recovery = few, &[]);
     for round in 1..=2 {
         signal(s.probe.connection().pid(), Signal::KILL);

@@ -3,7 +3,8 @@
 use crate::config::VirtualConfig;
 use crate::protocol::{MAX_DATA, Refusal, at_least, refuse};
 use cordon_vmm::PassthroughDevice;
-use cordon_vmm::device::{CONFIG_REGION, answered};
+use cordon_vmm::device::CONFIG_REGION;
+use cordon_vmm::error::answered;
 
 /// What is accessed.
 struct Access {

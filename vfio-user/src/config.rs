@@ -6,7 +6,7 @@
 
 use ipc::wire::common::BarInfo;
 
-use cordon_vmm::device::answered;
+use cordon_vmm::error::answered;
 use cordon_vmm::{DeviceError, PassthroughDevice};
 
 const BARS: std::ops::Range<u32> = 0x10..0x28;

@@ -1,8 +1,8 @@
 //! DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_GET_IRQ_INFO.
 
 use crate::protocol::{Refusal, at_least, refuse};
-use cordon_vmm::PassthroughDevice;
 use cordon_vmm::device::{BarMemory, INTERRUPT_INDEXES, REGIONS};
+use cordon_vmm::{InterruptIndex, PassthroughDevice};
 
 const RESETTABLE: u32 = 1;
 const PCI: u32 = 1 << 1;
@@ -90,6 +90,13 @@ fn shared(windows: Vec<BarMemory>, index: u32) -> Vec<BarMemory> {
     all
 }
 
+/// An interrupt index by its number.
+pub(crate) fn interrupt_index(number: u32) -> Result<InterruptIndex, Refusal> {
+    InterruptIndex::try_from(number).or_else(|other| {
+        refuse(libc::EINVAL, format!("there is no interrupt index {other}: 0 to 4 are there"))
+    })
+}
+
 /// DEVICE_GET_IRQ_INFO.
 pub(super) fn interrupt(device: &dyn PassthroughDevice, body: &[u8]) -> Result<Vec<u8>, Refusal> {
     let mut fields = at_least(body, 16)?;
@@ -97,7 +104,7 @@ pub(super) fn interrupt(device: &dyn PassthroughDevice, body: &[u8]) -> Result<V
     if argument < 16 {
         return refuse(libc::EINVAL, format!("argsz {argument} is below 16"));
     }
-    let info = device.interrupt_info(index)?;
+    let info = device.interrupt_info(interrupt_index(index)?);
     let flags = match index {
         0 => EVENTFD | MASKABLE | AUTOMASKED,
         1 | 2 => EVENTFD | NO_RESIZE,

@@ -8,7 +8,8 @@ use ipc::wire::function::InterruptIndex;
 
 use crate::protocol::{Refusal, at_least, refuse};
 use cordon_vmm::PassthroughDevice;
-use cordon_vmm::device::{InterruptSetup, answered};
+use cordon_vmm::device::InterruptSetup;
+use cordon_vmm::error::answered;
 
 const DATA_NONE: u32 = 1;
 const DATA_BOOL: u32 = 1 << 1;
@@ -29,7 +30,7 @@ pub(super) fn set(
     if argument < 20 {
         return refuse(libc::EINVAL, format!("argsz {argument} is below 20"));
     }
-    let info = device.interrupt_info(number)?;
+    let info = device.interrupt_info(crate::info::interrupt_index(number)?);
     let said = format!("{:?} vectors {start}+{count}, flags {flags:#x}", info.index);
     let end = start.checked_add(count).filter(|end| *end <= info.count);
     // An index without vectors may still be switched off.

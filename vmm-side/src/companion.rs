@@ -4,18 +4,21 @@
 //! Here are its identity, config space and registers. Its doorbell is a request to the function
 //! process, which alone reads what the guest wrote.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use ipc::PciAddress;
 use ipc::wire::common::{BarInfo, Identity};
-use ipc::wire::function::InterruptIndex;
 pub use ipc::wire::function::Layout;
+use ipc::wire::function::{Access, InterruptIndex, Space};
+use ipc::{Deadline, PciAddress};
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::device::{
-    self, BarMemory, DeviceError, DeviceInfo, GuestWindow, InterruptInfo, InterruptSetup,
-    PassthroughDevice, RegionInfo,
+    self, BarMemory, DeviceInfo, GuestWindow, InterruptInfo, InterruptSetup, PassthroughDevice,
+    RegionInfo,
 };
-use crate::proxy::Proxy;
+use crate::error::DeviceError;
+use crate::function::Function;
 
 /// Vendor id (C1.1).
 pub const VENDOR: u16 = 0x1b36;
@@ -76,7 +79,7 @@ impl CompanionConfig {
         match self.max_entries {
             0 => Ok(MAX_ENTRIES),
             entries if entries <= MAX_ENTRIES => Ok(entries),
-            other => Err(DeviceError::InvalidArgument(format!(
+            other => Err(DeviceError::invalid(format!(
                 "A companion with batches of {other} entries: at most {MAX_ENTRIES} are allowed"
             ))),
         }
@@ -88,29 +91,32 @@ struct Registers {
     status: u32,
     page: Option<u64>,
     command: u16,
+    /// A doorbell, or a release, is being carried out.
+    busy: bool,
 }
 
 /// A companion.
 pub struct Companion {
     config: CompanionConfig,
     entries: u32,
-    device: Arc<Proxy>,
+    device: Arc<Function>,
     info: DeviceInfo,
     registers: Mutex<Registers>,
-    /// One doorbell at a time.
-    bell: Mutex<()>,
+    /// Signalled when what was being carried out is done.
+    done: Condvar,
 }
 
 impl Companion {
     /// The companion of `device`: from here on its function process has guest RAM and may have
     /// ranges of it registered.
-    pub(crate) fn new(config: CompanionConfig, device: Arc<Proxy>) -> Result<Self, DeviceError> {
+    pub(crate) fn new(config: CompanionConfig, device: Arc<Function>) -> Result<Self, DeviceError> {
         let entries = config.entries()?;
         let address = device.address();
-        device.container.share(address, &device.connection, Some(device.slot.reader()))?;
-        let set = device.slot.set_companion(Some((config.layout, entries)));
+        let (container, connection) = (device.container(), device.connection_handle());
+        container.share(address, connection, Some(device.reader()))?;
+        let set = device.set_companion(Some((config.layout, entries)));
         if set.is_err() {
-            let _ = device.container.share(address, &device.connection, None);
+            let _ = container.share(address, connection, None);
         }
         set?;
         let mut bars = [None; 6];
@@ -118,8 +124,8 @@ impl Companion {
         let identity = Identity { address, vendor: VENDOR, device: DEVICE, class: CLASS };
         let name = format!("dma-companion-0000:{address}");
         let info = DeviceInfo { name, identity, bars, msix: None, resettable: true };
-        let (registers, bell) = (Mutex::default(), Mutex::default());
-        Ok(Self { config, entries, device, info, registers, bell })
+        let (registers, done) = (Mutex::default(), Condvar::new());
+        Ok(Self { config, entries, device, info, registers, done })
     }
 
     /// What it is configured to be.
@@ -130,41 +136,60 @@ impl Companion {
 
     /// The device that it maps for.
     #[must_use]
-    pub fn device(&self) -> &Arc<Proxy> {
+    pub fn device(&self) -> &Arc<Function> {
         &self.device
     }
 
-    /// It goes: what was mapped by it is released, and the function process has no guest RAM.
+    /// Tears the companion down: its registrations are released, and the function process has no guest
+    /// RAM any more.
     pub(crate) fn withdraw(&self) {
-        let address = self.device.address();
-        let withdrawn = self
-            .device
-            .slot
-            .set_companion(None)
-            .and_then(|()| self.device.container.share(address, &self.device.connection, None));
+        let device = &self.device;
+        let withdrawn = device.set_companion(None).and_then(|()| {
+            device.container().share(device.address(), device.connection_handle(), None)
+        });
         if let Err(error) = withdrawn {
-            tracing::warn!("Function {address}: withdrawing its companion: {error}");
+            tracing::warn!("{}: withdrawing it: {error}", self.info.name);
         }
     }
 
-    fn registers(&self) -> MutexGuard<'_, Registers> {
-        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Carries out one thing at a time: a doorbell, or the release of everything. The lock is not
+    /// held meanwhile; whoever comes second waits until `deadline`.
+    fn alone<T>(
+        &self,
+        deadline: Deadline,
+        carry_out: impl FnOnce() -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        let mut registers = self.registers.lock();
+        while registers.busy {
+            if self.done.wait_until(&mut registers, deadline.instant()).timed_out() {
+                let message =
+                    format!("{}: the doorbell before is still carried out", self.info.name);
+                return Err(DeviceError::new(crate::ErrorKind::TimedOut, message));
+            }
+        }
+        registers.busy = true;
+        drop(registers);
+        let done = carry_out();
+        self.registers.lock().busy = false;
+        self.done.notify_one();
+        done
     }
 
-    fn ring(&self) {
-        let _one = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
-        let page = self.registers().page;
-        let status = self.device.slot.doorbell(page).unwrap_or_else(|error| {
+    fn ring(&self, deadline: Deadline) {
+        let rung = self.alone(deadline, || {
+            let page = self.registers.lock().page;
+            self.device.doorbell(page, deadline)
+        });
+        let status = rung.unwrap_or_else(|error| {
             tracing::warn!("{}: {error}", self.info.name);
             IO_ERROR
         });
-        self.registers().status = status;
+        self.registers.lock().status = status;
     }
 
     /// Releases everything that was mapped by it.
     fn release(&self) -> Result<(), DeviceError> {
-        let _one = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
-        self.device.connection.release_dma(self.device.address())
+        self.alone(self.deadline(), || self.device.connection().release_dma(self.device.address()))
     }
 
     fn config_byte(&self, at: u32) -> u8 {
@@ -173,7 +198,7 @@ impl Companion {
         };
         match at {
             0x00..=0x03 => word(u32::from(VENDOR) | u32::from(DEVICE) << 16, 0),
-            0x04..=0x05 => word(self.registers().command.into(), 0x04),
+            0x04..=0x05 => word(self.registers.lock().command.into(), 0x04),
             0x08..=0x0b => word(CLASS << 8, 0x08),
             _ => 0,
         }
@@ -189,71 +214,48 @@ impl PassthroughDevice for Companion {
         device::region_info(&self.info.bars, |_| false, index)
     }
 
-    fn interrupt_info(&self, index: u32) -> Result<InterruptInfo, DeviceError> {
+    fn interrupt_info(&self, index: InterruptIndex) -> InterruptInfo {
         // It interrupts nobody.
-        device::interrupt_info(0, None, index).map(|info| InterruptInfo { count: 0, ..info })
+        InterruptInfo { count: 0, ..device::interrupt_info(0, None, index) }
     }
 
-    fn config_read(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
+    fn access(&self, access: Access, deadline: Deadline) -> Result<u64, DeviceError> {
+        let Access { space, offset, width, write, value } = access;
+        if !(1..=8).contains(&width) {
+            let message = format!("{}: access of {width} bytes", self.info.name);
+            return Err(DeviceError::invalid(message));
+        }
+        match (space, write) {
+            (Space::Config, false) => {
+                let mut bytes = [0; 8];
+                let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+                for (number, byte) in (0u32..).zip(&mut bytes[..usize::from(width)]) {
+                    *byte = self.config_byte(offset.saturating_add(number));
+                }
+                Ok(u64::from_le_bytes(bytes))
+            }
+            (Space::Config, true) => {
+                self.write_config(offset, &value.to_le_bytes()[..usize::from(width)]);
+                Ok(0)
+            }
+            (Space::Bar(bar), _) => {
+                self.check(bar, offset, width.into())?;
+                match (write, width, u32::try_from(value)) {
+                    (false, 4, _) => Ok(self.read_register(offset).into()),
+                    (true, 4, Ok(value)) => {
+                        self.write_register(offset, value, deadline);
+                        Ok(0)
+                    }
+                    // Other widths read 0, and are ignored when written (C1).
+                    _ => Ok(0),
+                }
+            }
+        }
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8], _: Deadline) -> Result<(), DeviceError> {
         for (number, byte) in (0u32..).zip(data) {
             *byte = self.config_byte(offset.saturating_add(number));
-        }
-        Ok(())
-    }
-
-    fn config_write(&self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
-        let mut registers = self.registers();
-        let mut command = registers.command.to_le_bytes();
-        for (number, byte) in (0u32..).zip(data) {
-            match offset.saturating_add(number) {
-                0x04 => command[0] = *byte,
-                0x05 => command[1] = *byte,
-                _ => {}
-            }
-        }
-        registers.command = u16::from_le_bytes(command) & COMMAND;
-        Ok(())
-    }
-
-    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
-        self.check(bar, offset, data.len())?;
-        let value = match offset {
-            _ if data.len() != 4 => 0,
-            register::VERSION => VERSION,
-            register::MANAGED_BDF => {
-                let guest = self.config.guest;
-                u32::from(guest.bus()) << 8
-                    | u32::from(guest.device()) << 3
-                    | u32::from(guest.function())
-            }
-            register::MAX_ENTRIES => self.entries,
-            register::STATUS => self.registers().status,
-            _ => 0,
-        };
-        data.fill(0);
-        for (to, from) in data.iter_mut().zip(value.to_le_bytes()) {
-            *to = from;
-        }
-        Ok(())
-    }
-
-    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
-        self.check(bar, offset, data.len())?;
-        let Ok(bytes) = <[u8; 4]>::try_from(data) else { return Ok(()) };
-        let value = u64::from(u32::from_le_bytes(bytes));
-        let half = |page: Option<u64>, shift: u32| {
-            let other = page.unwrap_or_default() & !(u64::from(u32::MAX) << shift);
-            Some(other | value << shift)
-        };
-        let mut registers = self.registers();
-        match offset {
-            register::CMD_GPA_LO => registers.page = half(registers.page, 0),
-            register::CMD_GPA_HI => registers.page = half(registers.page, 32),
-            register::DOORBELL => {
-                drop(registers);
-                self.ring();
-            }
-            _ => {}
         }
         Ok(())
     }
@@ -272,12 +274,16 @@ impl PassthroughDevice for Companion {
 
     fn set_interrupts(&self, index: InterruptIndex, _: InterruptSetup) -> Result<(), DeviceError> {
         let message = format!("{} has no {index:?} vectors", self.info.name);
-        Err(DeviceError::InvalidArgument(message))
+        Err(DeviceError::invalid(message))
     }
 
     /// As after power-on; what was mapped by it is released.
     fn reset(&self) -> Result<(), DeviceError> {
-        *self.registers() = Registers::default();
+        {
+            let mut registers = self.registers.lock();
+            let busy = registers.busy;
+            *registers = Registers { busy, ..Registers::default() };
+        }
         self.release()
     }
 
@@ -288,13 +294,58 @@ impl PassthroughDevice for Companion {
 }
 
 impl Companion {
-    fn check(&self, bar: u8, offset: u64, length: usize) -> Result<(), DeviceError> {
-        let end = offset.checked_add(length as u64);
+    fn check(&self, bar: u8, offset: u64, length: u64) -> Result<(), DeviceError> {
+        let end = offset.checked_add(length);
         if bar == 0 && end.is_some_and(|end| end <= BAR_SIZE) {
             return Ok(());
         }
         let name = &self.info.name;
         let message = format!("{name}: BAR {bar}: access of {length} bytes at {offset:#x}");
-        Err(DeviceError::InvalidArgument(message))
+        Err(DeviceError::invalid(message))
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let mut registers = self.registers.lock();
+        let mut command = registers.command.to_le_bytes();
+        for (number, byte) in (0u64..).zip(data) {
+            match offset.saturating_add(number) {
+                0x04 => command[0] = *byte,
+                0x05 => command[1] = *byte,
+                _ => {}
+            }
+        }
+        registers.command = u16::from_le_bytes(command) & COMMAND;
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            register::VERSION => VERSION,
+            register::MANAGED_BDF => {
+                let guest = self.config.guest;
+                u32::from(guest.bus()) << 8
+                    | u32::from(guest.device()) << 3
+                    | u32::from(guest.function())
+            }
+            register::MAX_ENTRIES => self.entries,
+            register::STATUS => self.registers.lock().status,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&self, offset: u64, value: u32, deadline: Deadline) {
+        let half = |page: Option<u64>, shift: u32| {
+            let other = page.unwrap_or_default() & !(u64::from(u32::MAX) << shift);
+            Some(other | u64::from(value) << shift)
+        };
+        let mut registers = self.registers.lock();
+        match offset {
+            register::CMD_GPA_LO => registers.page = half(registers.page, 0),
+            register::CMD_GPA_HI => registers.page = half(registers.page, 32),
+            register::DOORBELL => {
+                drop(registers);
+                self.ring(deadline);
+            }
+            _ => {}
+        }
     }
 }

@@ -7,15 +7,21 @@
 //! registration is checked.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use ipc::PciAddress;
 use ipc::wire::connection::DmaEntry;
+use ipc::{Deadline, PciAddress};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::connection::Connection;
-use crate::device::DeviceError;
+use crate::error::{DeviceError, ErrorKind};
 pub use crate::memory::GuestRegion;
 use crate::memory::RingReader;
+
+/// How long one change of guest memory may take, however many functions it concerns: below the 5 s
+/// after which QEMU gives up on a request.
+const CHANGE: Duration = Duration::from_millis(4500);
 
 /// Who maps guest memory for the device (P2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,52 +32,94 @@ pub enum DmaMode {
     Companion,
 }
 
+/// A function that reaches the memory.
 struct Member {
     address: PciAddress,
     connection: Arc<Connection>,
-    /// Its connection process is there and has the memory; one that died took it along.
-    present: bool,
-    /// Its function process, where a companion reads rings in guest RAM.
-    reader: Option<Arc<dyn RingReader>>,
 }
 
 impl Member {
-    fn new(address: PciAddress, connection: &Arc<Connection>) -> Self {
-        Self { address, connection: Arc::clone(connection), present: true, reader: None }
-    }
-
     fn is(&self, address: PciAddress, connection: &Arc<Connection>) -> bool {
         self.address == address && Arc::ptr_eq(&self.connection, connection)
     }
 }
 
-impl State {
-    fn find(&mut self, address: PciAddress, connection: &Arc<Connection>) -> Option<&mut Member> {
-        self.members.iter_mut().find(|member| member.is(address, connection))
-    }
+/// How far one region has come with one function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It is being given, by one thread.
+    Giving,
+    /// The function has it.
+    Given,
+    /// It is being taken, by one thread.
+    Taking,
+}
+
+/// What is known of a member.
+struct Membership {
+    member: Arc<Member>,
+    /// Counts the connection processes that it was a member through: what was begun with one that
+    /// died is not finished with its successor.
+    epoch: u64,
+    /// Its connection process is there; one that died took all memory along.
+    present: bool,
+    /// Regions that its connection process has, or is being given.
+    steps: BTreeMap<u64, Step>,
+    /// Its function process, where a companion reads rings in guest RAM.
+    reader: Option<Arc<dyn RingReader>>,
+}
+
+struct Region {
+    region: Arc<GuestRegion>,
+    /// It is being removed: nobody is given it any more.
+    leaving: bool,
 }
 
 #[derive(Default)]
 struct State {
-    regions: BTreeMap<u64, Arc<GuestRegion>>,
-    members: Vec<Member>,
+    regions: BTreeMap<u64, Region>,
+    members: Vec<Membership>,
+}
+
+impl State {
+    fn find(&mut self, member: &Member) -> Option<&mut Membership> {
+        let is_it = |one: &&mut Membership| one.member.is(member.address, &member.connection);
+        self.members.iter_mut().find(is_it)
+    }
+
+    fn find_by(
+        &mut self,
+        address: PciAddress,
+        connection: &Arc<Connection>,
+    ) -> Option<&mut Membership> {
+        self.members.iter_mut().find(|one| one.member.is(address, connection))
+    }
+
+    fn everybody(&self) -> Vec<Arc<Member>> {
+        self.members.iter().map(|one| Arc::clone(&one.member)).collect()
+    }
+
+    fn all_regions(&self) -> Vec<Arc<GuestRegion>> {
+        let staying = self.regions.values().filter(|one| !one.leaving);
+        staying.map(|one| Arc::clone(&one.region)).collect()
+    }
 }
 
 /// Guest memory and the functions that reach it.
+///
+/// Its lock is never held while a process is asked: what is under way is written down
+/// ([`Step`]), and whoever needs the same region of the same function waits for that alone.
 pub struct Container {
     mode: DmaMode,
     state: Mutex<State>,
+    changed: Condvar,
 }
 
 impl Container {
     /// An empty container.
     #[must_use]
     pub fn new(mode: DmaMode) -> Self {
-        Self { mode, state: Mutex::default() }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { mode, state: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Who maps.
@@ -90,23 +138,23 @@ impl Container {
     /// attached, which may have it registered (P1.1).
     #[must_use]
     pub fn discard_allowed(&self) -> bool {
-        self.state().members.is_empty()
+        self.state.lock().members.is_empty()
     }
 
     /// Dirty page tracking (P2.2): none.
     ///
     /// # Errors
-    /// Always [`DeviceError::NotSupported`].
+    /// Always, of kind [`ErrorKind::NotSupported`].
     pub fn start_dirty_tracking(&self) -> Result<(), DeviceError> {
-        Err(DeviceError::NotSupported("Dirty page tracking is not supported".to_owned()))
+        Err(DeviceError::not_supported("Dirty page tracking is not supported"))
     }
 
     /// The dirty bitmap (P2.2): none.
     ///
     /// # Errors
-    /// Always [`DeviceError::NotSupported`].
+    /// Always, of kind [`ErrorKind::NotSupported`].
     pub fn dirty_bitmap(&self, _iova: u64, _size: u64) -> Result<Vec<u64>, DeviceError> {
-        Err(DeviceError::NotSupported("Dirty page tracking is not supported".to_owned()))
+        Err(DeviceError::not_supported("Dirty page tracking is not supported"))
     }
 
     /// A reset of the whole bus: succeeds without doing anything (P2.3).
@@ -118,61 +166,78 @@ impl Container {
     /// [`DeviceError`]; the region is then known to no function.
     pub fn map(&self, region: GuestRegion) -> Result<(), DeviceError> {
         let region = Arc::new(region);
-        let mut state = self.state();
-        let end = region.iova.checked_add(region.size).filter(|_| region.size > 0);
-        let end = end.ok_or_else(|| {
-            let (iova, size) = (region.iova, region.size);
-            DeviceError::InvalidArgument(format!(
-                "Guest memory {iova:#x}+{size:#x} is empty or wraps"
-            ))
-        })?;
-        let before = state.regions.range(..end).next_back();
-        if before.is_some_and(|(start, known)| start + known.size > region.iova) {
-            let (iova, size) = (region.iova, region.size);
-            return Err(DeviceError::Busy(format!(
-                "Guest memory {iova:#x}+{size:#x} overlaps another mapping"
-            )));
-        }
-        for (done, member) in state.members.iter().enumerate() {
-            match self.give(member, &region) {
+        let deadline = Deadline::after(CHANGE);
+        let members = self.insert(&region)?;
+        let mut failed = None;
+        for member in &members {
+            match self.give(member, &region, deadline) {
                 // It is given everything when it comes back.
-                Ok(()) | Err(DeviceError::Gone(_)) => {}
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Gone => {}
                 Err(error) => {
-                    for undo in &state.members[..done] {
-                        self.take(undo, &region);
-                    }
-                    return Err(error);
+                    failed = Some(error);
+                    break;
                 }
             }
         }
-        state.regions.insert(region.iova, region);
-        Ok(())
+        match failed {
+            None => Ok(()),
+            Some(error) => {
+                let _ = self.remove(region.iova, region.size);
+                Err(error)
+            }
+        }
+    }
+
+    /// Checks a region and writes it down; who is to be given it.
+    fn insert(&self, region: &Arc<GuestRegion>) -> Result<Vec<Arc<Member>>, DeviceError> {
+        let (iova, size) = (region.iova, region.size);
+        let end = iova.checked_add(size).filter(|_| size > 0);
+        let end = end.ok_or_else(|| {
+            DeviceError::invalid(format!("Guest memory {iova:#x}+{size:#x} is empty or wraps"))
+        })?;
+        let mut state = self.state.lock();
+        let before = state.regions.range(..end).next_back();
+        if before.is_some_and(|(start, known)| start + known.region.size > iova) {
+            let message = format!("Guest memory {iova:#x}+{size:#x} overlaps another mapping");
+            return Err(DeviceError::busy(message));
+        }
+        state.regions.insert(iova, Region { region: Arc::clone(region), leaving: false });
+        Ok(state.everybody())
     }
 
     /// Removes a region. Returns only once no device can reach it.
     ///
     /// # Errors
-    /// [`DeviceError::InvalidArgument`] unless exactly this region is mapped.
+    /// [`DeviceError`] unless exactly this region is mapped.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<(), DeviceError> {
-        let mut state = self.state();
-        if state.regions.get(&iova).is_none_or(|region| region.size != size) {
-            let message = format!("No mapping {iova:#x}+{size:#x}");
-            return Err(DeviceError::InvalidArgument(message));
-        }
-        let Some(region) = state.regions.remove(&iova) else {
-            return Ok(());
+        self.remove(iova, size)
+    }
+
+    fn remove(&self, iova: u64, size: u64) -> Result<(), DeviceError> {
+        let deadline = Deadline::after(CHANGE);
+        let (region, members) = {
+            let mut state = self.state.lock();
+            let known = state.regions.get_mut(&iova);
+            let known = known.filter(|known| known.region.size == size && !known.leaving);
+            let Some(known) = known else {
+                return Err(DeviceError::invalid(format!("No mapping {iova:#x}+{size:#x}")));
+            };
+            known.leaving = true;
+            (Arc::clone(&known.region), state.everybody())
         };
-        for member in &state.members {
-            self.take(member, &region);
+        for member in &members {
+            self.take(member, &region, deadline);
         }
+        self.state.lock().regions.remove(&iova);
         Ok(())
     }
 
     /// Regions and bytes of guest memory.
     #[must_use]
     pub fn usage(&self) -> (usize, u64) {
-        let state = self.state();
-        (state.regions.len(), state.regions.values().map(|region| region.size).sum())
+        let state = self.state.lock();
+        (state.regions.len(), state.regions.values().map(|one| one.region.size).sum())
     }
 
     /// A function joins: it is given all memory there is.
@@ -181,30 +246,44 @@ impl Container {
         address: PciAddress,
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
-        let mut state = self.state();
-        let member = Member::new(address, connection);
-        self.give_all(&state, &member)?;
-        state.members.push(member);
-        Ok(())
+        let member = Arc::new(Member { address, connection: Arc::clone(connection) });
+        let regions = {
+            let mut state = self.state.lock();
+            state.members.push(Membership {
+                member: Arc::clone(&member),
+                epoch: 0,
+                present: true,
+                steps: BTreeMap::new(),
+                reader: None,
+            });
+            state.all_regions()
+        };
+        let given = self.give_all(&member, &regions);
+        if given.is_err() {
+            // What it was given is taken again.
+            self.leave(address, connection);
+        }
+        given
     }
 
-    fn give_all(&self, state: &State, member: &Member) -> Result<(), DeviceError> {
-        for (done, region) in state.regions.values().enumerate() {
-            if let Err(error) = self.give(member, region) {
-                for undo in state.regions.values().take(done) {
-                    self.take(member, undo);
-                }
-                return Err(error);
-            }
-        }
-        Ok(())
+    fn give_all(
+        &self,
+        member: &Arc<Member>,
+        regions: &[Arc<GuestRegion>],
+    ) -> Result<(), DeviceError> {
+        let deadline = Deadline::after(CHANGE);
+        regions.iter().try_for_each(|region| self.give(member, region, deadline))
     }
 
     /// A function's connection process died, and what was mapped for it is gone.
     pub(crate) fn lose(&self, address: PciAddress, connection: &Arc<Connection>) {
-        if let Some(member) = self.state().find(address, connection) {
-            member.present = false;
+        let mut state = self.state.lock();
+        if let Some(one) = state.find_by(address, connection) {
+            one.present = false;
+            one.epoch += 1;
+            one.steps.clear();
         }
+        self.changed.notify_all();
     }
 
     /// A function that was lost is back: it is given all memory there is.
@@ -213,13 +292,16 @@ impl Container {
         address: PciAddress,
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
-        let mut state = self.state();
-        let member = Member::new(address, connection);
-        self.give_all(&state, &member)?;
-        if let Some(known) = state.find(address, connection) {
-            known.present = true;
-        }
-        Ok(())
+        let (member, regions) = {
+            let mut state = self.state.lock();
+            let regions = state.all_regions();
+            let Some(one) = state.find_by(address, connection) else { return Ok(()) };
+            one.present = true;
+            one.epoch += 1;
+            one.steps.clear();
+            (Arc::clone(&one.member), regions)
+        };
+        self.give_all(&member, &regions)
     }
 
     /// A function's process reads rings in guest RAM from here on, or does not any more.
@@ -229,89 +311,209 @@ impl Container {
         connection: &Arc<Connection>,
         reader: Option<Arc<dyn RingReader>>,
     ) -> Result<(), DeviceError> {
-        let mut state = self.state();
-        let State { regions, members } = &mut *state;
-        let member = members.iter_mut().find(|member| member.is(address, connection));
-        let Some(member) = member else { return Ok(()) };
-        if let Some(before) = std::mem::replace(&mut member.reader, reader) {
-            regions.keys().for_each(|base| before.take(*base));
-        }
-        let Some(reader) = &member.reader else { return Ok(()) };
-        regions.values().try_for_each(|region| reader.give(Arc::clone(region)))
-    }
-
-    /// A function leaves: everything that was mapped for it is removed.
-    pub(crate) fn leave(&self, address: PciAddress, connection: &Arc<Connection>) {
-        let mut state = self.state();
-        let is_it = |member: &Member| member.is(address, connection);
-        let Some(at) = state.members.iter().position(is_it) else {
-            return;
+        let deadline = Deadline::after(CHANGE);
+        let (before, regions) = {
+            let mut state = self.state.lock();
+            let regions = state.all_regions();
+            let Some(one) = state.find_by(address, connection) else { return Ok(()) };
+            (std::mem::replace(&mut one.reader, reader.clone()), regions)
         };
-        let member = state.members.remove(at);
-        for region in state.regions.values() {
-            self.take(&member, region);
+        if let Some(before) = before {
+            regions.iter().for_each(|region| before.take(region.iova, deadline));
+        }
+        let Some(reader) = reader else { return Ok(()) };
+        for region in &regions {
+            reader.give(Arc::clone(region), deadline)?;
+            // One that went meanwhile was taken before it was given.
+            let state = self.state.lock();
+            let stays = state
+                .regions
+                .get(&region.iova)
+                .is_some_and(|known| Arc::ptr_eq(&known.region, region) && !known.leaving);
+            drop(state);
+            if !stays {
+                reader.take(region.iova, deadline);
+            }
+        }
+        Ok(())
+    }
+
+    /// A function leaves. What it was given is released with its opener, which its connection process
+    /// closes next.
+    pub(crate) fn leave(&self, address: PciAddress, connection: &Arc<Connection>) {
+        let deadline = Deadline::after(CHANGE);
+        let (member, regions) = {
+            let mut state = self.state.lock();
+            let Some(one) = state.find_by(address, connection) else { return };
+            (Arc::clone(&one.member), state.all_regions())
+        };
+        for region in &regions {
+            self.take(&member, region, deadline);
+        }
+        self.forget(address, connection);
+    }
+
+    /// A function is detached: everything that it was given goes with its opener.
+    pub(crate) fn forget(&self, address: PciAddress, connection: &Arc<Connection>) {
+        self.state.lock().members.retain(|one| !one.member.is(address, connection));
+        self.changed.notify_all();
+    }
+
+    /// Waits until nobody gives or takes this region of this member, or it is not a member any more.
+    fn settled<'s>(
+        &self,
+        mut state: MutexGuard<'s, State>,
+        member: &Member,
+        base: u64,
+        deadline: Deadline,
+    ) -> (MutexGuard<'s, State>, Option<Step>) {
+        loop {
+            let step = state.find(member).and_then(|one| one.steps.get(&base).copied());
+            match step {
+                Some(Step::Giving | Step::Taking) => {
+                    if self.changed.wait_until(&mut state, deadline.instant()).timed_out() {
+                        return (state, step);
+                    }
+                }
+                settled => return (state, settled),
+            }
         }
     }
 
-    /// Gives one function one region.
-    fn give(&self, member: &Member, region: &Arc<GuestRegion>) -> Result<(), DeviceError> {
-        let Member { address, connection, present, reader } = member;
+    /// Writes down how far a region has come, unless the member is another's by now.
+    fn step(&self, member: &Member, epoch: u64, base: u64, step: Option<Step>) -> bool {
+        let mut state = self.state.lock();
+        let one = state.find(member).filter(|one| one.epoch == epoch);
+        let known = one.is_some();
+        if let Some(one) = one {
+            match step {
+                Some(step) => drop(one.steps.insert(base, step)),
+                None => drop(one.steps.remove(&base)),
+            }
+        }
+        self.changed.notify_all();
+        known
+    }
+
+    /// Gives one function one region, unless it has it or the region is leaving.
+    fn give(
+        &self,
+        member: &Arc<Member>,
+        region: &Arc<GuestRegion>,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        let base = region.iova;
+        let (mut state, step) = self.settled(self.state.lock(), member, base, deadline);
+        let stays = state
+            .regions
+            .get(&base)
+            .is_some_and(|known| Arc::ptr_eq(&known.region, region) && !known.leaving);
+        let Some(one) = state.find(member) else { return Ok(()) };
+        if step.is_some() || !stays {
+            return Ok(());
+        }
+        let (reader, present, epoch) = (one.reader.clone(), one.present, one.epoch);
+        if present {
+            one.steps.insert(base, Step::Giving);
+        }
+        drop(state);
         if let Some(reader) = reader {
-            reader.give(Arc::clone(region))?;
+            let read = reader.give(Arc::clone(region), deadline);
+            if read.is_err() {
+                self.step(member, epoch, base, None);
+                return read;
+            }
         }
         if !present {
             return Ok(());
         }
-        connection.add_memory(*address, region)?;
+        let given = self.register(member, region, deadline);
+        self.step(member, epoch, base, given.is_ok().then_some(Step::Given));
+        given
+    }
+
+    fn register(
+        &self,
+        member: &Member,
+        region: &GuestRegion,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        let Member { address, connection } = member;
+        connection.add_memory(*address, region, deadline)?;
         let registered = match self.mode {
-            DmaMode::Direct => register(*address, connection, region),
+            DmaMode::Direct => register_direct(*address, connection, region, deadline),
             DmaMode::Companion => Ok(()),
         };
         if registered.is_err() {
-            let _ = connection.remove_memory(*address, region.iova);
+            let removed = connection.remove_memory(*address, region.iova, deadline);
+            release_or_end(*address, connection, removed);
         }
         registered
     }
 
     /// Takes one region from one function. What cannot be removed in order is removed with the
     /// process: nobody may reach memory that the guest has got back.
-    fn take(&self, member: &Member, region: &GuestRegion) {
-        let Member { address, connection, present, reader } = member;
+    fn take(&self, member: &Arc<Member>, region: &GuestRegion, deadline: Deadline) {
+        let base = region.iova;
+        let (mut state, step) = self.settled(self.state.lock(), member, base, deadline);
+        let Some(one) = state.find(member) else { return };
+        let (reader, epoch) = (one.reader.clone(), one.epoch);
+        if step == Some(Step::Given) {
+            one.steps.insert(base, Step::Taking);
+        }
+        drop(state);
         if let Some(reader) = reader {
-            reader.take(region.iova);
+            reader.take(base, deadline);
         }
-        if !present || connection.death().is_some() {
-            return;
-        }
-        let unregistered = match self.mode {
-            DmaMode::Direct => connection.unmap_dma(*address, region.iova),
-            DmaMode::Companion => Ok(()),
-        };
-        let taken = unregistered.and_then(|()| connection.remove_memory(*address, region.iova));
-        match taken {
-            // What it had is gone with it.
-            Ok(()) | Err(DeviceError::Gone(_)) => {}
-            Err(error) => {
-                tracing::error!("Function {address}: {error}: ending its connection process");
-                connection.end_process();
+        let Member { address, connection } = &**member;
+        match step {
+            None => {}
+            Some(Step::Given) => {
+                let unregistered = match self.mode {
+                    DmaMode::Direct => connection.unmap_dma(*address, base, deadline),
+                    DmaMode::Companion => Ok(()),
+                };
+                let taken =
+                    unregistered.and_then(|()| connection.remove_memory(*address, base, deadline));
+                release_or_end(*address, connection, taken);
+                self.step(member, epoch, base, None);
+            }
+            // Somebody is at it and does not come back in time.
+            Some(Step::Giving | Step::Taking) => {
+                connection.end_process(&format!("guest memory {base:#x} was not taken in time"));
             }
         }
     }
 }
 
+/// Ends a connection process that may still reach what was to be taken from it.
+fn release_or_end(address: PciAddress, connection: &Connection, taken: Result<(), DeviceError>) {
+    match taken {
+        Ok(()) => {}
+        // What it had is gone with it.
+        Err(error) if error.kind() == ErrorKind::Gone => {}
+        Err(error) => {
+            tracing::error!("Function {address}: {error}: ending its connection process");
+            connection.end_process(&format!("guest memory was not taken back: {error}"));
+        }
+    }
+}
+
 /// Registers a region under key = iova and checks that the device reaches it there (P2.4).
-fn register(
+fn register_direct(
     address: PciAddress,
     connection: &Connection,
     region: &GuestRegion,
+    deadline: Deadline,
 ) -> Result<(), DeviceError> {
     let entry = DmaEntry { key: region.iova, address: region.iova, size: region.size };
-    let bus = connection.map_dma(address, entry)?;
+    let bus = connection.map_dma(address, entry, deadline)?;
     if bus == region.iova {
         return Ok(());
     }
-    let _ = connection.unmap_dma(address, region.iova);
-    Err(DeviceError::NotSupported(format!(
+    let removed = connection.unmap_dma(address, region.iova, deadline);
+    release_or_end(address, connection, removed);
+    Err(DeviceError::not_supported(format!(
         "Function {address}: direct DMA needs bus address == iova, but {:#x} is at {bus:#x}: \
          the platform needs companion mode",
         region.iova

@@ -1,14 +1,14 @@
 //! [`PassthroughDevice`]: one passed-through function as VMM authors see it, close to VFIO's verbs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipc::event::Signaller;
-use ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo};
-use ipc::wire::function::{CONFIG_SPACE, InterruptIndex};
-use ipc::{DeviceMemory, Window, WindowError};
+use ipc::wire::common::{BarInfo, Identity, MsixInfo};
+use ipc::wire::function::{Access, CONFIG_SPACE, InterruptIndex, Space};
+use ipc::{Deadline, DeviceMemory, Window, WindowError};
 
-use crate::supervisor::{CallError, Death};
-use crate::text::printable;
+use crate::error::DeviceError;
 pub use crate::windows::GuestWindow;
 
 /// Regions of a device: six BARs, ROM, config space, VGA (P3).
@@ -21,87 +21,6 @@ pub const CONFIG_REGION: u32 = 7;
 pub const VGA_REGION: u32 = 8;
 /// Interrupt indexes of a device (P4).
 pub const INTERRUPT_INDEXES: u32 = 5;
-
-/// Why a device did not do what it was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum DeviceError {
-    /// The request makes no sense: an index, range or width that is not there.
-    #[error("{0}")]
-    InvalidArgument(String),
-    /// The dext failed; the message has its code.
-    #[error("{0}")]
-    Io(String),
-    /// There is no device, or no connection to it.
-    #[error("{0}")]
-    NoDevice(String),
-    /// This device or container does not do that.
-    #[error("{0}")]
-    NotSupported(String),
-    /// Somebody else has it, or it is there already.
-    #[error("{0}")]
-    Busy(String),
-    /// A limit of the dext or of the platform is reached.
-    #[error("{0}")]
-    NoSpace(String),
-    /// Nobody serves it, for now or for good: reads are all ones, writes are dropped.
-    #[error("{0}")]
-    Gone(Arc<Death>),
-}
-
-impl DeviceError {
-    /// The errno of a front end that speaks in those: EINVAL, EIO, ENODEV, ENOTTY, EBUSY, ENOSPC.
-    #[must_use]
-    pub fn errno(&self) -> i32 {
-        match self {
-            Self::InvalidArgument(_) => libc::EINVAL,
-            Self::Io(_) => libc::EIO,
-            Self::NoDevice(_) | Self::Gone(_) => libc::ENODEV,
-            Self::NotSupported(_) => libc::ENOTTY,
-            Self::Busy(_) => libc::EBUSY,
-            Self::NoSpace(_) => libc::ENOSPC,
-        }
-    }
-
-    /// Whether nobody answers for the device: on a bus, reads of all ones and writes that go nowhere.
-    #[must_use]
-    pub fn is_absent(&self) -> bool {
-        matches!(self, Self::Gone(_) | Self::NoDevice(_))
-    }
-}
-
-/// Whether somebody answered for the device; [`DeviceError::is_absent`] is no error on a bus.
-///
-/// # Errors
-/// Any other.
-pub fn answered(done: Result<(), DeviceError>) -> Result<bool, DeviceError> {
-    match done {
-        Err(error) if error.is_absent() => Ok(false),
-        other => other.map(|()| true),
-    }
-}
-
-impl From<Failure> for DeviceError {
-    fn from(failure: Failure) -> Self {
-        let message = printable(&failure.message);
-        match failure.kind {
-            FailureKind::InvalidArgument => Self::InvalidArgument(message),
-            FailureKind::Io => Self::Io(message),
-            FailureKind::NoDevice => Self::NoDevice(message),
-            FailureKind::NotSupported => Self::NotSupported(message),
-            FailureKind::Busy => Self::Busy(message),
-            FailureKind::NoSpace => Self::NoSpace(message),
-        }
-    }
-}
-
-impl From<CallError> for DeviceError {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::Refused(failure) => failure.into(),
-            CallError::Dead(death) => Self::Gone(death),
-        }
-    }
-}
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,38 +135,70 @@ pub trait PassthroughDevice: Send + Sync {
     /// A region (P3).
     ///
     /// # Errors
-    /// [`DeviceError::InvalidArgument`] for an index that is not there (P3.4).
+    /// [`DeviceError`] for an index that is not there (P3.4).
     fn region_info(&self, index: u32) -> Result<RegionInfo, DeviceError>;
 
     /// An interrupt index (P4).
+    fn interrupt_info(&self, index: InterruptIndex) -> InterruptInfo;
+
+    /// Until when a call waits that is given no deadline.
+    fn deadline(&self) -> Deadline {
+        Deadline::after(Duration::from_millis(4500))
+    }
+
+    /// One access of at most 8 bytes, to config space (P5, P6) or a BAR (P7.5), before `deadline`;
+    /// the value that was read, or 0 for a write.
     ///
     /// # Errors
-    /// [`DeviceError::InvalidArgument`] for an index that is not there.
-    fn interrupt_info(&self, index: u32) -> Result<InterruptInfo, DeviceError>;
+    /// [`DeviceError`].
+    fn access(&self, access: Access, deadline: Deadline) -> Result<u64, DeviceError>;
+
+    /// Reads any part of config space, 1..=4096 bytes, before `deadline` (P5). Bytes past 4096 read as
+    /// zero.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn read_config(
+        &self,
+        offset: u32,
+        data: &mut [u8],
+        deadline: Deadline,
+    ) -> Result<(), DeviceError>;
 
     /// Reads config space (P5). Bytes past 4096 read as zero.
     ///
     /// # Errors
     /// [`DeviceError`].
-    fn config_read(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError>;
+    fn config_read(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
+        match data.len() {
+            1..=8 => read_into(self, Space::Config, offset.into(), data),
+            _ => self.read_config(offset, data, self.deadline()),
+        }
+    }
 
-    /// Writes config space, as far as P6 forwards it.
+    /// Writes config space, 1..=8 bytes, as far as P6 forwards it.
     ///
     /// # Errors
     /// [`DeviceError`].
-    fn config_write(&self, offset: u32, data: &[u8]) -> Result<(), DeviceError>;
+    fn config_write(&self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
+        write_from(self, Space::Config, offset.into(), data)
+    }
 
     /// A trapped load of 1, 2, 4 or 8 bytes (P7.5).
     ///
     /// # Errors
     /// [`DeviceError`].
-    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError>;
+    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
+        read_into(self, Space::Bar(bar), offset, data)
+    }
 
     /// A trapped store of 1, 2, 4 or 8 bytes (P7.5).
     ///
     /// # Errors
     /// [`DeviceError`].
-    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), DeviceError>;
+    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        write_from(self, Space::Bar(bar), offset, data)
+    }
 
     /// The parts of its BARs that can be mapped (P7).
     ///
@@ -301,10 +252,11 @@ pub trait PassthroughDevice: Send + Sync {
     /// VFIO's device features: there are none (P4).
     ///
     /// # Errors
-    /// Always [`DeviceError::NotSupported`].
+    /// Always, of kind [`NotSupported`](crate::ErrorKind::NotSupported).
     fn feature(&self, feature: u32) -> Result<(), DeviceError> {
         let name = &self.info().name;
-        Err(DeviceError::NotSupported(format!("{name}: device feature {feature} is not supported")))
+        let message = format!("{name}: device feature {feature} is not supported");
+        Err(DeviceError::not_supported(message))
     }
 
     /// [`PassthroughDevice::config_read`] for a caller that cannot fail: any error reads as all
@@ -336,7 +288,7 @@ pub(crate) fn region_info(
         (None, ROM_REGION | VGA_REGION) => (0, false),
         (None, other) => {
             let message = format!("There is no region {other}: 0 to {} are there", REGIONS - 1);
-            return Err(DeviceError::InvalidArgument(message));
+            return Err(DeviceError::invalid(message));
         }
     };
     Ok(RegionInfo { index, size, offset: u64::from(index) << 20, mappable })
@@ -346,21 +298,48 @@ pub(crate) fn region_info(
 pub(crate) fn interrupt_info(
     vectors: u16,
     msix: Option<&MsixInfo>,
-    index: u32,
-) -> Result<InterruptInfo, DeviceError> {
-    use InterruptIndex::{Err as ErrIndex, Intx, Msi, Msix, Req};
-    let (index, count, eventfd, no_resize) = match index {
-        0 => (Intx, 1, true, false),
-        1 => (Msi, vectors.into(), true, false),
-        2 => (Msix, msix.map_or(0, |msix| msix.vectors.into()), true, true),
-        3 => (ErrIndex, 0, false, false),
-        4 => (Req, 0, false, false),
-        other => {
-            let message = format!("There is no interrupt index {other}: 0 to 4 are there");
-            return Err(DeviceError::InvalidArgument(message));
-        }
+    index: InterruptIndex,
+) -> InterruptInfo {
+    let (count, eventfd, no_resize) = match index {
+        InterruptIndex::Intx => (1, true, false),
+        InterruptIndex::Msi => (vectors.into(), true, false),
+        InterruptIndex::Msix => (msix.map_or(0, |msix| msix.vectors.into()), true, true),
+        InterruptIndex::Err | InterruptIndex::Req => (0, false, false),
     };
-    Ok(InterruptInfo { index, count, eventfd, no_resize })
+    InterruptInfo { index, count, eventfd, no_resize }
+}
+
+/// A width as an [`Access`] has it; 0, which is none, for one that does not fit.
+fn width(length: usize) -> u8 {
+    u8::try_from(length).unwrap_or(0)
+}
+
+fn read_into<D: PassthroughDevice + ?Sized>(
+    device: &D,
+    space: Space,
+    offset: u64,
+    data: &mut [u8],
+) -> Result<(), DeviceError> {
+    let access = Access::read(space, offset, width(data.len()));
+    let value = device.access(access, device.deadline())?.to_le_bytes();
+    for (to, from) in data.iter_mut().zip(value) {
+        *to = from;
+    }
+    Ok(())
+}
+
+fn write_from<D: PassthroughDevice + ?Sized>(
+    device: &D,
+    space: Space,
+    offset: u64,
+    data: &[u8],
+) -> Result<(), DeviceError> {
+    let mut bytes = [0; 8];
+    if let Some(into) = bytes.get_mut(..data.len()) {
+        into.copy_from_slice(data);
+    }
+    let access = Access::write(space, offset, width(data.len()), u64::from_le_bytes(bytes));
+    device.access(access, device.deadline()).map(drop)
 }
 
 #[cfg(test)]
@@ -403,10 +382,10 @@ mod tests {
             pba_bar: 0,
             pba_offset: 0x1000,
         };
-        let count = |index| interrupt_info(5, Some(&msix), index).unwrap().count;
-        assert_eq!([count(0), count(1), count(2), count(3), count(4)], [1, 5, 9, 0, 0]);
-        assert_eq!(interrupt_info(5, None, 2).unwrap().count, 0);
-        assert!(interrupt_info(5, Some(&msix), 2).unwrap().no_resize);
-        assert_eq!(interrupt_info(5, None, 5).unwrap_err().errno(), libc::EINVAL);
+        use InterruptIndex::{Err, Intx, Msi, Msix, Req};
+        let count = |index| interrupt_info(5, Some(&msix), index).count;
+        assert_eq!([Intx, Msi, Msix, Err, Req].map(count), [1, 5, 9, 0, 0]);
+        assert_eq!(interrupt_info(5, None, Msix).count, 0);
+        assert!(interrupt_info(5, Some(&msix), Msix).no_resize);
     }
 }

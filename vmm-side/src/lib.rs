@@ -2,45 +2,60 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`device`] | [`PassthroughDevice`], the trait that VMM authors see, and its errors |
-//! | [`faults`] | faults on purpose, as data |
+//! | [`device`] | [`PassthroughDevice`], the trait that VMM authors see |
+//! | [`error`] | [`DeviceError`]: a plain kind, a code, a line of text |
 //! | [`host`] | attach and detach: processes started, claim taken, everything undone in reverse |
-//! | [`proxy`] | the trait, carried out by a function process |
+//! | [`function`] | an attached function and the process that serves it, replaced when it dies |
 //! | [`container`] | guest memory and DMA of the functions of one guest |
-//! | [`slot`] | a function and the process that serves it, replaced when it dies |
-//! | [`recovery`] | whether and how dead processes are replaced |
-//! | [`supervisor`] | one thread for each child process: spawn, handshake, requests, death |
 //! | [`companion`] | the DMA companion device |
 //! | [`connection`] | the VMM side of a connection process |
-//! | [`registry`] | who owns which host function |
-//! | [`text`] | text of a distrusted process, fit for people |
+//! | [`child`] | a child process: its calls, its death |
+//! | [`recovery`] | whether and how dead processes are replaced |
+//! | [`faults`] | faults on purpose, as data |
 //! | [`listing`] | what the dext offers, read by a confined process |
+//! | [`supervisor`] | a child that is looked after and not replaced |
+//! | [`text`] | text of a distrusted process, fit for people |
 //!
 //! Everything here runs in the VMM. It distrusts every process below it: what they send is
 //! checked, what they do not answer in time ends them, and their death is a value
-//! ([`DeviceError::Gone`]) that reads as all ones.
+//! ([`ErrorKind::Gone`]) that reads as all ones.
+//!
+//! Calls are made on the caller's own thread, so vCPU threads call straight into the tube of the process
+//! that serves them; one thread for each function and one for each device look after processes and are
+//! on the way of no request. The lines that they log go through `tracing`, and through `log` for a VMM
+//! that uses that.
 
+pub mod child;
 pub mod companion;
 pub mod connection;
 pub mod container;
 pub mod device;
+pub mod error;
 pub mod faults;
+pub mod function;
 pub mod host;
+mod keeper;
 pub mod listing;
 mod memory;
-pub mod proxy;
 pub mod recovery;
-pub mod registry;
-pub mod slot;
 pub mod supervisor;
 mod sys;
 pub mod text;
 mod windows;
 
+pub use child::Deadlines;
 pub use companion::{Companion, CompanionConfig};
-pub use container::{Container, DmaMode};
-pub use device::{DeviceError, PassthroughDevice};
-pub use host::{Host, HostConfig, WindowRoute};
-pub use proxy::Proxy;
+pub use container::{Container, DmaMode, GuestRegion};
+pub use device::PassthroughDevice;
+pub use error::{DeviceError, ErrorKind};
+pub use function::{Function, Presence};
+pub use host::{AttachError, Host, HostConfig, WindowRoute};
+// What the interface is made of, so that a VMM needs no other crate.
+pub use ipc::event::Signaller;
+pub use ipc::wire::common::{BarInfo, Identity, MsixInfo};
+pub use ipc::wire::connection::DmaStatistics;
+pub use ipc::wire::dext::IoReturn;
+pub use ipc::wire::function::{Access, InterruptIndex, Layout, Space, Statistics};
+pub use ipc::wire::sandbox::{Layer, LayerState, SandboxReport};
+pub use ipc::{Deadline, Event, PciAddress, SharedMemory, Window};
 pub use recovery::Recovery;
-pub use slot::Presence;

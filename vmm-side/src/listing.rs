@@ -2,30 +2,14 @@
 
 use std::sync::Arc;
 
-use ipc::wire::handshake::Role;
-use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Reply, Request};
+use ipc::wire::function::CONFIG_SPACE;
+use ipc::wire::listing::{Function, GetConfig, GetFunction, MAX_FUNCTIONS};
 use ipc::wire::sandbox::SandboxReport;
 
-use crate::connection::unexpected;
-use crate::device::DeviceError;
+use crate::child::{Death, ListerProtocol};
+use crate::error::DeviceError;
 use crate::host::HostConfig;
-use crate::supervisor::{Death, Protocol, Supervisor};
-
-/// What is said to a lister process.
-#[derive(Debug)]
-pub struct ListerProtocol;
-
-impl Protocol for ListerProtocol {
-    type Request = Request;
-    type Reply = Reply;
-    type Ready = Ready;
-    const ROLE: Role = Role::Lister;
-    const COMMAND: &'static str = "lister";
-
-    fn shutdown() -> Request {
-        Request::Shutdown
-    }
-}
+use crate::supervisor::Supervisor;
 
 /// A running lister process.
 pub struct Lister {
@@ -40,7 +24,7 @@ impl Lister {
     /// # Errors
     /// The [`Death`] of a process that did not become ready.
     pub fn start(config: &HostConfig) -> Result<Self, Arc<Death>> {
-        let (supervisor, ready) = Supervisor::<ListerProtocol>::start(&config.spec(None))?;
+        let (supervisor, ready) = Supervisor::start(&config.spec(None))?;
         let most = u32::try_from(MAX_FUNCTIONS).unwrap_or(u32::MAX);
         Ok(Self { supervisor, functions: ready.functions.min(most), sandbox: ready.sandbox })
     }
@@ -56,12 +40,8 @@ impl Lister {
     /// # Errors
     /// [`DeviceError`].
     pub fn functions(&self) -> Result<Vec<Function>, DeviceError> {
-        (0..self.functions)
-            .map(|number| match self.supervisor.ask(Request::Function(number))? {
-                Reply::Function(function) => Ok(*function),
-                other => Err(unexpected(&other)),
-            })
-            .collect()
+        let numbers = 0..self.functions;
+        numbers.map(|number| Ok(*self.supervisor.ask(&GetFunction(number))?)).collect()
     }
 
     /// Config space of function `number` of [`Lister::functions`].
@@ -70,9 +50,11 @@ impl Lister {
     /// [`DeviceError`].
     pub fn config(&self, number: usize) -> Result<Vec<u8>, DeviceError> {
         let number = u32::try_from(number).unwrap_or(u32::MAX);
-        match self.supervisor.ask(Request::Config(number))? {
-            Reply::Config(bytes) if bytes.len() == ipc::wire::function::CONFIG_SPACE => Ok(bytes),
-            other => Err(unexpected(&other)),
+        let bytes = self.supervisor.ask(&GetConfig(number))?;
+        if bytes.len() != CONFIG_SPACE {
+            let message = format!("{} bytes of config space came", bytes.len());
+            return Err(DeviceError::io(message));
         }
+        Ok(bytes)
     }
 }

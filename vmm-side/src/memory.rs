@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use ipc::SharedMemory;
+use ipc::{Deadline, SharedMemory};
 
-use crate::device::DeviceError;
+use crate::error::DeviceError;
 
 /// A region of guest memory.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub(crate) trait RingReader: Send + Sync {
     ///
     /// # Errors
     /// [`DeviceError`]; it does not have it then.
-    fn give(&self, region: Arc<GuestRegion>) -> Result<(), DeviceError>;
+    fn give(&self, region: Arc<GuestRegion>, deadline: Deadline) -> Result<(), DeviceError>;
 
     /// Takes the region at `base` away.
-    fn take(&self, base: u64);
+    fn take(&self, base: u64, deadline: Deadline);
 }

@@ -4,19 +4,20 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::supervisor::{Cause, Death};
+use crate::child::{Cause, Death};
 
 /// Whether and how a dead process is replaced.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Recovery {
     /// Deaths of one process within [`Recovery::window`] after which it is given up. 0: at the
     /// first, so nothing is ever replaced.
-    pub most_deaths: u32,
-    /// See [`Recovery::most_deaths`].
+    pub max_deaths: u32,
+    /// See [`Recovery::max_deaths`].
     pub window: Duration,
     /// How long a caller waits in all, and how long replacing one function process may take: 4.5 s
     /// by default, below the 5 s after which QEMU gives up on a request.
-    pub patience: Duration,
+    pub timeout: Duration,
     /// How long a device may be away, its connection process or its dext dead, before it is given
     /// up: 30 s by default.
     pub away: Duration,
@@ -28,16 +29,37 @@ pub struct Recovery {
 impl Recovery {
     /// A dead process is not replaced, and what it served stays dead.
     pub const OFF: Self = Self {
-        most_deaths: 0,
+        max_deaths: 0,
         window: Duration::from_secs(1),
-        patience: Duration::from_secs(4),
+        timeout: Duration::from_secs(4),
         away: Duration::ZERO,
         standby: false,
     };
 
+    /// With a standby for each function, or without.
+    #[must_use]
+    pub fn with_standby(mut self, standby: bool) -> Self {
+        self.standby = standby;
+        self
+    }
+
+    /// With another number of deaths that are replaced within [`Recovery::window`].
+    #[must_use]
+    pub fn with_max_deaths(mut self, max_deaths: u32) -> Self {
+        self.max_deaths = max_deaths;
+        self
+    }
+
+    /// With another time that a device may be away.
+    #[must_use]
+    pub fn with_away(mut self, away: Duration) -> Self {
+        self.away = away;
+        self
+    }
+
     /// Whether dead processes are replaced at all.
     pub(crate) fn is_on(&self) -> bool {
-        self.most_deaths > 0
+        self.max_deaths > 0
     }
 }
 
@@ -46,9 +68,9 @@ impl Default for Recovery {
     /// requests kill the process does not keep the host busy.
     fn default() -> Self {
         Self {
-            most_deaths: 100,
+            max_deaths: 100,
             window: Duration::from_secs(10),
-            patience: Duration::from_millis(4500),
+            timeout: Duration::from_millis(4500),
             away: Duration::from_secs(30),
             standby: false,
         }
@@ -86,7 +108,7 @@ pub(crate) struct Deaths {
 impl Deaths {
     /// None yet.
     pub(crate) fn new(recovery: &Recovery) -> Self {
-        let Recovery { most_deaths: most, window, .. } = *recovery;
+        let Recovery { max_deaths: most, window, .. } = *recovery;
         Self { most, window, recent: VecDeque::new() }
     }
 
@@ -116,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn death() -> Arc<Death> {
-        Arc::new(Death::of_function("01:00.0"))
+        Arc::new(Death::of_function("01:00.0", Cause::Ended))
     }
 
     proptest! {
@@ -125,7 +147,7 @@ mod tests {
             most in 0u32..8, gaps in proptest::collection::vec(0u64..2000, 1..40)
         ) {
             let window = Duration::from_secs(1);
-            let recovery = Recovery { most_deaths: most, window, ..Recovery::default() };
+            let recovery = Recovery { max_deaths: most, window, ..Recovery::default() };
             let mut deaths = Deaths::new(&recovery);
             let (start, mut at) = (Instant::now(), 0);
             let mut all = Vec::new();

@@ -4,11 +4,13 @@
 //! memory of all ones comes under that address, as on a bus where nobody answers; when it comes
 //! back, the device's memory does.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use ipc::{Access, SharedMemory, Window};
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::device::{BarMemory, DeviceError};
+use crate::device::BarMemory;
+use crate::error::DeviceError;
 
 /// A part of a BAR, mapped at an address that stays the same for as long as the value lives.
 #[derive(Debug)]
@@ -37,7 +39,9 @@ const ONES: usize = 2 << 20;
 fn ones() -> Result<&'static SharedMemory, DeviceError> {
     static MEMORY: OnceLock<SharedMemory> = OnceLock::new();
     let no_memory = |error: &dyn std::fmt::Display| {
-        DeviceError::NoSpace(format!("no memory for the windows of a device that is away: {error}"))
+        DeviceError::no_space(format!(
+            "no memory for the windows of a device that is away: {error}"
+        ))
     };
     if let Some(memory) = MEMORY.get() {
         return Ok(memory);
@@ -68,7 +72,7 @@ impl Windows {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Whether a BAR has any.
@@ -88,14 +92,14 @@ impl Windows {
             memory.map(|memory| BarMemory { memory, ..*window })
         };
         let all: Result<_, _> = self.state().memory.iter().map(clone).collect();
-        all.map_err(|error| DeviceError::NoSpace(error.to_string()))
+        all.map_err(|error| DeviceError::no_space(error.to_string()))
     }
 
     /// Maps each, to be kept up to date from here on.
     pub(crate) fn map(&self) -> Result<Vec<Arc<GuestWindow>>, DeviceError> {
         let ones = ones()?;
         let mut state = self.state();
-        let failed = |error: ipc::WindowError| DeviceError::NoSpace(ipc::chain(&error));
+        let failed = |error: ipc::WindowError| DeviceError::no_space(ipc::chain(&error));
         let mut all = Vec::new();
         for memory in &state.memory {
             let window = memory.map().map_err(failed)?;
@@ -128,13 +132,13 @@ impl Windows {
             all.iter().map(|one| (one.bar, one.offset, one.length)).collect()
         };
         if shape(&memory) != shape(&state.memory) {
-            return Err(DeviceError::NoDevice("it came back with other windows".to_owned()));
+            return Err(DeviceError::no_device("it came back with other windows"));
         }
         for one in state.mapped.iter().filter_map(Weak::upgrade) {
             let of_it = memory.iter().find(|new| (new.bar, new.offset) == (one.bar, one.offset));
             if let Some(new) = of_it {
                 let replaced = new.memory.put_under(&one.window, new.memory_offset);
-                replaced.map_err(|error| DeviceError::NoSpace(ipc::chain(&error)))?;
+                replaced.map_err(|error| DeviceError::no_space(ipc::chain(&error)))?;
             }
         }
         let same = state.memory.iter().zip(&memory).all(|(old, new)| old.is_same_memory(new));

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use cordon_cli::selftest;
 use cordon_vmm::container::GuestRegion;
 use cordon_vmm::listing::Lister;
-use cordon_vmm::{Container, DmaMode, Host, HostConfig, PassthroughDevice as _, Proxy, Recovery};
+use cordon_vmm::{
+    Container, DmaMode, Function, Host, HostConfig, PassthroughDevice as _, Recovery,
+};
 use ipc::{Access, Event, PciAddress, SharedMemory, Window};
 use serde_json::json;
 
@@ -144,7 +146,7 @@ fn drive(
 /// Detaches whatever is attached, also when a step failed.
 struct Attached<'a> {
     host: &'a Host,
-    proxies: [&'a Proxy; 2],
+    proxies: [&'a Function; 2],
 }
 
 impl Drop for Attached<'_> {
@@ -159,8 +161,8 @@ impl Drop for Attached<'_> {
 struct Guest<'a> {
     ram: &'a Window,
     base: u64,
-    disk: &'a Proxy,
-    other: &'a Proxy,
+    disk: &'a Function,
+    other: &'a Function,
     disk_registers: Window,
     other_registers: Window,
     disk_events: Vec<Event>,
@@ -168,7 +170,7 @@ struct Guest<'a> {
 }
 
 impl<'a> Guest<'a> {
-    fn new(ram: &'a Window, [disk, other]: [&'a Proxy; 2], base: u64) -> Result<Self, Failure> {
+    fn new(ram: &'a Window, [disk, other]: [&'a Function; 2], base: u64) -> Result<Self, Failure> {
         Ok(Self {
             ram,
             base,
@@ -272,7 +274,7 @@ fn exercise_probe(
 }
 
 /// Kills the function's process and shows what its VMM sees then.
-fn kill(proxy: &Proxy, voice: &Voice) -> Result<(), Failure> {
+fn kill(proxy: &Function, voice: &Voice) -> Result<(), Failure> {
     use rustix::process::{Pid, Signal, kill_process};
     let pid = i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw).ok_or("no process")?;
     kill_process(pid, Signal::KILL)?;
@@ -291,7 +293,7 @@ fn kill(proxy: &Proxy, voice: &Voice) -> Result<(), Failure> {
     Ok(())
 }
 
-fn tree(disk: &Proxy, other: &Proxy, voice: &Voice) {
+fn tree(disk: &Function, other: &Function, voice: &Voice) {
     let connection = disk.connection();
     let all = [
         ("connection 01:00".to_owned(), connection.pid(), connection.sandbox()),

@@ -9,11 +9,12 @@ mod decode;
 use std::path::Path;
 use std::sync::Arc;
 
+use cordon_vmm::InterruptIndex;
 use cordon_vmm::container::GuestRegion;
-use cordon_vmm::device::{INTERRUPT_INDEXES, PassthroughDevice as _, REGIONS};
+use cordon_vmm::device::{PassthroughDevice as _, REGIONS};
 use cordon_vmm::listing::Lister;
-use cordon_vmm::{Container, DmaMode, Host, Proxy};
-use ipc::wire::listing::Function;
+use cordon_vmm::{Container, DmaMode, Function, Host};
+use ipc::wire::listing;
 use ipc::{PciAddress, SharedMemory};
 use serde::Serialize;
 
@@ -125,7 +126,7 @@ pub(crate) fn run(
 }
 
 fn inspection(
-    function: &Function,
+    function: &listing::Function,
     bytes: &[u8],
     attached: Option<Attached>,
     reader: Sandbox,
@@ -149,7 +150,7 @@ fn inspection(
     }
 }
 
-fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
+fn attached(proxy: &Function) -> Result<Attached, Failure> {
     let windows = proxy.windows()?;
     let region = |index: u32| -> Result<Region, Failure> {
         let info = proxy.region_info(index)?;
@@ -166,9 +167,9 @@ fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
         };
         Ok(Region { index, name, size: info.size, windows: parts.map(part).collect() })
     };
-    let interrupt = |index: u32| -> Result<Interrupt, Failure> {
-        let info = proxy.interrupt_info(index)?;
-        Ok(Interrupt { index: format!("{:?}", info.index), count: info.count })
+    let interrupt = |index| {
+        let info = proxy.interrupt_info(index);
+        Interrupt { index: format!("{:?}", info.index), count: info.count }
     };
     let process = |role, pid, sandbox: &ipc::wire::sandbox::SandboxReport| Process {
         role,
@@ -179,7 +180,7 @@ fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
     Ok(Attached {
         name: proxy.info().name.clone(),
         regions: (0..REGIONS).map(region).collect::<Result<_, _>>()?,
-        interrupts: (0..INTERRUPT_INDEXES).map(interrupt).collect::<Result<_, _>>()?,
+        interrupts: INTERRUPTS.map(interrupt).into(),
         dma: dma(proxy)?,
         processes: vec![
             process("connection", connection.pid(), &connection.sandbox()),
@@ -188,8 +189,17 @@ fn attached(proxy: &Proxy) -> Result<Attached, Failure> {
     })
 }
 
+/// Every interrupt index, in VFIO's order.
+const INTERRUPTS: [InterruptIndex; 5] = [
+    InterruptIndex::Intx,
+    InterruptIndex::Msi,
+    InterruptIndex::Msix,
+    InterruptIndex::Err,
+    InterruptIndex::Req,
+];
+
 /// Registers one page for a moment, to see where the platform puts it.
-fn dma(proxy: &Proxy) -> Result<Dma, Failure> {
+fn dma(proxy: &Function) -> Result<Dma, Failure> {
     const BASE: u64 = 0x4000_0000;
     const SIZE: u64 = 16 * 1024;
     let container = Container::new(DmaMode::Direct);
@@ -197,7 +207,7 @@ fn dma(proxy: &Proxy) -> Result<Dma, Failure> {
     container.map(GuestRegion { iova: BASE, size: SIZE, memory, offset: 0, writable: true })?;
     let addresses = match proxy.try_direct(&container) {
         Ok(()) => "bus address == iova: direct mode works",
-        Err(cordon_vmm::DeviceError::NotSupported(_)) => {
+        Err(error) if error.kind() == cordon_vmm::ErrorKind::NotSupported => {
             "chosen by the platform: needs companion mode"
         }
         Err(error) => return Err(error.into()),

@@ -13,8 +13,7 @@ use std::sync::Arc;
 use clap::Args;
 use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::faults::Faults;
-use cordon_vmm::supervisor::Deadlines;
-use cordon_vmm::{HostConfig, PassthroughDevice as _, Proxy, Recovery};
+use cordon_vmm::{Function, HostConfig, PassthroughDevice as _, Recovery};
 use ipc::event::Signaller;
 use ipc::wire::function::InterruptIndex;
 use ipc::{Event, Window};
@@ -58,16 +57,10 @@ impl RigOptions {
         let device_proc = programs::find("device-proc", self.device_proc.as_deref())?;
         let dext_sim = programs::find("dext-sim", self.dext_sim.as_deref())?;
         let simulator = Simulator::start(&dext_sim, dart, devices)?;
-        let config = HostConfig {
-            device_proc,
-            dext: simulator.endpoint(),
-            strict: self.sandbox == Sandbox::Strict,
-            deadlines: Deadlines::default(),
-            recovery,
-            faults,
-            windows: cordon_vmm::WindowRoute::Handed,
-            launcher: None,
-        };
+        let config = HostConfig::new(device_proc, simulator.endpoint())
+            .with_strict(self.sandbox == Sandbox::Strict)
+            .with_recovery(recovery)
+            .with_faults(faults);
         Ok((simulator, config))
     }
 }
@@ -80,14 +73,14 @@ pub(crate) const RAM: u64 = storage::BUFFER + (16 << 20);
 pub(crate) const QUEUES: usize = 4;
 
 /// The window at the start of BAR 0.
-pub(crate) fn register_window(proxy: &Proxy) -> Result<Window, Failure> {
+pub(crate) fn register_window(proxy: &Function) -> Result<Window, Failure> {
     let windows = proxy.windows()?;
     let window = windows.iter().find(|window| window.bar == 0 && window.offset == 0);
     Ok(window.ok_or("BAR 0 has no window at its start")?.map()?)
 }
 
 /// One event for each of `count` MSI-X vectors.
-pub(crate) fn vectors(proxy: &Proxy, count: usize) -> Result<Vec<Event>, Failure> {
+pub(crate) fn vectors(proxy: &Function, count: usize) -> Result<Vec<Event>, Failure> {
     let events: Vec<Event> = (0..count).map(|_| Event::new()).collect::<Result<_, _>>()?;
     let signallers: Vec<Option<Signaller>> =
         events.iter().map(|event| event.signaller().map(Some)).collect::<Result<_, _>>()?;
@@ -96,7 +89,7 @@ pub(crate) fn vectors(proxy: &Proxy, count: usize) -> Result<Vec<Event>, Failure
 }
 
 /// A dead process says more than what did not come of it.
-pub(crate) fn alive(proxy: &Proxy) -> Result<(), Failure> {
+pub(crate) fn alive(proxy: &Function) -> Result<(), Failure> {
     match proxy.death() {
         None => Ok(()),
         Some(death) => Err(death.into()),

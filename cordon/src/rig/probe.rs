@@ -1,6 +1,6 @@
 //! A driver for the probe device: scratch registers, DMA engine, interrupt vectors, reset.
 
-use cordon_vmm::{PassthroughDevice as _, Proxy};
+use cordon_vmm::{Function, PassthroughDevice as _};
 use ipc::{Event, Window};
 
 use super::nvme::wait;
@@ -10,7 +10,7 @@ const ID: u32 = u32::from_le_bytes(*b"PRBE");
 
 /// The probe device.
 pub(crate) struct Probe<'p> {
-    pub(crate) proxy: &'p Proxy,
+    pub(crate) proxy: &'p Function,
     pub(crate) registers: &'p Window,
     pub(crate) events: &'p [Event],
     pub(crate) interrupts: Vec<u64>,
@@ -18,7 +18,7 @@ pub(crate) struct Probe<'p> {
 }
 
 impl<'p> Probe<'p> {
-    pub(crate) fn new(proxy: &'p Proxy, registers: &'p Window, events: &'p [Event]) -> Self {
+    pub(crate) fn new(proxy: &'p Function, registers: &'p Window, events: &'p [Event]) -> Self {
         Self { proxy, registers, events, interrupts: vec![0; events.len()], sequence: 0 }
     }
 

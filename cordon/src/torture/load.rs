@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use cordon_vmm::{PassthroughDevice as _, Proxy};
+use cordon_vmm::{Function, PassthroughDevice as _};
 use ipc::{Deadline, Window};
 
 use super::PATIENCE;
@@ -42,7 +42,7 @@ impl Tally {
 }
 
 /// Writes, reads back and compares until the torture ends or something is wrong, which is counted.
-pub(super) fn move_data(disk: &Arc<Proxy>, ram: &Window, tally: &Tally) -> Result<(), String> {
+pub(super) fn move_data(disk: &Arc<Function>, ram: &Window, tally: &Tally) -> Result<(), String> {
     let moved = rounds(disk, ram, tally).map_err(|error| {
         let corrupt = error.downcast_ref::<Corrupt>().map_or(0, |corrupt| corrupt.count);
         tally.corrupt_bytes.fetch_add(corrupt as u64, Ordering::Relaxed);
@@ -53,7 +53,7 @@ pub(super) fn move_data(disk: &Arc<Proxy>, ram: &Window, tally: &Tally) -> Resul
     moved
 }
 
-fn rounds(disk: &Arc<Proxy>, ram: &Window, tally: &Tally) -> Result<(), Failure> {
+fn rounds(disk: &Arc<Function>, ram: &Window, tally: &Tally) -> Result<(), Failure> {
     let registers = register_window(disk)?;
     let events = vectors(disk, QUEUES + 1)?;
     let mut memory = Memory::new(ram, RAM_BASE);
@@ -70,13 +70,13 @@ fn rounds(disk: &Arc<Proxy>, ram: &Window, tally: &Tally) -> Result<(), Failure>
 }
 
 /// Fires one vector after the other and takes each; trapped writes and reads in between.
-pub(super) fn take_interrupts(probe: &Arc<Proxy>, tally: &Tally) -> Result<(), String> {
+pub(super) fn take_interrupts(probe: &Arc<Function>, tally: &Tally) -> Result<(), String> {
     let taken = fire_and_take(probe, tally).map_err(|error| error.to_string());
     tally.end();
     taken
 }
 
-fn fire_and_take(probe: &Arc<Proxy>, tally: &Tally) -> Result<(), Failure> {
+fn fire_and_take(probe: &Arc<Function>, tally: &Tally) -> Result<(), Failure> {
     let registers = register_window(probe)?;
     let count = usize::from(probe.vectors());
     let events = vectors(probe, count)?;

@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use cordon_vmm::container::GuestRegion;
 use cordon_vmm::faults::{Fault, Faults, Point, Target, What};
 use cordon_vmm::host::SpawnMeter;
-use cordon_vmm::{Container, DmaMode, Host, PassthroughDevice as _, Proxy, Recovery};
+use cordon_vmm::{Container, DmaMode, Function, Host, PassthroughDevice as _, Recovery};
 use ipc::{Access, Deadline, PciAddress, SharedMemory, Window};
 use serde_json::json;
 
@@ -89,7 +89,7 @@ impl Random {
 /// What is tortured.
 struct Rack<'r> {
     options: &'r TortureOptions,
-    proxies: &'r [Arc<Proxy>; 2],
+    proxies: &'r [Arc<Function>; 2],
     faults: &'r Faults,
     simulator: &'r Simulator,
     meter: &'r SpawnMeter,
@@ -123,7 +123,7 @@ pub(crate) fn run(options: &TortureOptions) -> Result<(), Failure> {
     ];
     // The deaths are ours: no number of them is a crash loop.
     let standby = options.standby;
-    let recovery = Recovery { most_deaths: u32::MAX, standby, ..Recovery::default() };
+    let recovery = Recovery::default().with_max_deaths(u32::MAX).with_standby(standby);
     let by_kills_only = options.blows == [Blow::Kill] && !options.faults.any();
     let armed = (!by_kills_only).then(|| Arc::clone(&faults));
     let (simulator, mut config) = options.rig.start(&devices, recovery, armed)?;
@@ -320,7 +320,7 @@ impl Rack<'_> {
         Ok(outcome)
     }
 
-    fn strike(&self, proxy: &Proxy, random: &mut Random) -> Result<(), Failure> {
+    fn strike(&self, proxy: &Function, random: &mut Random) -> Result<(), Failure> {
         use rustix::process::{Pid, Signal, kill_process};
         let blows = &self.options.blows;
         let pick = |random: &mut Random, count: usize| -> usize {

@@ -43,6 +43,22 @@ pub enum InterruptIndex {
     Req,
 }
 
+impl TryFrom<u32> for InterruptIndex {
+    type Error = u32;
+
+    /// VFIO's number of an index, 0..=4; any other is given back.
+    fn try_from(number: u32) -> Result<Self, u32> {
+        match number {
+            0 => Ok(Self::Intx),
+            1 => Ok(Self::Msi),
+            2 => Ok(Self::Msix),
+            3 => Ok(Self::Err),
+            4 => Ok(Self::Req),
+            other => Err(other),
+        }
+    }
+}
+
 /// How the entries of a companion's ring are laid out (C3): there is no way to detect it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Layout {

@@ -7,13 +7,16 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
-use ipc::wire::common::{Failure, FailureKind, Identity, Up};
-use ipc::wire::function::{Ready, Reply, Request};
+use ipc::wire::common::{Failure, FailureKind, Identity};
+use ipc::wire::function::{Ready, Request};
 use ipc::wire::handshake::{Hello, Role};
 use ipc::wire::sandbox::SandboxReport;
 use ipc::{Deadline, Tube};
 
-type Message = Up<Ready, Reply>;
+/// What a child says first.
+type Started = Result<Ready, Failure>;
+/// What it answers to an access.
+type Answer = Result<u64, Failure>;
 
 fn main() {
     let behaviour =
@@ -48,9 +51,9 @@ fn main() {
     }
 }
 
-fn ready() -> Message {
+fn ready() -> Started {
     let address = "01:00.0".parse().unwrap();
-    Up::Ready(Ready {
+    Ok(Ready {
         identity: Identity { address, vendor: 1, device: 2, class: 3 },
         bars: [None; 6],
         msix: None,
@@ -66,13 +69,13 @@ fn after_handshake(behaviour: &str, tube: &mut Tube, soon: Deadline) {
         "refuse" => {
             let message = "no \x1b[31mdevice\nfor you".to_owned();
             let failure = Failure { kind: FailureKind::NoDevice, code: None, message };
-            return tube.send(0, &Message::StartFailed(failure), &[], soon).unwrap();
+            return tube.send(0, &Started::Err(failure), &[], soon).unwrap();
         }
         "ready-with-descriptors" => {
             return tube.send(0, &ready(), &[null.as_fd()], soon).unwrap();
         }
         "reply-before-ready" => {
-            return tube.send(0, &Message::Reply(Ok(Reply::Done)), &[], soon).unwrap();
+            return tube.send(0, &Answer::Ok(7), &[], soon).unwrap();
         }
         _ => tube.send(0, &ready(), &[], soon).unwrap(),
     }
@@ -84,7 +87,7 @@ fn after_handshake(behaviour: &str, tube: &mut Tube, soon: Deadline) {
     }
     loop {
         let request = tube.receive::<Request>(Deadline::after(Duration::MAX)).unwrap();
-        let (id, answer) = (request.id, Message::Reply(Ok(Reply::Value(7))));
+        let (id, answer) = (request.id, Answer::Ok(7));
         match behaviour {
             "exit-in-call" => std::process::exit(9),
             "hang-in-call" => loop {
@@ -100,13 +103,16 @@ fn after_handshake(behaviour: &str, tube: &mut Tube, soon: Deadline) {
             "descriptors-in-call" => {
                 tube.send(id, &answer, &[null.as_fd(); 32], soon).unwrap();
             }
-            "wrong-answer" => tube.send(id, &Message::Reply(Ok(Reply::Done)), &[], soon).unwrap(),
-            _ if request.message == Request::Shutdown => {
+            "wrong-answer" => tube.send(id, &Result::<(), Failure>::Ok(()), &[], soon).unwrap(),
+            _ if matches!(request.message, Request::Shutdown(_)) => {
                 if behaviour == "ignore-shutdown" {
                     continue;
                 }
-                tube.send(id, &Message::Reply(Ok(Reply::Done)), &[], soon).unwrap();
+                tube.send(id, &Result::<(), Failure>::Ok(()), &[], soon).unwrap();
                 std::process::exit(0);
+            }
+            _ if matches!(request.message, Request::Ping(_)) => {
+                tube.send(id, &Result::<(), Failure>::Ok(()), &[], soon).unwrap();
             }
             _ => tube.send(id, &answer, &[], soon).unwrap(),
         }

@@ -1,60 +1,43 @@
 //! The VMM side of a connection process: claims, windows, guest memory and DMA of one physical
 //! device. Shared by the functions of that device that are attached.
 
-mod link;
+mod keep;
 mod own;
 
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use ipc::event::Signaller;
+use ipc::wire::call::Call;
 use ipc::wire::common::{BarInfo, Identity};
-use ipc::wire::connection::{BarWindow, Carrier, DmaEntry, DmaStatistics, Ready, Reply, Request};
-use ipc::wire::faults::Misbehaviour;
-use ipc::wire::handshake::Role;
+use ipc::wire::connection::{
+    AddMemory, Attach, Attached, BarWindow, Carrier, Companion, Detach, DmaEntry, DmaStatistics,
+    GetStatistics, MapDma, Ready, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
+};
 use ipc::wire::sandbox::SandboxReport;
-use ipc::{Deadline, DeviceMemory, Event, PciAddress, SharedMemory, Tube};
+use ipc::{Deadline, DeviceMemory, Event, Handles, PciAddress, SharedMemory, Tube};
+use parking_lot::Mutex;
 
-use crate::device::{BarMemory, DeviceError};
+use crate::child::{Cause, Child, ConnectionProtocol, Death, Spec};
+use crate::device::BarMemory;
+use crate::error::{DeviceError, ErrorKind};
+use crate::keeper::KeeperThread;
 use crate::memory::GuestRegion;
 use crate::recovery::Recovery;
-use crate::supervisor::{Cause, Death, Protocol, Spec, Supervisor};
 
-pub(crate) use link::Link;
-use link::{Process, Shared, State};
+type Process = Child<ConnectionProtocol>;
 
-/// What is said to a connection process.
-#[derive(Debug)]
-pub struct ConnectionProtocol;
-
-impl Protocol for ConnectionProtocol {
-    type Request = Request;
-    type Reply = Reply;
-    type Ready = Ready;
-    const ROLE: Role = Role::Connection;
-    const COMMAND: &'static str = "connection";
-
-    fn shutdown() -> Request {
-        Request::Shutdown
-    }
-
-    fn misbehave(misbehaviour: Misbehaviour) -> Option<Request> {
-        Some(Request::Misbehave(misbehaviour))
-    }
-}
-
-impl Supervisor<ConnectionProtocol> {
-    /// Memory of windows that came through the memory port, under `number`.
-    fn memory(&self, number: u32, windows: &[BarWindow]) -> Result<Vec<DeviceMemory>, DeviceError> {
-        let sizes: Vec<u64> = windows.iter().map(|window| window.length).collect();
-        let deadline = Deadline::after(self.deadlines().call);
-        let entries = self.memories().receive(number, &sizes, deadline);
-        let entries = entries.map_err(|error| {
-            DeviceError::Io(format!("The memory of its windows did not come: {error}"))
-        })?;
-        Ok(entries.into_iter().map(DeviceMemory::Entry).collect())
-    }
+/// Whether there is a connection process.
+#[derive(Clone, Debug)]
+pub(crate) enum Link {
+    /// The one of this generation serves; how the one before it died, if there was one.
+    Up(u64, Arc<Death>),
+    /// It died and is being replaced.
+    Away(Arc<Death>),
+    /// It died for good.
+    Gone(Arc<Death>),
 }
 
 /// What a claim brought.
@@ -68,13 +51,67 @@ pub struct Claimed {
     pub windows: Vec<BarMemory>,
 }
 
+struct State {
+    link: Link,
+    process: Arc<Process>,
+    functions: Vec<Identity>,
+    sandbox: SandboxReport,
+    /// Functions that can be attached: each once in the life of a process, since a closed dext
+    /// connection cannot be opened again from inside.
+    free: BTreeSet<u8>,
+    /// Functions whose place was taken to attach them.
+    reserved: BTreeSet<u8>,
+    /// Nobody takes a place any more: it is about to be stopped.
+    closed: bool,
+    attached: BTreeSet<u8>,
+    watchers: Vec<(u8, Signaller)>,
+    generation: u64,
+}
+
+impl State {
+    fn new(process: Arc<Process>, ready: Ready, link: Link) -> Self {
+        let free = ready.functions.iter().map(|identity| identity.address.function()).collect();
+        let (attached, reserved, watchers) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        let Ready { functions, sandbox } = ready;
+        Self {
+            link,
+            process,
+            functions,
+            sandbox,
+            free,
+            reserved,
+            closed: false,
+            attached,
+            watchers,
+            generation: 0,
+        }
+    }
+}
+
+struct Shared {
+    spec: Spec,
+    recovery: Recovery,
+    /// The dext, if the VMM maps windows by a connection of its own.
+    own: Option<String>,
+    state: Mutex<State>,
+    died: Signaller,
+}
+
+impl Shared {
+    /// Changes the state and tells everybody who holds a function through it.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock();
+        change(&mut state);
+        state.watchers.iter().for_each(|(_, watcher)| watcher.signal());
+    }
+}
+
 /// The connection to a physical device: a connection process, replaced when it dies or when its
 /// dext did. What it held is lost with it, so those who hold functions through it watch the link
 /// and claim them anew.
 pub struct Connection {
     shared: Arc<Shared>,
-    stop: Signaller,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: KeeperThread,
     died: Event,
 }
 
@@ -85,61 +122,53 @@ impl Connection {
     /// # Errors
     /// The [`Death`] of a process that did not become ready.
     pub fn start(spec: &Spec, recovery: Recovery, own: Option<String>) -> Result<Self, Arc<Death>> {
-        let (process, ready) = Process::start(spec)?;
-        let nobody =
-            Arc::new(Death { cause: Cause::Stopped, ..Death::of_connection(&spec.subject) });
-        let broken = |error: std::io::Error| {
-            let cause = Cause::StartFailed(format!("cannot be watched: {error}"));
-            Arc::new(Death { cause, ..(*nobody).clone() })
+        let failed = |why: &str| {
+            let cause = Cause::StartFailed(why.to_owned());
+            Arc::new(Death::of_connection(&spec.subject, cause))
         };
-        let (died, stopped) = (Event::new().map_err(broken)?, Event::new().map_err(broken)?);
-        let stop = stopped.signaller().map_err(broken)?;
-        let shared = Arc::new(Shared {
-            spec: spec.clone(),
-            recovery,
-            own,
-            state: Mutex::new(State::new(process, ready, Link::Up(0, Arc::clone(&nobody)))),
-            died: died.signaller().map_err(broken)?,
+        let no_room = |error: std::io::Error| failed(&format!("cannot be watched: {error}"));
+        let died = Event::new().map_err(no_room)?;
+        let tell_death = died.signaller().map_err(no_room)?;
+        let (sender, started) = sync_channel(1);
+        let name = format!("connection {}", spec.subject);
+        let own_spec = spec.clone();
+        let thread = KeeperThread::spawn(name, move |parts| {
+            keep::run(own_spec, recovery, own, tell_death, parts, &sender);
         });
-        let name = format!("link {}", spec.subject);
-        let watcher = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name(name).spawn(move || watcher.watch(&stopped));
-        let thread = Mutex::new(Some(thread.map_err(broken)?));
-        Ok(Self { shared, stop, thread, died })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state()
+        let thread = thread.map_err(no_room)?;
+        let started = started.recv().unwrap_or_else(|_| Err(failed("its keeper ended")));
+        Ok(Self { shared: started?, thread, died })
     }
 
     /// Whether there is a process.
     pub(crate) fn link(&self) -> Link {
-        self.state().link.clone()
+        self.shared.state.lock().link.clone()
     }
 
     /// Signals `watcher` whenever the [`Link`] changes, on behalf of a function; the generation
     /// that it is claimed through.
     pub(crate) fn watch(&self, address: PciAddress, watcher: Signaller) -> u64 {
-        let mut state = self.state();
+        let mut state = self.shared.state.lock();
         state.watchers.push((address.function(), watcher));
         state.generation
     }
 
     /// The function is not attached any more.
     pub(crate) fn unwatch(&self, address: PciAddress) {
-        self.state().watchers.retain(|(function, _)| *function != address.function());
+        let mut state = self.shared.state.lock();
+        state.watchers.retain(|(function, _)| *function != address.function());
     }
 
     /// Process id of the one that serves now.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.state().process.pid()
+        self.shared.state.lock().process.pid()
     }
 
     /// What confines the process.
     #[must_use]
     pub fn sandbox(&self) -> SandboxReport {
-        self.state().sandbox.clone()
+        self.shared.state.lock().sandbox.clone()
     }
 
     /// Readable once it is dead for good.
@@ -151,7 +180,7 @@ impl Connection {
     /// Its death, once it is dead for good.
     #[must_use]
     pub fn death(&self) -> Option<Arc<Death>> {
-        let state = self.state();
+        let state = self.shared.state.lock();
         match &state.link {
             Link::Gone(death) => Some(Arc::clone(death)),
             // Nobody will replace it: dead as soon as the process is.
@@ -162,107 +191,148 @@ impl Connection {
 
     /// Whether `address` can be attached through this process; takes the place if so.
     pub(crate) fn reserve(&self, address: PciAddress) -> bool {
-        let mut state = self.state();
-        let up = matches!(state.link, Link::Up(..)) && state.process.death().is_none();
+        let mut state = self.shared.state.lock();
+        let up = matches!(state.link, Link::Up(..)) && !state.process.fate.is_condemned();
         let ours = state.functions.iter().any(|identity| identity.address == address);
-        up && ours && state.free.remove(&address.function())
+        let taken = up && ours && !state.closed && state.free.remove(&address.function());
+        if taken {
+            state.reserved.insert(address.function());
+        }
+        taken
+    }
+
+    /// Gives a place back that was reserved and not used.
+    pub(crate) fn unreserve(&self, address: PciAddress) {
+        let mut state = self.shared.state.lock();
+        // One that was attached meanwhile cannot be opened again by this process.
+        if state.reserved.remove(&address.function()) {
+            state.free.insert(address.function());
+        }
     }
 
     /// The process that serves now.
     fn process(&self) -> Result<Arc<Process>, DeviceError> {
-        let state = self.state();
+        let state = self.shared.state.lock();
         match &state.link {
             Link::Up(..) => Ok(Arc::clone(&state.process)),
-            Link::Away(death) | Link::Gone(death) => Err(DeviceError::Gone(Arc::clone(death))),
+            Link::Away(death) | Link::Gone(death) => Err(DeviceError::gone(Arc::clone(death))),
         }
     }
 
-    fn done(&self, request: Request, handles: Vec<OwnedFd>) -> Result<(), DeviceError> {
-        match self.process()?.call(request, handles)?.0 {
-            Reply::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        }
+    fn call<C: Call<Request>>(
+        &self,
+        call: &C,
+        handles: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<(C::Reply, Handles), DeviceError> {
+        Ok(self.process()?.call(call, handles, deadline)?)
     }
 
-    fn ask(&self, request: Request) -> Result<Reply, DeviceError> {
-        Ok(self.process()?.ask(request)?)
+    fn ask<C: Call<Request>>(&self, call: &C, deadline: Deadline) -> Result<C::Reply, DeviceError> {
+        Ok(self.call(call, &[], deadline)?.0)
+    }
+
+    /// Until when a caller without a deadline of its own waits.
+    fn usual(&self) -> Deadline {
+        Deadline::after(self.shared.recovery.timeout)
     }
 
     /// Claims a function, one that was reserved or one that comes back, and takes its windows.
     ///
     /// # Errors
-    /// [`DeviceError`].
+    /// [`DeviceError`]; [`ErrorKind::Busy`] while somebody else holds the claim, or the dext still
+    /// cleans up after somebody who did.
     pub fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
-        let request = Request::Attach { function: address.function() };
         let process = self.process()?;
-        let attached = process.call(request, Vec::new()).inspect_err(|_| {
-            // Refused before it was claimed: it can be tried again.
-            let mut state = self.state();
-            if !state.attached.contains(&address.function()) {
-                state.free.insert(address.function());
-            }
-        });
-        let (reply, handles) = attached?;
-        let Reply::Attached(attached) = reply else {
-            return Err(unexpected(&reply));
-        };
-        if attached.identity.address != address {
+        let deadline = self.usual();
+        let call = Attach { function: address.function() };
+        let (attached, handles) = process.call(&call, &[], deadline)?;
+        if attached.identity.address.function() != address.function()
+            || !attached.identity.address.same_device(address)
+        {
             let found = attached.identity.address;
-            return Err(DeviceError::Io(format!("Asked for {address}, {found} was claimed")));
+            return Err(DeviceError::io(format!("Asked for {address}, {found} was claimed")));
         }
         for warning in &attached.warnings {
             tracing::warn!("{}", crate::text::printable(warning));
         }
-        let by_descriptor = attached.carrier == Carrier::Descriptors;
-        let count = if by_descriptor { attached.windows.len() } else { 0 };
-        handles.expect(count).map_err(|error| DeviceError::Io(error.to_string()))?;
-        let memories = match (attached.carrier, &self.shared.own) {
-            (Carrier::Port, _) => process.memory(address.function().into(), &attached.windows)?,
-            (Carrier::Own, Some(dext)) => own::memory(dext, address, &attached.windows)?,
-            (Carrier::Own, None) => {
-                let message = "It describes windows that it was to hand on".to_owned();
-                return Err(DeviceError::Io(message));
-            }
-            (Carrier::Descriptors, _) => {
-                let taken: Result<Vec<_>, _> = handles.map(SharedMemory::from_peer).collect();
-                let taken = taken.map_err(|error| DeviceError::Io(error.to_string()))?;
-                taken.into_iter().map(DeviceMemory::from).collect()
-            }
-        };
-        let mut windows = Vec::new();
-        for (window, memory) in attached.windows.iter().zip(memories) {
-            let checked = check_window(window, &attached.bars, memory);
-            windows.push(checked.map_err(|why| {
-                DeviceError::Io(format!("Function {address}: window of BAR {}: {why}", window.bar))
-            })?);
-        }
-        self.state().attached.insert(address.function());
+        let memories = self.memories(&process, address, &attached, handles, deadline)?;
+        let windows = checked_windows(&attached, memories)
+            .map_err(|why| DeviceError::io(format!("Function {address}: {why}")))?;
+        let mut state = self.shared.state.lock();
+        state.reserved.remove(&address.function());
+        state.attached.insert(address.function());
+        drop(state);
         Ok(Claimed { identity: attached.identity, bars: attached.bars, windows })
     }
 
-    /// Closes a function's opener: the dext releases what is left of it. `true` when no function
+    /// The memory of each window, by the way that it comes.
+    fn memories(
+        &self,
+        process: &Process,
+        address: PciAddress,
+        attached: &Attached,
+        handles: Handles,
+        deadline: Deadline,
+    ) -> Result<Vec<DeviceMemory>, DeviceError> {
+        let by_descriptor = attached.carrier == Carrier::Descriptors;
+        let count = if by_descriptor { attached.windows.len() } else { 0 };
+        handles.expect(count).map_err(|error| DeviceError::io(error.to_string()))?;
+        match (attached.carrier, &self.shared.own) {
+            (Carrier::Port, _) => {
+                let sizes: Vec<u64> = attached.windows.iter().map(|one| one.length).collect();
+                let number = address.function().into();
+                let entries = process.memories().receive(number, &sizes, deadline);
+                let entries = entries.map_err(|error| {
+                    DeviceError::io(format!("The memory of its windows did not come: {error}"))
+                })?;
+                Ok(entries.into_iter().map(DeviceMemory::Entry).collect())
+            }
+            (Carrier::Own, Some(dext)) => own::memory(dext, address, &attached.windows),
+            (Carrier::Own, None) => {
+                Err(DeviceError::io("It describes windows that it was to hand on"))
+            }
+            (Carrier::Descriptors, _) => {
+                let taken: Result<Vec<_>, _> = handles.map(SharedMemory::from_peer).collect();
+                let taken = taken.map_err(|error| DeviceError::io(ipc::chain(&error)))?;
+                Ok(taken.into_iter().map(DeviceMemory::from).collect())
+            }
+        }
+    }
+
+    /// Closes a function's opener: the dext releases what is left of it, guest memory included. Whatever
+    /// cannot be released in order by `deadline` is released with the process. `true` when no function
     /// is attached any more.
     ///
     /// # Errors
-    /// [`DeviceError`].
-    pub fn detach(&self, address: PciAddress) -> Result<bool, DeviceError> {
+    /// [`DeviceError`]; the function is detached all the same.
+    pub fn detach(&self, address: PciAddress, deadline: Deadline) -> Result<bool, DeviceError> {
         let none_left = {
-            let mut state = self.state();
+            let mut state = self.shared.state.lock();
             state.attached.remove(&address.function());
             state.attached.is_empty()
         };
-        self.done(Request::Detach { function: address.function() }, Vec::new())?;
-        Ok(none_left)
+        match self.ask(&Detach { function: address.function() }, deadline) {
+            Ok(()) => Ok(none_left),
+            Err(error) if error.is_absent() => Ok(none_left),
+            Err(error) => {
+                self.end_process(&format!("function {address} was not detached: {error}"));
+                Err(error)
+            }
+        }
     }
 
-    /// Whether no function is attached.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.state().attached.is_empty()
+    /// Closes it for further functions if none is attached or about to be; whether that is so.
+    pub(crate) fn close_if_idle(&self) -> bool {
+        let mut state = self.shared.state.lock();
+        let idle = state.attached.is_empty() && state.reserved.is_empty();
+        state.closed |= idle;
+        idle
     }
 
     /// Resets a function that comes back (P8).
     pub(crate) fn reset(&self, address: PciAddress) -> Result<(), DeviceError> {
-        self.done(Request::Reset { function: address.function() }, Vec::new())
+        self.ask(&Reset { function: address.function() }, self.usual())
     }
 
     /// Gives a function a region of guest memory.
@@ -270,41 +340,48 @@ impl Connection {
         &self,
         address: PciAddress,
         region: &GuestRegion,
+        deadline: Deadline,
     ) -> Result<(), DeviceError> {
-        let handle = region.memory.try_clone();
-        let handle = handle.map_err(|error| DeviceError::NoSpace(error.to_string()))?.into_fd();
-        let request = Request::AddMemory {
-            function: address.function(),
-            base: region.iova,
-            size: region.size,
-            offset: region.offset,
-            writable: region.writable,
-        };
-        self.done(request, vec![handle])
+        let GuestRegion { iova: base, size, offset, writable, .. } = *region;
+        let call = AddMemory { function: address.function(), base, size, offset, writable };
+        self.call(&call, &[region.memory.as_fd()], deadline).map(drop)
     }
 
     /// Takes a region away from a function.
-    pub(crate) fn remove_memory(&self, address: PciAddress, base: u64) -> Result<(), DeviceError> {
-        self.done(Request::RemoveMemory { function: address.function(), base }, Vec::new())
+    pub(crate) fn remove_memory(
+        &self,
+        address: PciAddress,
+        base: u64,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        self.ask(&RemoveMemory { function: address.function(), base }, deadline)
     }
 
     /// Registers a range for a function, on behalf of the VMM; its bus address.
     ///
     /// # Errors
     /// [`DeviceError`].
-    pub fn map_dma(&self, address: PciAddress, entry: DmaEntry) -> Result<u64, DeviceError> {
-        match self.ask(Request::MapDma { function: address.function(), entry })? {
-            Reply::Mapped { bus_address, .. } => Ok(bus_address),
-            other => Err(unexpected(&other)),
-        }
+    pub(crate) fn map_dma(
+        &self,
+        address: PciAddress,
+        entry: DmaEntry,
+        deadline: Deadline,
+    ) -> Result<u64, DeviceError> {
+        let mapped = self.ask(&MapDma { function: address.function(), entry }, deadline)?;
+        Ok(mapped.bus_address)
     }
 
     /// Removes such a registration.
     ///
     /// # Errors
     /// [`DeviceError`].
-    pub fn unmap_dma(&self, address: PciAddress, key: u64) -> Result<(), DeviceError> {
-        self.done(Request::UnmapDma { function: address.function(), key }, Vec::new())
+    pub(crate) fn unmap_dma(
+        &self,
+        address: PciAddress,
+        key: u64,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        self.ask(&UnmapDma { function: address.function(), key }, deadline)
     }
 
     /// Serves a function's companion over `tube`, whose other end is its function process's.
@@ -313,14 +390,15 @@ impl Connection {
         address: PciAddress,
         tube: Tube,
     ) -> Result<(), DeviceError> {
-        self.done(Request::Companion { function: address.function() }, vec![tube.into()])
+        let call = Companion { function: address.function() };
+        self.call(&call, &[tube.as_fd()], self.usual()).map(drop)
     }
 
     /// Removes everything that a function's companion registered. What a dead process had
     /// registered is gone with it.
     pub(crate) fn release_dma(&self, address: PciAddress) -> Result<(), DeviceError> {
-        match self.done(Request::ReleaseDma { function: address.function() }, Vec::new()) {
-            Err(DeviceError::Gone(_)) => Ok(()),
+        match self.ask(&ReleaseDma { function: address.function() }, self.usual()) {
+            Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
             released => released,
         }
     }
@@ -330,42 +408,39 @@ impl Connection {
     /// # Errors
     /// [`DeviceError`].
     pub fn statistics(&self, address: PciAddress) -> Result<DmaStatistics, DeviceError> {
-        match self.ask(Request::Statistics { function: address.function() })? {
-            Reply::Statistics(statistics) => Ok(statistics),
-            other => Err(unexpected(&other)),
-        }
+        self.ask(&GetStatistics { function: address.function() }, self.usual())
     }
 
     /// Ends the process, which is the one way to take everything from it; it counts as its death.
-    pub(crate) fn end_process(&self) {
-        let process = Arc::clone(&self.state().process);
-        process.stop();
+    /// Returns once it is dead.
+    pub(crate) fn end_process(&self, why: &str) {
+        let process = Arc::clone(&self.shared.state.lock().process);
+        process.fate.condemn(Cause::Broken(why.to_owned()));
+        process.fate.wait_for_death();
     }
 
-    /// Stops the process in order; it is not replaced.
+    /// Stops the process in order; it is not replaced. How it ended.
     pub fn stop(&self) -> Arc<Death> {
-        self.stop.signal();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread of {} panicked", self.shared.spec.subject);
+        self.thread.stop();
+        match &self.shared.state.lock().link {
+            Link::Gone(death) | Link::Away(death) | Link::Up(_, death) => Arc::clone(death),
         }
-        let process = Arc::clone(&self.state().process);
-        let death = process.stop();
-        self.shared.change(|state| state.link = Link::Gone(Arc::clone(&death)));
-        self.shared.died.signal();
-        death
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.stop();
-    }
+/// Checks what a distrusted process says of its windows, each against its BAR and its memory.
+fn checked_windows(
+    attached: &Attached,
+    memories: Vec<DeviceMemory>,
+) -> Result<Vec<BarMemory>, String> {
+    let each = attached.windows.iter().zip(memories);
+    each.map(|(window, memory)| {
+        check_window(window, &attached.bars, memory)
+            .map_err(|why| format!("window of BAR {}: {why}", window.bar))
+    })
+    .collect()
 }
 
-/// Checks what a distrusted process says of a window against the BARs and the memory.
 fn check_window(
     window: &BarWindow,
     bars: &[Option<BarInfo>; 6],
@@ -393,10 +468,4 @@ fn check_window(
         memory,
         memory_offset: window.memory_offset,
     })
-}
-
-/// A reply that does not belong to its request.
-pub(crate) fn unexpected(reply: &impl std::fmt::Debug) -> DeviceError {
-    let text: String = format!("{reply:?}").chars().take(60).collect();
-    DeviceError::Io(format!("The process answered something else: {text}"))
 }

@@ -7,7 +7,7 @@ use dext_client::{DextError, Endpoint};
 use ipc::wire::connection::BarWindow;
 use ipc::{DeviceMemory, PciAddress};
 
-use crate::device::DeviceError;
+use crate::error::DeviceError;
 
 /// Opens the function, unclaimed, and maps the BARs of `windows`; the memory of each window. The
 /// connection stays open for as long as memory that has no descriptor of its own does.
@@ -16,9 +16,10 @@ pub(super) fn memory(
     address: PciAddress,
     windows: &[BarWindow],
 ) -> Result<Vec<DeviceMemory>, DeviceError> {
-    let endpoint: Endpoint =
-        dext.parse().map_err(|error| DeviceError::InvalidArgument(format!("{error}")))?;
-    let failed = |error: DextError| DeviceError::Io(error.to_string());
+    let endpoint: Endpoint = dext
+        .parse()
+        .map_err(|error: dext_client::EndpointError| DeviceError::invalid(error.to_string()))?;
+    let failed = |error: DextError| DeviceError::io(error.to_string());
     let registry = dext_client::registry(&endpoint).map_err(failed)?;
     let mut client = dext_client::open_function(registry.as_ref(), address).map_err(failed)?;
     let mut bars: Vec<(u8, DeviceMemory)> = Vec::new();
@@ -35,7 +36,7 @@ pub(super) fn memory(
         let of_it = bars.iter().find(|(bar, _)| *bar == window.bar);
         let memory = of_it.map(|(_, memory)| memory.try_clone());
         let memory = memory.transpose().ok().flatten();
-        let none = || DeviceError::NoSpace(format!("BAR {}: no descriptor left", window.bar));
+        let none = || DeviceError::no_space(format!("BAR {}: no descriptor left", window.bar));
         all.push(memory.ok_or_else(none)?);
     }
     Ok(all)

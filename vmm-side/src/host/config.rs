@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use ipc::PciAddress;
 
+use crate::child::launch::Processes;
+use crate::child::{Children, Deadlines, Launch, Spec};
 use crate::faults::Faults;
 use crate::recovery::Recovery;
-use crate::supervisor::{Deadlines, Spec};
 
 /// How BARs become windows of the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,29 +33,102 @@ impl WindowRoute {
     }
 }
 
-/// How processes are started.
+/// How a host's processes are started. Made by [`HostConfig::new`] and changed by the methods that
+/// begin with `with_`.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct HostConfig {
     /// The `device-proc` program.
     pub device_proc: PathBuf,
     /// Where the dext is: `sim:PATH` or `iokit`.
     pub dext: String,
-    /// Refuse to start a process without a layer of its sandbox.
+    /// Refuse to start a process without a layer of its sandbox: the default.
     pub strict: bool,
     /// How long things may take.
     pub deadlines: Deadlines,
-    /// Whether and how a dead process is replaced.
+    /// Whether and how a dead process is replaced: by default it is.
     pub recovery: Recovery,
-    /// How BARs become windows of the guest's.
+    /// How BARs become windows of the guest's: handed on by default.
     pub windows: WindowRoute,
     /// macOS: the profile with which sandbox-exec starts every process, confined from its first
     /// instruction, instead of each confining itself with a tighter one.
-    pub launcher: Option<PathBuf>,
+    pub sandbox_exec: Option<PathBuf>,
     /// What is to go wrong, for tests of whoever must survive it.
     pub faults: Option<Arc<Faults>>,
+    /// How children are started: as processes, unless a test puts something else in their place.
+    pub launch: Arc<dyn Launch>,
+    /// The processes that were started.
+    pub(crate) children: Arc<Children>,
 }
 
 impl HostConfig {
+    /// Processes of the `device-proc` program, confined, over the dext at `dext`: `iokit`, or
+    /// `sim:PATH` for a simulated one.
+    #[must_use]
+    pub fn new(device_proc: impl Into<PathBuf>, dext: impl Into<String>) -> Self {
+        Self {
+            device_proc: device_proc.into(),
+            dext: dext.into(),
+            strict: true,
+            deadlines: Deadlines::default(),
+            recovery: Recovery::default(),
+            windows: WindowRoute::Handed,
+            sandbox_exec: None,
+            faults: None,
+            launch: Arc::new(Processes),
+            children: Arc::default(),
+        }
+    }
+
+    /// Whether to refuse a process without a layer of its sandbox.
+    #[must_use]
+    pub fn with_strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
+    /// With other deadlines.
+    #[must_use]
+    pub fn with_deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
+    /// With another way to deal with dead processes.
+    #[must_use]
+    pub fn with_recovery(mut self, recovery: Recovery) -> Self {
+        self.recovery = recovery;
+        self
+    }
+
+    /// With another route of windows.
+    #[must_use]
+    pub fn with_windows(mut self, windows: WindowRoute) -> Self {
+        self.windows = windows;
+        self
+    }
+
+    /// macOS: with sandbox-exec and this profile.
+    #[must_use]
+    pub fn with_sandbox_exec(mut self, profile: Option<PathBuf>) -> Self {
+        self.sandbox_exec = profile;
+        self
+    }
+
+    /// With faults.
+    #[must_use]
+    pub fn with_faults(mut self, faults: Option<Arc<Faults>>) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    /// With something else than processes.
+    #[must_use]
+    pub fn with_launch(mut self, launch: Arc<dyn Launch>) -> Self {
+        self.launch = launch;
+        self
+    }
+
     /// How a process for `address` is started; without one, for the whole dext.
     #[must_use]
     pub fn spec(&self, address: Option<PciAddress>) -> Spec {
@@ -63,11 +137,13 @@ impl HostConfig {
         arguments.extend(address.map(|address| format!("--address={address}")));
         let roles = address.is_some();
         arguments.extend((roles && self.faults.is_some()).then(|| "--misbehave".to_owned()));
-        let (program, before) = match &self.launcher {
+        let (program, before) = match &self.sandbox_exec {
             None => (self.device_proc.clone(), Vec::new()),
             Some(profile) => launched(profile, &self.device_proc),
         };
         Spec {
+            launch: Arc::clone(&self.launch),
+            children: Arc::clone(&self.children),
             program,
             before,
             arguments,
@@ -112,16 +188,8 @@ mod tests {
 
     #[test]
     fn a_launcher_starts_the_program_with_its_own_arguments() {
-        let config = HostConfig {
-            device_proc: "/opt/cordon/device-proc".into(),
-            dext: "iokit".to_owned(),
-            strict: true,
-            deadlines: Deadlines::default(),
-            recovery: Recovery::OFF,
-            windows: WindowRoute::Handed,
-            launcher: Some("/opt/cordon/launch.sb".into()),
-            faults: None,
-        };
+        let config = HostConfig::new("/opt/cordon/device-proc", "iokit")
+            .with_sandbox_exec(Some("/opt/cordon/launch.sb".into()));
         let spec = config.spec(Some("01:00.0".parse().unwrap()));
         assert_eq!(spec.program, Path::new("/usr/bin/sandbox-exec"));
         let expected = [
@@ -135,7 +203,7 @@ mod tests {
         ];
         assert_eq!(spec.before, expected);
         assert!(spec.arguments.contains(&"--address=01:00.0".to_owned()));
-        let direct = HostConfig { launcher: None, ..config }.spec(None);
+        let direct = config.with_sandbox_exec(None).spec(None);
         assert!(direct.before.is_empty() && direct.program.ends_with("device-proc"));
     }
 }

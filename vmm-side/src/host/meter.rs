@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use ipc::{Deadline, PciAddress};
 
 use super::{AttachError, HostConfig};
+use crate::child::{FunctionProtocol, Spec};
 use crate::connection::Connection;
 use crate::recovery::Recovery;
-use crate::slot::FunctionProtocol;
-use crate::supervisor::{Spec, Supervisor};
+use crate::supervisor::Supervisor;
 
 /// Measures what a bare function process takes from spawn to ready, on a free function: what a
 /// recovery is compared with.
@@ -42,7 +42,7 @@ impl SpawnMeter {
     /// # Errors
     /// [`AttachError::Start`].
     pub fn measure(&self) -> Result<Duration, AttachError> {
-        let patience = Deadline::after(self.spec.deadlines.start);
+        let deadline = Deadline::after(self.spec.deadlines.start);
         loop {
             let before = Instant::now();
             match Supervisor::<FunctionProtocol>::start(&self.spec) {
@@ -52,7 +52,7 @@ impl SpawnMeter {
                     return Ok(taken);
                 }
                 // The dext may still be cleaning up after the one before.
-                Err(_) if !patience.passed() => std::thread::sleep(Duration::from_millis(1)),
+                Err(_) if !deadline.passed() => std::thread::sleep(Duration::from_millis(1)),
                 Err(death) => return Err(AttachError::Start { address: self.address, death }),
             }
         }
@@ -63,7 +63,8 @@ impl SpawnMeter {
     /// # Errors
     /// [`AttachError::Step`].
     pub fn stop(self) -> Result<(), AttachError> {
-        let released = self.connection.detach(self.address);
+        let released =
+            self.connection.detach(self.address, Deadline::after(self.spec.deadlines.call));
         self.connection.stop();
         let address = self.address;
         let failed = |error| AttachError::Step { address, step: "releasing the claim", error };

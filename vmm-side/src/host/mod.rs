@@ -1,26 +1,35 @@
 //! Attach and detach (P1): which processes are started in which order, and undone in reverse.
 
+mod attachments;
 mod config;
 mod meter;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use ipc::PciAddress;
+use ipc::wire::common::{BarInfo, Identity, MsixInfo};
+use ipc::{Deadline, PciAddress};
+use parking_lot::{Condvar, Mutex};
 
+use self::attachments::{Attachments, Entry};
+use crate::child::Death;
 use crate::companion::{Companion, CompanionConfig};
 use crate::connection::{Claimed, Connection};
 use crate::container::{Container, DmaMode};
-use crate::device::DeviceError;
-use crate::proxy::Proxy;
-use crate::registry::{DuplicateOwner, Registry};
-use crate::slot::{FunctionProtocol, Parts, Slot};
-use crate::supervisor::{Death, Supervisor};
+use crate::error::{DeviceError, ErrorKind};
+use crate::function::{Function, Parts};
+use crate::listing::Lister;
+use crate::recovery::Backoff;
+pub use attachments::DuplicateOwner;
 pub use config::{HostConfig, WindowRoute};
 pub use meter::SpawnMeter;
 
+/// How long detaching may take in all, whatever state its processes are in.
+const DETACH: Duration = Duration::from_millis(1500);
+
 /// Why a function was not attached. Everything that had been done was undone.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AttachError {
     /// This VMM has it already (P1.2).
     #[error(transparent)]
@@ -45,39 +54,73 @@ pub enum AttachError {
     },
 }
 
-/// Who holds an attached function: the device, companions, or both. Each holds one reference on
-/// its published connection (P1.3).
-struct Holders {
-    proxy: Arc<Proxy>,
-    device: bool,
-    /// Companions, and whether each came with the device.
-    companions: Vec<(Arc<Companion>, bool)>,
+/// What a function is, learned without attaching it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Description {
+    /// Where it is on the host, and its ids.
+    pub identity: Identity,
+    /// BARs as the dext describes them.
+    pub bars: [Option<BarInfo>; 6],
+    /// MSI vectors it is capable of, 0 without the capability.
+    pub msi_vectors: u16,
+    /// MSI-X capability.
+    pub msix: Option<MsixInfo>,
+    /// Its 4096 bytes of config space, as the dext shows them.
+    pub config: Vec<u8>,
+    /// Whether somebody holds the claim.
+    pub claimed: bool,
 }
 
-/// All passthrough of one VMM.
+type AllAttachments = Attachments<Function, Companion, Arc<Connection>>;
+
+/// All passthrough of one VMM. Dropping it detaches nothing by itself: a function lives for as long as
+/// somebody has its [`Function`].
 pub struct Host {
     config: HostConfig,
-    connections: Mutex<Vec<Arc<Connection>>>,
-    published: Registry<Connection>,
-    attached: Mutex<BTreeMap<PciAddress, Holders>>,
+    attachments: Mutex<AllAttachments>,
+    /// Signalled when an attach comes further.
+    changed: Condvar,
 }
 
 impl Host {
     /// No function is attached yet.
     #[must_use]
     pub fn new(config: HostConfig) -> Self {
-        let (connections, attached) = (Mutex::default(), Mutex::default());
-        Self { config, connections, published: Registry::default(), attached }
+        Self { config, attachments: Mutex::default(), changed: Condvar::new() }
     }
 
-    fn attached(&self) -> MutexGuard<'_, BTreeMap<PciAddress, Holders>> {
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the function at `address` is: its identity, BARs and config space. A confined process looks
+    /// and ends; no thread and no process is left behind, so a VMM that forks may do this first and
+    /// attach later.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn describe(&self, address: PciAddress) -> Result<Description, AttachError> {
+        let lister = Lister::start(&self.config);
+        let lister = lister.map_err(|death| AttachError::Start { address, death })?;
+        let failed = |error| AttachError::Step { address, step: "describing", error };
+        let functions = lister.functions().map_err(failed)?;
+        let at = functions.iter().position(|one| one.identity.address == address);
+        let none = || DeviceError::no_device(format!("the dext has no function {address}"));
+        let at = at.ok_or_else(|| failed(none()))?;
+        let config = lister.config(at).map_err(failed)?;
+        let found = &functions[at];
+        Ok(Description {
+            identity: found.identity,
+            bars: found.bars,
+            msi_vectors: found.msi_vectors,
+            msix: found.msix,
+            config,
+            claimed: found.claimed,
+        })
     }
 
-    /// Published connections by function (P1.2, P1.3), for a companion to share.
+    /// Whose process `pid` is, for VMMs that reap children: "function process of 01:00.0", if it is one
+    /// of ours: the last 4096 that were started are remembered. Our own threads reap them.
     #[must_use]
-    pub fn published(&self) -> &Registry<Connection> {
-        &self.published
+    pub fn process_name(&self, pid: u32) -> Option<String> {
+        self.config.children.name(pid)
     }
 
     /// Attaches a function (P1.1): connection process, claim, publication, container, function
@@ -91,30 +134,44 @@ impl Host {
         address: PciAddress,
         container: &Arc<Container>,
         name: Option<String>,
-    ) -> Result<Arc<Proxy>, AttachError> {
-        // The cheap refusal first: nothing is started for a function that is ours already. One that
-        // is there for companions of the same guest only is the device from here on.
-        if let Some(owner) = self.published.look_up(address) {
-            let mut attached = self.attached();
-            let shared = attached.get_mut(&address).filter(|holders| {
-                !holders.device && Arc::ptr_eq(&holders.proxy.container, container)
-            });
-            if let Some(holders) = shared {
+    ) -> Result<Arc<Function>, AttachError> {
+        {
+            // The cheap refusal first: nothing is started for a function that is ours already. One
+            // that is there for companions of the same guest only is the device from here on.
+            let mut attachments = self.attachments.lock();
+            if let Some(holders) = attachments.holders(address)
+                && !holders.device
+                && Arc::ptr_eq(holders.function.container(), container)
+            {
                 holders.device = true;
-                return Ok(Arc::clone(&holders.proxy));
+                return Ok(Arc::clone(&holders.function));
             }
-            let _ = self.published.release(address, &owner);
-            return Err(DuplicateOwner(address).into());
+            attachments.begin(address)?;
         }
+        let attached = self.attach_anew(address, container, name);
+        let mut attachments = self.attachments.lock();
+        match &attached {
+            Ok(function) => attachments.publish(address, Arc::clone(function)),
+            Err(_) => attachments.abandon(address),
+        }
+        drop(attachments);
+        self.changed.notify_all();
+        attached
+    }
+
+    fn attach_anew(
+        &self,
+        address: PciAddress,
+        container: &Arc<Container>,
+        name: Option<String>,
+    ) -> Result<Arc<Function>, AttachError> {
         let connection = self.connection(address)?;
-        let proxy = self.attach_through(&connection, address, container, name);
-        if proxy.is_err() {
-            self.let_go(&connection);
+        let attached = self.attach_through(&connection, address, container, name);
+        if attached.is_err() {
+            connection.unreserve(address);
+            let_go(&connection);
         }
-        let proxy = Arc::new(proxy?);
-        let holders = Holders { proxy: Arc::clone(&proxy), device: true, companions: Vec::new() };
-        self.attached().insert(address, holders);
-        Ok(proxy)
+        attached.map(Arc::new)
     }
 
     /// Attaches a function and creates its companion with it, unless there is one with the same
@@ -128,19 +185,19 @@ impl Host {
         container: &Arc<Container>,
         name: Option<String>,
         config: CompanionConfig,
-    ) -> Result<(Arc<Proxy>, Arc<Companion>), AttachError> {
-        let proxy = self.attach(address, container, name)?;
-        match self.add_companion(&proxy, config, true) {
-            Ok(companion) => Ok((proxy, companion)),
+    ) -> Result<(Arc<Function>, Arc<Companion>), AttachError> {
+        let function = self.attach(address, container, name)?;
+        match self.add_companion(&function, config, true) {
+            Ok(companion) => Ok((function, companion)),
             Err(error) => {
-                self.detach(&proxy);
+                self.detach(&function);
                 Err(error)
             }
         }
     }
 
-    /// Creates a companion by itself (P10.3): for a device that is attached it shares its published
-    /// connection; otherwise it has the function claimed on its own, and the device may come later.
+    /// Creates a companion by itself (P10.3): for a device that is attached it shares its connection;
+    /// otherwise it has the function claimed on its own, and the device may come later.
     ///
     /// # Errors
     /// [`AttachError`].
@@ -150,63 +207,85 @@ impl Host {
         container: &Arc<Container>,
         config: CompanionConfig,
     ) -> Result<Arc<Companion>, AttachError> {
-        let there = self.attached().get(&address).map(|holders| Arc::clone(&holders.proxy));
-        if let Some(proxy) = there {
-            return self.add_companion(&proxy, config, false);
+        let there = {
+            let mut attachments = self.attachments.lock();
+            attachments.holders(address).map(|holders| Arc::clone(&holders.function))
+        };
+        if let Some(function) = there {
+            return self.add_companion(&function, config, false);
         }
-        let proxy = self.attach(address, container, None)?;
-        let created = self.add_companion(&proxy, config, false);
+        let function = self.attach(address, container, None)?;
+        let created = self.add_companion(&function, config, false);
         // It holds the function, or nobody does.
-        self.detach(&proxy);
+        self.detach(&function);
         created
     }
 
     fn add_companion(
         &self,
-        proxy: &Arc<Proxy>,
+        function: &Arc<Function>,
         config: CompanionConfig,
         automatic: bool,
     ) -> Result<Arc<Companion>, AttachError> {
-        let address = proxy.address();
+        let address = function.address();
         let failed = |error| AttachError::Step { address, step: "creating the companion", error };
-        let mut attached = self.attached();
-        let gone = || failed(DeviceError::NoDevice("it is not attached any more".to_owned()));
-        let holders = attached.get_mut(&address).ok_or_else(gone)?;
+        if let Some(there) = self.companion_there(function, &config).map_err(failed)? {
+            return Ok(there);
+        }
+        if function.container().mode() != DmaMode::Companion {
+            let message = "all guest memory is mapped already (direct mode)";
+            return Err(failed(DeviceError::not_supported(message)));
+        }
+        let companion = Companion::new(config, Arc::clone(function)).map_err(failed)?;
+        let companion = Arc::new(companion);
+        // Somebody else may have been quicker, or have detached it: asked again, with the lock held.
+        let mut attachments = self.attachments.lock();
+        let error = match attachments.holders(address) {
+            Some(holders) if holders.companions.is_empty() => {
+                holders.companions.push((Arc::clone(&companion), automatic));
+                return Ok(companion);
+            }
+            Some(_) => DeviceError::busy("another companion of it was created at the same time"),
+            None => DeviceError::no_device("it is not attached any more"),
+        };
+        drop(attachments);
+        if error.kind() == ErrorKind::NoDevice {
+            companion.withdraw();
+        }
+        Err(failed(error))
+    }
+
+    /// The companion that is there already, with the same guest address.
+    fn companion_there(
+        &self,
+        function: &Function,
+        config: &CompanionConfig,
+    ) -> Result<Option<Arc<Companion>>, DeviceError> {
+        let mut attachments = self.attachments.lock();
+        let holders = attachments.holders(function.address());
+        let gone = || DeviceError::no_device("it is not attached any more");
+        let holders = holders.ok_or_else(gone)?;
         let same = |(one, _): &&(Arc<Companion>, bool)| one.config().guest == config.guest;
         if let Some((companion, _)) = holders.companions.iter().find(same) {
-            return Ok(Arc::clone(companion));
+            return Ok(Some(Arc::clone(companion)));
         }
-        if !holders.companions.is_empty() {
-            // One ring and one key space for each function.
-            let message = "it has a companion at another guest address".to_owned();
-            return Err(failed(DeviceError::Busy(message)));
+        if holders.companions.is_empty() {
+            return Ok(None);
         }
-        if proxy.container.mode() != DmaMode::Companion {
-            let message = "all guest memory is mapped already (direct mode)".to_owned();
-            return Err(failed(DeviceError::NotSupported(message)));
-        }
-        let companion = Arc::new(Companion::new(config, Arc::clone(proxy)).map_err(failed)?);
-        let _reference = self.published.look_up(address);
-        holders.companions.push((Arc::clone(&companion), automatic));
-        Ok(companion)
+        // One ring and one key space for each function.
+        Err(DeviceError::busy("it has a companion at another guest address"))
     }
 
     /// Destroys a companion: what was mapped by it is released. The last one who holds the function
     /// detaches it.
     pub fn destroy_companion(&self, companion: &Arc<Companion>) {
-        let proxy = Arc::clone(companion.device());
-        let address = proxy.address();
-        let mut attached = self.attached();
-        let Some(holders) = attached.get_mut(&address) else { return };
-        let at = holders.companions.iter().position(|(one, _)| Arc::ptr_eq(one, companion));
-        let Some(at) = at else { return };
-        holders.companions.remove(at);
-        if !holders.device && holders.companions.is_empty() {
-            attached.remove(&address);
-        }
-        drop(attached);
+        let function = Arc::clone(companion.device());
+        let released = self.attachments.lock().release_companion(function.address(), companion);
+        let Some(last) = released else { return };
         companion.withdraw();
-        self.release(&proxy);
+        if last {
+            end(&function, Deadline::after(DETACH));
+        }
     }
 
     fn attach_through(
@@ -215,23 +294,57 @@ impl Host {
         address: PciAddress,
         container: &Arc<Container>,
         name: Option<String>,
-    ) -> Result<Proxy, AttachError> {
-        let failed = |step| move |error| AttachError::Step { address, step, error };
-        let claimed = connection.attach(address).map_err(failed("claiming"))?;
-        let published = self.published.publish(address, Arc::clone(connection));
-        let attached = published.map_err(AttachError::from).and_then(|()| {
-            let attached = self.join(connection, address, container, claimed, name);
-            if attached.is_err() {
-                let _ = self.published.release(address, connection);
-            }
-            attached
-        });
+    ) -> Result<Function, AttachError> {
+        let claimed = self.claim(connection, address)?;
+        let attached = self.join(connection, address, container, claimed, name);
         if attached.is_err()
-            && let Err(error) = connection.detach(address)
+            && let Err(error) = connection.detach(address, Deadline::after(DETACH))
         {
             tracing::warn!("Function {address}: undoing the claim: {error}");
         }
         attached
+    }
+
+    /// Claims a function. The dext may still clean up after somebody who held it and is gone: waited
+    /// for with back-off, as a replacement does.
+    fn claim(&self, connection: &Connection, address: PciAddress) -> Result<Claimed, AttachError> {
+        let deadline = Deadline::after(self.config.recovery.timeout);
+        let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
+        loop {
+            let error = match connection.attach(address) {
+                Ok(claimed) => return Ok(claimed),
+                Err(error) => error,
+            };
+            if error.kind() != ErrorKind::Busy || deadline.passed() {
+                let error = self.who_claims(address, error);
+                return Err(AttachError::Step { address, step: "claiming", error });
+            }
+            std::thread::sleep(backoff.pause());
+        }
+    }
+
+    /// Says of a claim that somebody else holds whether that is a process, or the dext's cleaning up.
+    fn who_claims(&self, address: PciAddress, error: DeviceError) -> DeviceError {
+        if error.kind() != ErrorKind::Busy {
+            return error;
+        }
+        let Ok(lister) = Lister::start(&self.config) else { return error };
+        let functions = lister.functions().unwrap_or_default();
+        let found = functions.into_iter().find(|one| one.identity.address == address);
+        let ours = |pid: u32| self.process_name(pid).is_some();
+        let others: Vec<String> = found
+            .iter()
+            .flat_map(|one| &one.clients)
+            .filter(|client| !ours(client.pid))
+            .map(|client| format!("{} (pid {})", crate::text::printable(&client.name), client.pid))
+            .collect();
+        DeviceError::busy(if others.is_empty() {
+            format!(
+                "{error}: no process has it open, the dext still cleans up after one that is gone"
+            )
+        } else {
+            format!("{error}: {} has it open", others.join(", "))
+        })
     }
 
     fn join(
@@ -241,60 +354,58 @@ impl Host {
         container: &Arc<Container>,
         claimed: Claimed,
         name: Option<String>,
-    ) -> Result<Proxy, AttachError> {
+    ) -> Result<Function, AttachError> {
         container.join(address, connection).map_err(|error| AttachError::Step {
             address,
             step: "mapping guest memory",
             error,
         })?;
-        let spec = self.config.spec(Some(address));
-        let started = Supervisor::<FunctionProtocol>::start(&spec);
-        let (supervisor, ready) = match started {
-            Ok(started) => started,
-            Err(death) => {
-                container.leave(address, connection);
-                return Err(AttachError::Start { address, death });
-            }
-        };
-        if ready.identity != claimed.identity {
-            container.leave(address, connection);
-            let error = DeviceError::NoDevice(format!(
-                "the function process found {:?}, the connection process {:?}",
-                ready.identity, claimed.identity
-            ));
-            return Err(AttachError::Step { address, step: "comparing identities", error });
-        }
-        let name = name.unwrap_or_else(|| format!("apple-0000:{address}"));
-        let parts = Parts {
+        let started = Function::start(Parts {
             address,
-            spec,
+            spec: self.config.spec(Some(address)),
             recovery: self.config.recovery,
             connection: Arc::clone(connection),
             container: Arc::clone(container),
             claimed,
-            child: supervisor,
-            ready,
-        };
-        match Slot::new(parts) {
-            Ok(slot) => {
-                let container = Arc::clone(container);
-                Ok(Proxy::new(slot, Arc::clone(connection), container, name))
-            }
-            Err(error) => {
-                container.leave(address, connection);
-                let error = DeviceError::NoSpace(error.to_string());
-                Err(AttachError::Step { address, step: "watching the process", error })
-            }
-        }
+            name: name.unwrap_or_else(|| default_name(address)),
+        });
+        started.map_err(|death| {
+            container.forget(address, connection);
+            AttachError::Start { address, death }
+        })
     }
 
     /// The connection process of the function's device with a place for the function: one that
-    /// runs, or a new one.
+    /// runs, or a new one. Functions of one device that are attached at once share it too.
     fn connection(&self, address: PciAddress) -> Result<Arc<Connection>, AttachError> {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connection) = connections.iter().find(|one| one.reserve(address)) {
-            return Ok(Arc::clone(connection));
+        let deadline = Deadline::after(self.config.deadlines.start);
+        let mut attachments = self.attachments.lock();
+        loop {
+            let mut starting = false;
+            for (other, entry) in attachments.iter() {
+                if other == address || !other.same_device(address) {
+                    continue;
+                }
+                let connection = match entry {
+                    Entry::Attached(holders) => holders.function.connection_handle(),
+                    Entry::Attaching(Some(connection)) => connection,
+                    Entry::Attaching(None) => {
+                        // Of two that look at each other the one with the lower address goes on.
+                        starting |= other < address;
+                        continue;
+                    }
+                };
+                if connection.reserve(address) {
+                    return Ok(Arc::clone(connection));
+                }
+            }
+            if !starting
+                || self.changed.wait_until(&mut attachments, deadline.instant()).timed_out()
+            {
+                break;
+            }
         }
+        drop(attachments);
         let started = Connection::start(
             &self.config.connection_spec(address),
             self.config.recovery,
@@ -302,71 +413,67 @@ impl Host {
         );
         let connection = started.map_err(|death| AttachError::Start { address, death })?;
         if !connection.reserve(address) {
-            let error = DeviceError::NoDevice(format!("the dext has no function {address}"));
+            let error = DeviceError::no_device(format!("the dext has no function {address}"));
             return Err(AttachError::Step { address, step: "opening", error });
         }
         let connection = Arc::new(connection);
-        connections.push(Arc::clone(&connection));
+        self.attachments.lock().through(address, Arc::clone(&connection));
+        self.changed.notify_all();
         Ok(connection)
-    }
-
-    /// Stops a connection process that nobody uses any more.
-    fn let_go(&self, connection: &Arc<Connection>) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.is_idle() {
-            connections.retain(|one| !Arc::ptr_eq(one, connection));
-            drop(connections);
-            connection.stop();
-        }
     }
 
     /// Detaches a function (P1.4): its own companion destroyed (P10.2), interrupts down, device
     /// withdrawn, container left, connection released; the connection process stops with its last
-    /// function. Goes through with it whichever of the processes are dead. A companion that was
-    /// created by itself keeps the function.
-    pub fn detach(&self, proxy: &Proxy) {
-        use crate::device::{InterruptSetup, PassthroughDevice as _};
-        use ipc::wire::function::InterruptIndex;
-        let address = proxy.address();
-        let mut attached = self.attached();
-        let holders = attached
-            .get_mut(&address)
-            .filter(|holders| holders.device && std::ptr::eq(Arc::as_ptr(&holders.proxy), proxy));
-        let Some(holders) = holders else { return };
-        holders.device = false;
-        let own = |one: &(Arc<Companion>, bool)| one.1;
-        let withdrawn: Vec<_> = holders.companions.extract_if(.., |one| own(one)).collect();
-        if holders.companions.is_empty() {
-            attached.remove(&address);
-        }
-        drop(attached);
-        for (companion, _) in withdrawn {
-            companion.withdraw();
-            self.release(proxy);
-        }
-        if proxy.slot.death().is_none() {
-            for index in [InterruptIndex::Intx, InterruptIndex::Msi, InterruptIndex::Msix] {
-                if let Err(error) = proxy.set_interrupts(index, InterruptSetup::Disable) {
-                    tracing::warn!("Function {address}: taking interrupts down: {error}");
-                }
+    /// function. Callers that wait are answered at once. Goes through with it whichever of the
+    /// processes are dead or do not answer, within about two seconds. A companion that was created by
+    /// itself keeps the function.
+    pub fn detach(&self, function: &Function) {
+        let deadline = Deadline::after(DETACH);
+        let released = self.attachments.lock().release_device(function.address(), function);
+        let Some((companions, last)) = released else { return };
+        if !last {
+            for companion in companions {
+                companion.withdraw();
             }
-        }
-        self.release(proxy);
-    }
-
-    /// One who held the function holds it no more; the last one ends it.
-    fn release(&self, proxy: &Proxy) {
-        let (address, connection) = (proxy.address(), &proxy.connection);
-        if !self.published.release(address, connection) {
+            quiet(function);
             return;
         }
-        proxy.slot.stop();
-        proxy.container.leave(address, connection);
-        match connection.detach(address) {
-            // What a dead process had is released.
-            Ok(_) | Err(DeviceError::Gone(_)) => {}
-            Err(error) => tracing::warn!("Function {address}: releasing the claim: {error}"),
+        end(function, deadline);
+    }
+}
+
+/// A name for a device without one (P1.6).
+fn default_name(address: PciAddress) -> String {
+    let plain = address.in_segment(0);
+    format!("apple-{:04x}:{plain}", address.segment())
+}
+
+/// Takes the interrupts of a device down that goes while a companion keeps its function.
+fn quiet(function: &Function) {
+    use crate::device::{InterruptSetup, PassthroughDevice as _};
+    use ipc::wire::function::InterruptIndex;
+    for index in [InterruptIndex::Intx, InterruptIndex::Msi, InterruptIndex::Msix] {
+        if let Err(error) = function.set_interrupts(index, InterruptSetup::Disable) {
+            tracing::warn!("Function {}: taking interrupts down: {error}", function.address());
         }
-        self.let_go(connection);
+    }
+}
+
+/// Ends a function that nobody holds any more. Its process takes the interrupts down with it, and its
+/// opener, when it is closed, memory, registrations and the claim.
+fn end(function: &Function, deadline: Deadline) {
+    let (address, connection) = (function.address(), function.connection_handle());
+    function.stop();
+    function.container().forget(address, connection);
+    if let Err(error) = connection.detach(address, deadline) {
+        tracing::warn!("Function {address}: releasing the claim: {error}");
+    }
+    let_go(connection);
+}
+
+/// Stops a connection process that nobody uses any more.
+fn let_go(connection: &Connection) {
+    if connection.close_if_idle() {
+        connection.stop();
     }
 }

@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
-use super::{Exit, Isolation, Start, Words};
+use super::Words;
+use crate::child::launch::Isolation;
+use crate::child::{ExitStatus, Process as _, Start};
 
 /// A running child. Not reaped on drop: see [`Process::reap`].
 #[derive(Debug)]
@@ -180,38 +182,41 @@ unsafe fn prepare_and_exec(context: &Context) -> c_int {
     errno()
 }
 
-impl Process {
-    /// Process id, as this process sees it.
-    pub(crate) fn pid(&self) -> u32 {
+impl crate::child::Process for Process {
+    fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Kills it, whatever it does.
-    pub(crate) fn kill(&self) {
+    fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    /// Stops it where it is, for good.
-    pub(crate) fn suspend(&self) {
+    fn suspend(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::STOP);
     }
 
-    /// Waits for its end; blocks only while it is still alive, so wait for
-    /// [`Process::as_fd`] to become readable first.
-    pub(crate) fn reap(&self) -> Exit {
+    /// Looks and takes nothing: the stop is reported for as long as it lasts.
+    fn is_suspended(&self) -> bool {
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let waited = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options);
+        waited.is_ok_and(|status| status.is_some_and(|status| status.stopped()))
+    }
+
+    /// Blocks only while it is still alive, so wait for its descriptor to become readable first.
+    fn reap(&self) -> ExitStatus {
         loop {
             let waited =
                 rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
             match waited {
                 Ok(Some(status)) => {
                     return match (status.exit_status(), status.terminating_signal()) {
-                        (Some(status), _) => Exit::Status(status),
-                        (None, Some(signal)) => Exit::Signal(signal),
-                        (None, None) => Exit::Unknown,
+                        (Some(status), _) => ExitStatus::Code(status),
+                        (None, Some(signal)) => ExitStatus::Signal(signal),
+                        (None, None) => ExitStatus::Unknown,
                     };
                 }
                 Err(Errno::INTR) => {}
-                Ok(None) | Err(_) => return Exit::Unknown,
+                Ok(None) | Err(_) => return ExitStatus::Unknown,
             }
         }
     }

@@ -5,12 +5,14 @@
 use std::ffi::{c_char, c_int, c_short};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::FdFlags;
 
-use super::{Exit, Isolation, Start, Words};
+use super::Words;
+use crate::child::launch::Isolation;
+use crate::child::{ExitStatus, Start};
 
 // libSystem exports it; only a private header declares it.
 unsafe extern "C" {
@@ -28,8 +30,14 @@ pub(crate) struct Process {
     /// Readable once the process has ended.
     queue: OwnedFd,
     /// Its number may be somebody else's afterwards.
-    reaped: AtomicBool,
+    reaped: parking_lot::Mutex<bool>,
+    suspended: AtomicBool,
+    /// Its status, if looking whether it is suspended took it; [`NOT_ENDED`] otherwise.
+    ended: AtomicI32,
 }
+
+/// No status that `waitpid` gives.
+const NOT_ENDED: c_int = -1;
 
 /// Attributes and file actions of a spawn, destroyed on drop.
 struct Plan {
@@ -139,7 +147,13 @@ pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
     })?;
     // Not reaped by anybody but us, so the number stays its own.
     match watch(pid) {
-        Ok(queue) => Ok(Process { pid, queue, reaped: AtomicBool::new(false) }),
+        Ok(queue) => Ok(Process {
+            pid,
+            queue,
+            reaped: parking_lot::Mutex::new(false),
+            suspended: AtomicBool::new(false),
+            ended: AtomicI32::new(NOT_ENDED),
+        }),
         Err(error) => {
             // SAFETY: our own child, not reaped yet; plain numbers.
             unsafe {
@@ -203,45 +217,75 @@ fn register(queue: &OwnedFd, mut change: libc::kevent) -> io::Result<()> {
 }
 
 impl Process {
-    /// Process id.
-    pub(crate) fn pid(&self) -> u32 {
-        u32::try_from(self.pid).unwrap_or(0)
-    }
-
     fn signal(&self, signal: c_int) {
-        if !self.reaped.load(Ordering::Acquire) {
+        // Held while it is sent: whoever reaps meanwhile would free the number.
+        let reaped = self.reaped.lock();
+        if !*reaped {
             // SAFETY: our own child, which nobody has reaped: the number is its own. Plain numbers.
             unsafe { libc::kill(self.pid, signal) };
         }
     }
+}
 
-    /// Kills it, whatever it does.
-    pub(crate) fn kill(&self) {
+impl crate::child::Process for Process {
+    fn pid(&self) -> u32 {
+        u32::try_from(self.pid).unwrap_or(0)
+    }
+
+    fn kill(&self) {
         self.signal(libc::SIGKILL);
     }
 
-    /// Stops it where it is, for good.
-    pub(crate) fn suspend(&self) {
+    fn suspend(&self) {
         self.signal(libc::SIGSTOP);
     }
 
-    /// Waits for its end; blocks only while it is still alive, so wait for
-    /// [`Process::as_fd`] to become readable first.
-    pub(crate) fn reap(&self) -> Exit {
+    /// A stop is reported once, and remembered: nothing of ours continues a child.
+    fn is_suspended(&self) -> bool {
+        let reaped = self.reaped.lock();
+        if *reaped || self.suspended.load(Ordering::Relaxed) {
+            return !*reaped;
+        }
         let mut status = 0;
+        // SAFETY: our own child, not reaped yet, and a place for its status.
+        let waited =
+            unsafe { libc::waitpid(self.pid, &raw mut status, libc::WUNTRACED | libc::WNOHANG) };
+        let stopped = waited == self.pid && libc::WIFSTOPPED(status);
+        if stopped {
+            self.suspended.store(true, Ordering::Relaxed);
+        } else if waited == self.pid {
+            // It ended, and this call took its status.
+            self.ended.store(status, Ordering::Relaxed);
+        }
+        stopped
+    }
+
+    /// Blocks only while it is still alive, so wait for its descriptor to become readable first.
+    fn reap(&self) -> ExitStatus {
+        let mut reaped = self.reaped.lock();
+        let mut status = self.ended.load(Ordering::Relaxed);
+        if status != NOT_ENDED {
+            *reaped = true;
+            return exit_status(status);
+        }
         loop {
             // SAFETY: our own child and a place for its status.
             let waited = unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
             if waited >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                self.reaped.store(true, Ordering::Release);
-                return match waited {
-                    pid if pid != self.pid => Exit::Unknown,
-                    _ if libc::WIFEXITED(status) => Exit::Status(libc::WEXITSTATUS(status)),
-                    _ if libc::WIFSIGNALED(status) => Exit::Signal(libc::WTERMSIG(status)),
-                    _ => Exit::Unknown,
-                };
+                *reaped = true;
+                return if waited == self.pid { exit_status(status) } else { ExitStatus::Unknown };
             }
         }
+    }
+}
+
+fn exit_status(status: c_int) -> ExitStatus {
+    if libc::WIFEXITED(status) {
+        ExitStatus::Code(libc::WEXITSTATUS(status))
+    } else if libc::WIFSIGNALED(status) {
+        ExitStatus::Signal(libc::WTERMSIG(status))
+    } else {
+        ExitStatus::Unknown
     }
 }
 

@@ -13,40 +13,9 @@ pub(crate) use macos::*;
 
 use std::ffi::{CString, OsStr, c_char};
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 
-/// Whether the child must be isolated before it runs: in user and pid namespaces of its own on Linux.
-/// On macOS there is nothing of the kind, and it confines itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Isolation {
-    /// Or it is not started.
-    Required,
-    /// If that can be had; the child reports what is missing.
-    Preferred,
-}
-
-/// What a child is started with. It gets 0 and 1 on /dev/null, 2 and 3 from here, nothing else,
-/// and no environment but the two variables that ask a Rust program to say more.
-pub(crate) struct Start<'s> {
-    pub(crate) program: &'s Path,
-    pub(crate) arguments: &'s [String],
-    pub(crate) stderr: BorrowedFd<'s>,
-    pub(crate) tube: BorrowedFd<'s>,
-    pub(crate) isolation: Isolation,
-    /// Where it sends memory that has no descriptor: on macOS the one port that it inherits.
-    pub(crate) inbox: &'s ipc::MemoryInbox,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
-    Status(i32),
-    Signal(i32),
-    /// Somebody else reaped it.
-    Unknown,
-}
+use crate::child::Start;
 
 /// A command line and an environment as the system wants them.
 struct Words {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipc::event::Signaller;
-use ipc::wire::function::{InterruptIndex, Layout};
+use ipc::wire::function::{Access, InterruptIndex, Layout, Space};
 
 use crate::memory::GuestRegion;
 
@@ -18,7 +18,7 @@ pub(crate) struct Journal {
     interrupts: Interrupts,
     /// Bytes of the MSI-X control word as the guest wrote them: setting interrupts up anew makes
     /// the dext enable what the guest may have disabled.
-    control: BTreeMap<u32, u8>,
+    control: BTreeMap<u64, u8>,
     /// Layout and size of the batches of the function's companion.
     pub(super) companion: Option<(Layout, u32)>,
     /// Guest RAM, where a companion needs it.
@@ -65,9 +65,10 @@ impl Journal {
     }
 
     /// A config write of the guest's; `capability` is the offset of its MSI-X capability.
-    pub(crate) fn config_write(&mut self, capability: u16, offset: u32, data: &[u8]) {
-        let control = u32::from(capability) + 2;
-        for (at, byte) in (offset..).zip(data) {
+    pub(crate) fn config_write(&mut self, capability: u16, offset: u64, data: &[u8]) {
+        let control = u64::from(capability) + 2;
+        for (number, byte) in (0u64..).zip(data) {
+            let at = offset.saturating_add(number);
             if (control..control + 2).contains(&at) {
                 self.control.insert(at, *byte);
             }
@@ -75,8 +76,9 @@ impl Journal {
     }
 
     /// Config writes to repeat.
-    pub(crate) fn config_writes(&self) -> Vec<(u32, Vec<u8>)> {
-        self.control.iter().map(|(at, byte)| (*at, vec![*byte])).collect()
+    pub(crate) fn config_writes(&self) -> impl Iterator<Item = Access> {
+        let each = self.control.iter();
+        each.map(|(at, byte)| Access::write(Space::Config, *at, 1, (*byte).into()))
     }
 
     /// The index in use and its signallers by vector.
@@ -129,6 +131,7 @@ mod tests {
         journal.config_write(0xb0, 0xb0, &[0, 0, 0x1f, 0x80]);
         journal.config_write(0xb0, 0xb3, &[0xc0]);
         journal.config_write(0xb0, 0x10, &[1, 2, 3, 4]);
-        assert_eq!(journal.config_writes(), [(0xb2, vec![0x1f]), (0xb3, vec![0xc0])]);
+        let written: Vec<_> = journal.config_writes().map(|one| (one.offset, one.value)).collect();
+        assert_eq!(written, [(0xb2, 0x1f), (0xb3, 0xc0)]);
     }
 }

@@ -9,19 +9,19 @@ use crate::text::printable;
 
 /// Longest line that is passed on, in bytes.
 const MAX_LINE: usize = 400;
-/// Warnings of one child that are passed on as such in [`WHILE`].
-const MOST_WARNINGS: u32 = 20;
-const WHILE: Duration = Duration::from_secs(10);
+/// Warnings of one child that are passed on as such in [`INTERVAL`].
+const MAX_WARNINGS: u32 = 20;
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The reading end of a child's standard error.
-pub(super) struct Murmur {
+pub(super) struct StderrForwarder {
     pipe: Option<OwnedFd>,
     line: Vec<u8>,
     warnings: u32,
     since: Instant,
 }
 
-impl Murmur {
+impl StderrForwarder {
     pub(super) fn new(pipe: OwnedFd) -> Self {
         Self { pipe: Some(pipe), line: Vec::new(), warnings: 0, since: Instant::now() }
     }
@@ -32,7 +32,7 @@ impl Murmur {
     }
 
     /// Passes on what is there, as much as one wake-up is worth; the rest waits for the next.
-    pub(super) fn drain(&mut self, who: &impl fmt::Display) {
+    pub(super) fn forward(&mut self, who: &impl fmt::Display) {
         let mut bytes = [0; 4096];
         for _ in 0..16 {
             let Some(pipe) = &self.pipe else { return };
@@ -73,11 +73,11 @@ impl Murmur {
         if !text.starts_with("WARN") && !text.starts_with("ERROR") {
             return false;
         }
-        if self.since.elapsed() > WHILE {
+        if self.since.elapsed() > INTERVAL {
             (self.warnings, self.since) = (0, Instant::now());
         }
         self.warnings += 1;
-        self.warnings <= MOST_WARNINGS
+        self.warnings <= MAX_WARNINGS
     }
 }
 
@@ -88,23 +88,23 @@ mod tests {
     #[test]
     fn warnings_are_warnings_until_there_are_too_many() {
         let (read, _write) = crate::sys::stderr_pipe().unwrap();
-        let mut murmur = Murmur::new(read);
-        assert!(!murmur.is_loud("INFO it goes well"));
-        let loud = (0..100).filter(|_| murmur.is_loud("WARN it does not")).count();
+        let mut forwarder = StderrForwarder::new(read);
+        assert!(!forwarder.is_loud("INFO it goes well"));
+        let loud = (0..100).filter(|_| forwarder.is_loud("WARN it does not")).count();
         assert_eq!(loud, 20);
     }
 
     #[test]
     fn lines_of_any_length_and_content_are_taken() {
         let (read, write) = crate::sys::stderr_pipe().unwrap();
-        let mut murmur = Murmur::new(read);
+        let mut forwarder = StderrForwarder::new(read);
         for bytes in [&b"one\ntwo\n"[..], &[0xff; 1000], b"\x1b[31mred\n", b"no end"] {
             rustix::io::write(&write, bytes).unwrap();
-            murmur.drain(&"x");
+            forwarder.forward(&"x");
         }
-        assert_eq!(murmur.line, b"no end");
+        assert_eq!(forwarder.line, b"no end");
         drop(write);
-        murmur.drain(&"x");
-        assert!(murmur.pipe().is_none() && murmur.line.is_empty());
+        forwarder.forward(&"x");
+        assert!(forwarder.pipe().is_none() && forwarder.line.is_empty());
     }
 }

@@ -1,0 +1,147 @@
+//! What becomes of a child: found to be as good as dead by anybody, reaped by its keeper, told once.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use ipc::event::Signaller;
+use ipc::{Deadline, Event, poll};
+use parking_lot::Mutex;
+
+use super::fault_hook::Later;
+use super::{Cause, Death, ExitStatus, Process};
+
+/// How long a child whose tube closed may take to end by itself, so that its own exit status is
+/// told and not that of our kill.
+const GRACE: Duration = Duration::from_millis(200);
+/// How long a killed process may take to end; one that takes longer is held by the kernel.
+const REAP: Duration = Duration::from_secs(2);
+
+/// Shared by everybody who has to do with one child.
+pub(crate) struct Fate {
+    name: String,
+    process: Box<dyn Process>,
+    /// Why it is as good as dead, and whether it was suspended then. The first finding counts.
+    condemned: OnceLock<(Cause, bool)>,
+    death: OnceLock<Arc<Death>>,
+    died: Event,
+    tell_death: Signaller,
+    /// Wakes the keeper.
+    wake: Signaller,
+    last_request: Mutex<Option<&'static str>>,
+    /// Faults whose time is yet to come.
+    pub(super) later: Mutex<Vec<Later>>,
+}
+
+impl Fate {
+    pub(super) fn new(
+        name: String,
+        process: Box<dyn Process>,
+        wake: Signaller,
+    ) -> std::io::Result<Self> {
+        let died = Event::new()?;
+        Ok(Self {
+            name,
+            process,
+            condemned: OnceLock::new(),
+            death: OnceLock::new(),
+            tell_death: died.signaller()?,
+            died,
+            wake,
+            last_request: Mutex::new(None),
+            later: Mutex::default(),
+        })
+    }
+
+    /// "function process of 01:00.0".
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn process(&self) -> &dyn Process {
+        &*self.process
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Whether somebody found that it is as good as dead.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.condemned.get().is_some()
+    }
+
+    /// Finds that it is as good as dead, and ends it if it does not end by itself. The keeper does the
+    /// rest.
+    pub(crate) fn condemn(&self, cause: Cause) {
+        let suspended = matches!(cause, Cause::Overdue(_)) && self.process.is_suspended();
+        let by_itself = matches!(cause, Cause::Ended | Cause::Stopped | Cause::StartFailed(_));
+        if self.condemned.set((cause, suspended)).is_ok() {
+            if !by_itself {
+                self.process.kill();
+            }
+            self.wake.signal();
+        }
+    }
+
+    /// Wakes the keeper, which looks at what is due.
+    pub(super) fn wake(&self) {
+        self.wake.signal();
+    }
+
+    pub(super) fn note_request(&self, name: &'static str) {
+        *self.last_request.lock() = Some(name);
+    }
+
+    pub(crate) fn death(&self) -> Option<Arc<Death>> {
+        self.death.get().cloned()
+    }
+
+    pub(crate) fn died(&self) -> &Event {
+        &self.died
+    }
+
+    /// The death of a child that is condemned: waits until it was reaped, which takes as long as the
+    /// kernel needs.
+    pub(crate) fn wait_for_death(&self) -> Arc<Death> {
+        let deadline = Deadline::after(GRACE + REAP + Duration::from_secs(1));
+        let _ = poll::wait_readable(&self.died, deadline);
+        self.death().unwrap_or_else(|| Arc::new(self.describe(ExitStatus::Unknown)))
+    }
+
+    /// Ends the process, reaps it and tells its death. Only its keeper does.
+    pub(crate) fn reap(&self, expendable: bool) -> Arc<Death> {
+        if let Some(death) = self.death() {
+            return death;
+        }
+        let by_itself = matches!(
+            self.condemned.get(),
+            Some((Cause::Ended | Cause::Stopped | Cause::StartFailed(_), _))
+        );
+        let grace = if by_itself { GRACE } else { Duration::ZERO };
+        if !poll::wait_readable(&self.process, Deadline::after(grace)).unwrap_or(false) {
+            self.process.kill();
+        }
+        let ended = poll::wait_readable(&self.process, Deadline::after(REAP)).unwrap_or(false);
+        let exit = if ended { self.process.reap() } else { ExitStatus::Unknown };
+        let death = Arc::new(self.describe(exit));
+        if death.cause == Cause::Stopped || expendable {
+            tracing::debug!("{death}");
+        } else {
+            tracing::warn!("{death}");
+        }
+        let _ = self.death.set(Arc::clone(&death));
+        self.tell_death.signal();
+        death
+    }
+
+    fn describe(&self, exit: ExitStatus) -> Death {
+        let (cause, suspended) = self.condemned.get().cloned().unwrap_or((Cause::Ended, false));
+        Death {
+            pid: self.pid(),
+            exit,
+            last_request: self.last_request.lock().map(str::to_owned),
+            suspended,
+            ..Death::new(self.name.clone(), cause)
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! A child process as this side sees it: its tube, how it ends, what is known of its end.
+//!
+//! Nobody's thread stands between a caller and the child: a call takes the tube, sends, and waits for
+//! the answer on the caller's own thread ([`channel`]). Whoever finds that the child is dead, silent or
+//! out of step *condemns* it; the thread that keeps it ([`crate::keeper`]) reaps it and tells its
+//! [`Death`]. The child is distrusted: whatever breaks the protocol ends it.
+//!
+//! ```text
+//!           handshake, ready                 stop
+//! Starting ─────────────────▶ Serving ─────────────────▶ Stopping
+//!     │ failed, overdue,         │ overdue, end of file,     │ exited,
+//!     │ end of file              │ exit, nonsense            │ overdue
+//!     ▼                          ▼                           ▼
+//!  condemned ──────────────▶ condemned ───────────────▶ reaped: a Death
+//! ```
+
+pub(crate) mod channel;
+mod fate;
+mod fault_hook;
+pub(crate) mod launch;
+pub(crate) mod start;
+mod stderr;
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipc::wire::call::Call;
+use ipc::wire::common::{Failure, Ping, Shutdown};
+use ipc::wire::faults::Misbehave;
+use ipc::wire::handshake::Role;
+use ipc::{Deadline, Event, Handles, MemoryInbox};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::faults::Faults;
+pub(crate) use channel::Channel;
+pub(crate) use fate::Fate;
+pub use launch::{Isolation, Launch, LaunchError, Process, Processes, Start};
+
+/// What this side and one kind of child say to each other.
+pub trait Protocol: Send + Sync + 'static {
+    /// What is asked of the child.
+    type Request: Serialize + From<Ping> + From<Shutdown> + From<Misbehave>;
+    /// What it says when it is ready.
+    type Ready: DeserializeOwned + Send;
+    /// Who it is.
+    const ROLE: Role;
+    /// Its subcommand of the `device-proc` program.
+    const COMMAND: &'static str;
+}
+
+/// What is said to a function process.
+#[derive(Debug)]
+pub struct FunctionProtocol;
+
+impl Protocol for FunctionProtocol {
+    type Request = ipc::wire::function::Request;
+    type Ready = ipc::wire::function::Ready;
+    const ROLE: Role = Role::Function;
+    const COMMAND: &'static str = "function";
+}
+
+/// What is said to a connection process.
+#[derive(Debug)]
+pub struct ConnectionProtocol;
+
+impl Protocol for ConnectionProtocol {
+    type Request = ipc::wire::connection::Request;
+    type Ready = ipc::wire::connection::Ready;
+    const ROLE: Role = Role::Connection;
+    const COMMAND: &'static str = "connection";
+}
+
+/// What is said to a lister process.
+#[derive(Debug)]
+pub struct ListerProtocol;
+
+impl Protocol for ListerProtocol {
+    type Request = ipc::wire::listing::Request;
+    type Ready = ipc::wire::listing::Ready;
+    const ROLE: Role = Role::Lister;
+    const COMMAND: &'static str = "lister";
+}
+
+/// How long things may take. Durations of at least a millisecond.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Deadlines {
+    /// From spawn to ready: 5 s by default.
+    pub start: Duration,
+    /// From sending a request to its answer, after which the child is killed: 3 s by default, so
+    /// that another can answer within the 5 s after which QEMU gives up on a vfio-user server.
+    pub call: Duration,
+    /// From asking a child to stop to its end, after which it is killed: 1 s by default.
+    pub stop: Duration,
+    /// How long a child may be silent before it is asked for a sign of life: 1 s by default.
+    pub silence: Duration,
+    /// From asking for a sign of life to its answer, after which the child is killed: 2 s by default.
+    pub life: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(5),
+            call: Duration::from_secs(3),
+            stop: Duration::from_secs(1),
+            silence: Duration::from_secs(1),
+            life: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Spec {
+    /// How it is started: as a process, unless a test says otherwise.
+    pub launch: Arc<dyn Launch>,
+    /// Where it is written down.
+    pub children: Arc<Children>,
+    /// The `device-proc` program.
+    pub program: PathBuf,
+    /// Arguments before the subcommand: for a program that starts the real one.
+    pub before: Vec<String>,
+    /// Arguments after the subcommand.
+    pub arguments: Vec<String>,
+    /// Whether the child must be isolated, or is started without when that cannot be had.
+    pub strict: bool,
+    /// What it serves, for people: "01:00.0".
+    pub subject: String,
+    /// How long things may take.
+    pub deadlines: Deadlines,
+    /// Whether its death is expected and no warning.
+    pub expendable: bool,
+    /// What is to go wrong with it.
+    pub faults: Option<Arc<Faults>>,
+}
+
+impl Spec {
+    /// The program without further arguments, confined, for `subject`.
+    #[must_use]
+    pub fn new(program: impl Into<PathBuf>, subject: impl Into<String>) -> Self {
+        Self {
+            launch: Arc::new(Processes),
+            children: Arc::default(),
+            program: program.into(),
+            before: Vec::new(),
+            arguments: Vec::new(),
+            strict: true,
+            subject: subject.into(),
+            deadlines: Deadlines::default(),
+            expendable: false,
+            faults: None,
+        }
+    }
+}
+
+/// The processes of one host, for VMMs that reap children and must know whose a process is.
+#[derive(Debug, Default)]
+pub struct Children(parking_lot::Mutex<std::collections::VecDeque<(u32, String)>>);
+
+/// Processes that are remembered, those that run among them.
+const MAX_CHILDREN: usize = 4096;
+
+impl Children {
+    fn add(&self, pid: u32, name: &str) {
+        let mut all = self.0.lock();
+        all.retain(|(known, _)| *known != pid);
+        if all.len() == MAX_CHILDREN {
+            all.pop_front();
+        }
+        all.push_back((pid, name.to_owned()));
+    }
+
+    /// Whose `pid` is, or was when it ran.
+    pub(crate) fn name(&self, pid: u32) -> Option<String> {
+        let all = self.0.lock();
+        all.iter().find(|(known, _)| *known == pid).map(|(_, name)| name.clone())
+    }
+}
+
+/// Why a child counts as dead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// It was asked to stop and did.
+    Stopped,
+    /// It could not start, and said why; or could not even be spawned.
+    StartFailed(String),
+    /// It did not answer, become ready or stop in time, and was killed.
+    Overdue(&'static str),
+    /// Its tube closed, or it exited, without being asked to.
+    Ended,
+    /// It broke the protocol and was killed.
+    Broken(String),
+    /// It and those that replaced it died too often.
+    CrashLoop {
+        /// How often.
+        deaths: u32,
+        /// Within this time.
+        window: Duration,
+    },
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped => write!(f, "stopped"),
+            Self::StartFailed(why) => write!(f, "did not start: {why}"),
+            Self::Overdue(what) => write!(f, "did not {what} in time and was killed"),
+            Self::Ended => write!(f, "died"),
+            Self::CrashLoop { deaths, window } => {
+                write!(f, "died {deaths} times within {window:?} and is not started again")
+            }
+            Self::Broken(how) => write!(f, "broke the protocol and was killed: {how}"),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It exited.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+    /// Nobody knows.
+    Unknown,
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Signal(libc::SIGSYS) => {
+                write!(f, "signal {}: a forbidden system call", libc::SIGSYS)
+            }
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => write!(f, "unknown exit status"),
+        }
+    }
+}
+
+/// A child's death, as data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Death {
+    /// Which process: "function process of 01:00.0".
+    pub process: String,
+    /// Its id; 0 if it never ran.
+    pub pid: u32,
+    /// Why it counts as dead.
+    pub cause: Cause,
+    /// How it ended, once it was reaped.
+    pub exit: ExitStatus,
+    /// The request that was in flight, or the last one that was answered.
+    pub last_request: Option<String>,
+    /// Whether it was stopped, by a signal from outside, when it was found not to answer.
+    pub suspended: bool,
+}
+
+impl Death {
+    pub(crate) fn new(process: String, cause: Cause) -> Self {
+        let (exit, last_request) = (ExitStatus::Unknown, None);
+        Self { process, pid: 0, cause, exit, last_request, suspended: false }
+    }
+
+    /// Of the function process of `subject`.
+    pub(crate) fn of_function(subject: &str, cause: Cause) -> Self {
+        Self::new(process_name::<FunctionProtocol>(subject), cause)
+    }
+
+    /// Of the connection process of `subject`.
+    pub(crate) fn of_connection(subject: &str, cause: Cause) -> Self {
+        Self::new(process_name::<ConnectionProtocol>(subject), cause)
+    }
+
+    /// Whether it came from outside, as far as that can be told: a signal that a process does not
+    /// bring on itself, or a stop. Such a death does not count against the request that was in
+    /// flight.
+    #[must_use]
+    pub fn is_from_outside(&self) -> bool {
+        const OF_ITS_OWN: [i32; 9] = [
+            libc::SIGSYS,
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+            libc::SIGABRT,
+            libc::SIGTRAP,
+            libc::SIGXCPU,
+            libc::SIGXFSZ,
+        ];
+        match (&self.cause, self.exit) {
+            (Cause::Overdue(_), _) => self.suspended,
+            (Cause::Ended, ExitStatus::Signal(signal)) => !OF_ITS_OWN.contains(&signal),
+            (Cause::Stopped, _) => true,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "The {}", self.process)?;
+        if self.pid != 0 {
+            write!(f, " (pid {})", self.pid)?;
+        }
+        write!(f, " {}", self.cause)?;
+        if self.pid != 0 && !matches!(self.cause, Cause::Stopped | Cause::StartFailed(_)) {
+            write!(f, " ({})", self.exit)?;
+        }
+        if let Some(request) = &self.last_request {
+            write!(f, "; last request {request}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Death {}
+
+/// Why a call has no reply.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CallError {
+    /// The child said no.
+    #[error("{}", .0.message)]
+    Refused(Failure),
+    /// The child is dead, or as good as dead: it is being reaped.
+    #[error("{0}")]
+    Dead(Arc<Death>),
+    /// The caller's deadline passed first; the child may still carry the request out.
+    #[error("The {process} did not answer {request} in time")]
+    TimedOut {
+        /// Which process.
+        process: String,
+        /// Which request.
+        request: &'static str,
+    },
+}
+
+/// A child that became ready.
+pub(crate) struct Child<P: Protocol> {
+    pub(crate) channel: Channel<P>,
+    pub(crate) fate: Arc<Fate>,
+    /// Where it sends memory that has no descriptor.
+    memories: MemoryInbox,
+}
+
+impl<P: Protocol> Child<P> {
+    /// Asks the child, on this thread, and waits for its answer: at most until `deadline`, and at
+    /// most as long as a child may take.
+    ///
+    /// # Errors
+    /// [`CallError`]; of a dead child once it is reaped.
+    pub(crate) fn call<C: Call<P::Request>>(
+        &self,
+        call: &C,
+        handles: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<(C::Reply, Handles), CallError> {
+        self.channel.call(call, handles, deadline).map_err(|error| match error {
+            channel::Failed::Refused(failure) => CallError::Refused(failure),
+            channel::Failed::Lost { .. } => CallError::Dead(self.fate.wait_for_death()),
+            channel::Failed::TimedOut => {
+                CallError::TimedOut { process: self.fate.name().to_owned(), request: call.name() }
+            }
+        })
+    }
+
+    /// [`Child::call`] by the thread that keeps the child: a death is not waited for but reaped here.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub(crate) fn call_as_keeper<C: Call<P::Request>>(
+        &self,
+        call: &C,
+        handles: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<C::Reply, CallError> {
+        let called = self.channel.call(call, handles, deadline);
+        called.map(|(reply, _)| reply).map_err(|error| match error {
+            channel::Failed::Refused(failure) => CallError::Refused(failure),
+            channel::Failed::Lost { .. } => CallError::Dead(self.fate.reap(false)),
+            channel::Failed::TimedOut => {
+                CallError::TimedOut { process: self.fate.name().to_owned(), request: call.name() }
+            }
+        })
+    }
+
+    /// Where the child sends memory that has no descriptor.
+    pub(crate) fn memories(&self) -> &MemoryInbox {
+        &self.memories
+    }
+
+    /// Process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.fate.pid()
+    }
+
+    /// The child's death, once it was reaped.
+    pub(crate) fn death(&self) -> Option<Arc<Death>> {
+        self.fate.death()
+    }
+
+    /// Readable once the child is dead.
+    pub(crate) fn died(&self) -> &Event {
+        self.fate.died()
+    }
+}
+
+/// "function process of 01:00.0".
+pub(crate) fn process_name<P: Protocol>(subject: &str) -> String {
+    format!("{} process of {subject}", P::COMMAND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_comes_from_outside_and_a_crash_does_not() {
+        let death = |cause, exit| Death { exit, ..Death::of_function("01:00.0", cause) };
+        let ended = |signal| death(Cause::Ended, ExitStatus::Signal(signal)).is_from_outside();
+        assert!(ended(libc::SIGKILL) && ended(libc::SIGTERM));
+        for signal in [libc::SIGSYS, libc::SIGSEGV, libc::SIGABRT, libc::SIGBUS] {
+            assert!(!ended(signal), "{signal}");
+        }
+        assert!(!death(Cause::Ended, ExitStatus::Code(1)).is_from_outside());
+        assert!(!death(Cause::Broken("x".to_owned()), ExitStatus::Signal(9)).is_from_outside());
+        let mut hung = death(Cause::Overdue("answer"), ExitStatus::Signal(9));
+        assert!(!hung.is_from_outside());
+        hung.suspended = true;
+        assert!(hung.is_from_outside());
+    }
+}

@@ -1,0 +1,192 @@
+//! From spawn to ready, in steps that never block: its keeper may have others to look after.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use ipc::event::Signaller;
+use ipc::poll::Source;
+use ipc::wire::common::Failure;
+use ipc::wire::faults::Point;
+use ipc::wire::handshake::Role;
+use ipc::{Deadline, MemoryInbox, Tube, TubeError};
+
+use super::channel::Channel;
+use super::fate::Fate;
+use super::fault_hook::{FaultHook, strike_later};
+use super::launch::Isolation;
+use super::stderr::StderrForwarder;
+use super::{Cause, Child, Death, Protocol, Spec, Start, process_name};
+use crate::faults::START;
+use crate::sys;
+use crate::text::printable;
+
+/// A child and what its keeper alone has of it.
+pub(crate) struct Kept<P: Protocol> {
+    pub(crate) child: Arc<Child<P>>,
+    stderr: StderrForwarder,
+    who: String,
+    expendable: bool,
+}
+
+/// What a keeper waits for on behalf of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChildToken {
+    /// The end of the process.
+    Exit,
+    /// Something on its standard error.
+    Stderr,
+    /// Something on the tube of one that starts.
+    Tube,
+}
+
+impl<P: Protocol> Kept<P> {
+    /// What to wait for, with `token` around it.
+    pub(crate) fn sources<'k, T>(&'k self, token: fn(ChildToken) -> T) -> Vec<Source<'k, T>> {
+        let mut sources =
+            vec![Source::readable_fd(self.child.fate.process().as_fd(), token(ChildToken::Exit))];
+        if let Some(stderr) = self.stderr.pipe() {
+            sources.push(Source::readable(stderr, token(ChildToken::Stderr)));
+        }
+        sources
+    }
+
+    /// Passes on what it said on its standard error.
+    pub(crate) fn forward_stderr(&mut self) {
+        self.stderr.forward(&self.who);
+    }
+
+    /// Ends it for `cause`, unless it is condemned already; how it died.
+    pub(crate) fn end(mut self, cause: Cause) -> Arc<Death> {
+        self.child.fate.condemn(cause);
+        self.forward_stderr();
+        let death = self.child.fate.reap(self.expendable);
+        self.forward_stderr();
+        death
+    }
+
+    /// It serves from here on: its death is news.
+    pub(crate) fn is_relied_on(&mut self) {
+        self.expendable = false;
+    }
+
+    /// Faults whose time has come strike; when the next one's comes.
+    pub(crate) fn strike_later(&self) -> Option<Deadline> {
+        strike_later(&self.child.fate)
+    }
+}
+
+/// What a child that starts says next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expected {
+    Greeting,
+    Ready,
+}
+
+/// A child that was spawned and is not ready yet.
+pub(crate) struct Starting<P: Protocol> {
+    pub(crate) kept: Kept<P>,
+    expected: Expected,
+    pub(crate) deadline: Deadline,
+}
+
+/// How far a child that starts came.
+pub(crate) enum Progress<R> {
+    /// Its next message is yet to come.
+    NotYet,
+    /// It is ready, and says so.
+    Ready(R),
+    /// It does not start, for this reason.
+    Failed(Cause),
+}
+
+impl<P: Protocol> Starting<P> {
+    /// Spawns a child; `wake` is how others wake its keeper.
+    ///
+    /// # Errors
+    /// The [`Death`] of one that could not even be spawned.
+    pub(crate) fn spawn(spec: &Spec, wake: Signaller) -> Result<Self, Arc<Death>> {
+        let failed = |why: String| {
+            let cause = Cause::StartFailed(why);
+            Arc::new(Death::new(process_name::<P>(&spec.subject), cause))
+        };
+        let no_room = |error: std::io::Error| failed(format!("cannot be started: {error}"));
+        let deadline = Deadline::after(spec.deadlines.start);
+        let (mut tube, theirs) = Tube::pair().map_err(no_room)?;
+        let (stderr, writer) = sys::stderr_pipe().map_err(no_room)?;
+        let memories = MemoryInbox::new().map_err(no_room)?;
+        let mut arguments = spec.before.clone();
+        arguments.push(P::COMMAND.to_owned());
+        arguments.extend_from_slice(&spec.arguments);
+        let start = Start {
+            program: &spec.program,
+            arguments: &arguments,
+            stderr: writer.as_fd(),
+            tube: theirs.as_fd(),
+            isolation: if spec.strict { Isolation::Required } else { Isolation::Preferred },
+            inbox: &memories,
+        };
+        let process = spec.launch.launch(&start).map_err(|error| failed(error.to_string()))?;
+        spec.children.add(process.pid(), &process_name::<P>(&spec.subject));
+        let who = format!("{} {} [{}]", P::COMMAND, spec.subject, process.pid());
+        let fate = Fate::new(process_name::<P>(&spec.subject), process, wake).map_err(no_room)?;
+        let fate = Arc::new(fate);
+        let mut hook = FaultHook::new(spec.faults.clone(), P::ROLE, spec.subject.clone());
+        hook.begin(START);
+        hook.at(Point::Before, &fate);
+        hook.at(Point::During, &fate);
+        // One that is gone already is seen to be by its end of file.
+        let _ = tube.introduce(Role::Vmm, deadline);
+        let channel = Channel::new(tube, Arc::clone(&fate), spec.deadlines, hook);
+        let child = Arc::new(Child { channel, fate, memories });
+        let kept =
+            Kept { child, stderr: StderrForwarder::new(stderr), who, expendable: spec.expendable };
+        Ok(Self { kept, expected: Expected::Greeting, deadline })
+    }
+
+    /// What to wait for, with `token` around it, on `tube` from [`Starting::tube`].
+    pub(crate) fn sources<'k, T>(
+        &'k self,
+        tube: &'k impl std::os::fd::AsFd,
+        token: fn(ChildToken) -> T,
+    ) -> Vec<Source<'k, T>> {
+        let mut sources = self.kept.sources(token);
+        sources.push(Source::readable(tube, token(ChildToken::Tube)));
+        sources
+    }
+
+    /// Its tube, to wait for; nobody else uses it yet.
+    pub(crate) fn tube(&self) -> parking_lot::MappedMutexGuard<'_, Tube> {
+        let line = self.kept.child.channel.line.lock();
+        parking_lot::MutexGuard::map(line, |line| &mut line.tube)
+    }
+
+    /// Takes what came on its tube.
+    pub(crate) fn advance(&mut self) -> Progress<P::Ready> {
+        let line = &mut *self.kept.child.channel.line.lock();
+        if self.expected == Expected::Greeting {
+            match line.tube.meet(Role::Vmm, P::ROLE, Deadline::now()) {
+                Ok(_) => self.expected = Expected::Ready,
+                Err(ipc::tube::HandshakeError::Tube(TubeError::TimedOut)) => {
+                    return Progress::NotYet;
+                }
+                // A child that is not ours, or of another version.
+                Err(error) => return Progress::Failed(Cause::StartFailed(ipc::chain(&error))),
+            }
+        }
+        match line.tube.receive::<Result<P::Ready, Failure>>(Deadline::now()) {
+            Ok(received) if !received.handles.is_empty() => {
+                Progress::Failed(Cause::Broken("descriptors came out of place".to_owned()))
+            }
+            Ok(received) => match received.message {
+                Ok(ready) => {
+                    line.hook.at(Point::After, &self.kept.child.fate);
+                    Progress::Ready(ready)
+                }
+                Err(failure) => Progress::Failed(Cause::StartFailed(printable(&failure.message))),
+            },
+            Err(TubeError::TimedOut) => Progress::NotYet,
+            Err(TubeError::Disconnected) => Progress::Failed(Cause::Ended),
+            Err(error) => Progress::Failed(Cause::Broken(ipc::chain(&error))),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! [`PassthroughDevice`], carried out by a function process.
+
+use std::sync::Arc;
+
+use ipc::Deadline;
+use ipc::wire::function::{
+    Access, CONFIG_SPACE, InterruptAction, InterruptIndex, ReadConfig, Reset, Space,
+};
+
+use super::Function;
+use crate::device::{
+    self, BarMemory, DeviceInfo, GuestWindow, InterruptInfo, InterruptSetup, PassthroughDevice,
+    RegionInfo,
+};
+use crate::error::DeviceError;
+
+impl Function {
+    /// Refuses what is no access before anybody is asked.
+    fn check(&self, access: &Access) -> Result<(), DeviceError> {
+        let Access { space, width, .. } = *access;
+        let (what, fits) = match space {
+            Space::Config => ("config space".to_owned(), (1..=8).contains(&width)),
+            Space::Bar(bar) => (format!("BAR {bar}"), matches!(width, 1 | 2 | 4 | 8)),
+        };
+        if fits {
+            return Ok(());
+        }
+        let allowed = if space == Space::Config { "1 to 8" } else { "1, 2, 4 or 8" };
+        let address = self.address();
+        let message =
+            format!("Function {address}: {what}: access of {width} bytes: {allowed} allowed");
+        Err(DeviceError::invalid(message))
+    }
+}
+
+impl PassthroughDevice for Function {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn region_info(&self, index: u32) -> Result<RegionInfo, DeviceError> {
+        let windowed = |bar| self.shared.windows.has(bar);
+        device::region_info(&self.info.bars, windowed, index)
+    }
+
+    fn interrupt_info(&self, index: InterruptIndex) -> InterruptInfo {
+        device::interrupt_info(self.vectors(), self.info.msix.as_ref(), index)
+    }
+
+    fn deadline(&self) -> Deadline {
+        self.shared.usual()
+    }
+
+    fn access(&self, access: Access, deadline: Deadline) -> Result<u64, DeviceError> {
+        self.check(&access)?;
+        if let (Space::Config, true, Some(msix)) = (access.space, access.write, &self.info.msix) {
+            let bytes = access.value.to_le_bytes();
+            let data = bytes.get(..usize::from(access.width)).unwrap_or(&bytes);
+            self.shared.journal().config_write(msix.capability, access.offset, data);
+        }
+        Ok(self.shared.ask(&access, deadline)?)
+    }
+
+    fn read_config(
+        &self,
+        offset: u32,
+        data: &mut [u8],
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        if data.is_empty() || data.len() > CONFIG_SPACE {
+            let message = format!("Config read of {length} bytes: 1 to {CONFIG_SPACE} allowed");
+            return Err(DeviceError::invalid(message));
+        }
+        let bytes = self.shared.ask(&ReadConfig { offset, length }, deadline)?;
+        if bytes.len() != data.len() {
+            let came = bytes.len();
+            let message = format!(
+                "Function {}: {came} bytes of config space came instead of {length}",
+                self.address()
+            );
+            return Err(DeviceError::io(message));
+        }
+        data.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn windows(&self) -> Result<Vec<BarMemory>, DeviceError> {
+        self.shared.windows.memory()
+    }
+
+    fn map_windows(&self) -> Result<Vec<Arc<GuestWindow>>, DeviceError> {
+        self.shared.windows.map()
+    }
+
+    fn windows_generation(&self) -> u64 {
+        self.shared.windows.generation()
+    }
+
+    fn set_interrupts(
+        &self,
+        index: InterruptIndex,
+        setup: InterruptSetup,
+    ) -> Result<(), DeviceError> {
+        let action = match setup {
+            InterruptSetup::Assign { start, signallers } => {
+                return Ok(self.shared.assign(index, start, signallers)?);
+            }
+            InterruptSetup::Disable => InterruptAction::Disable,
+            InterruptSetup::Mask => InterruptAction::Mask,
+            InterruptSetup::Unmask => InterruptAction::Unmask,
+            InterruptSetup::Trigger { start, count } => InterruptAction::Trigger { start, count },
+        };
+        Ok(self.shared.act(index, action)?)
+    }
+
+    fn reset(&self) -> Result<(), DeviceError> {
+        Ok(self.shared.ask(&Reset, self.shared.usual())?)
+    }
+}

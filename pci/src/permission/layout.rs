@@ -287,6 +287,12 @@ impl Layout {
         Some(sent)
     }
 
+    /// Whether a write to these bytes is all done with what reaches the device.
+    pub(crate) fn is_plain(&self, range: Range<usize>) -> bool {
+        let mut bytes = self.shown[range.clone()].iter().zip(&self.ours[range]);
+        bytes.all(|(shown, ours)| shown | ours == 0)
+    }
+
     /// Offset of the byte with the power state.
     pub(crate) fn power_state(&self) -> Option<usize> {
         self.known.power.map(|power| usize::from(power.offset) + PM_CONTROL)

@@ -60,7 +60,7 @@ impl ConfigSpace {
             (InterruptMode::Msi, _, Some(msi)) => {
                 let message = msi.signal(vector).map(Delivery::Message);
                 if message.is_none() {
-                    self.refresh();
+                    self.refresh_capabilities();
                 }
                 message
             }
@@ -79,7 +79,7 @@ impl ConfigSpace {
             (InterruptMode::Msix, Some(msix), _) => msix.next_deliverable(),
             (InterruptMode::Msi, _, Some(msi)) => {
                 let next = msi.next_deliverable();
-                self.refresh();
+                self.refresh_capabilities();
                 next
             }
             _ => None,

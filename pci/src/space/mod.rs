@@ -206,10 +206,20 @@ impl ConfigSpace {
 
     /// Writes what the models say to where reads find it.
     fn refresh(&mut self) {
+        self.refresh_header();
+        self.refresh_capabilities();
+    }
+
+    fn refresh_header(&mut self) {
         let shadow = &mut self.shadow[..];
         bytes::put(shadow, COMMAND, &self.command.command().to_le_bytes());
         bytes::put(shadow, BAR0, &self.bars.image());
         bytes::put(shadow, INTERRUPT_LINE, &self.interrupt);
+        self.refresh_line();
+    }
+
+    fn refresh_capabilities(&mut self) {
+        let shadow = &mut self.shadow[..];
         if let Some(at) = self.layout.power_state() {
             shadow[at] = shadow[at] & !0b11 | self.command.power().bits();
         }
@@ -221,7 +231,6 @@ impl ConfigSpace {
             let at = usize::from(msix.capability().offset) + MESSAGE_CONTROL;
             bytes::put(shadow, at, &msix.control().to_le_bytes());
         }
-        self.refresh_line();
     }
 
     /// STATUS.InterruptStatus: the line would be active if COMMAND did not disable it.

@@ -5,7 +5,7 @@ use crate::bytes;
 use crate::msix::MsixRegion;
 use crate::permission::MAX_WRITE;
 use crate::power::PowerState;
-use crate::registers::{INTERRUPT_LINE, command};
+use crate::registers::{HEADER, INTERRUPT_LINE, command};
 
 /// What edges are seen against.
 pub(super) struct Observed {
@@ -58,11 +58,14 @@ impl ConfigSpace {
         if !self.is_present || data.is_empty() {
             return effects;
         }
-        let before = self.observe();
         if !self.options.synthetic {
             effects.forwards = self.layout.split(offset, data);
+            if self.layout.is_plain(range.clone()) {
+                return effects;
+            }
         }
-        for (at, value) in range.zip(data) {
+        let before = self.observe();
+        for (at, value) in range.clone().zip(data) {
             let kept = self.layout.kept[at];
             self.shadow[at] = self.shadow[at] & !kept | value & kept;
         }
@@ -82,7 +85,12 @@ impl ConfigSpace {
             let disabled = self.command.command() & command::INTX_DISABLE != 0;
             effects.interrupts.line = self.intx.set_disabled(disabled);
         }
-        self.refresh();
+        if range.start < HEADER {
+            self.refresh_header();
+        }
+        if range.end > HEADER {
+            self.refresh_capabilities();
+        }
         self.conclude(before, effects)
     }
 
@@ -169,7 +177,8 @@ impl ConfigSpace {
         if !matches!(now.mode, InterruptMode::Msi | InterruptMode::Msix) {
             interrupts.vectors = None;
         }
-        interrupts.deliver = self.has_deliverable();
+        let may_deliver = interrupts.vectors.is_some() || interrupts.mode.is_some();
+        interrupts.deliver = may_deliver && self.has_deliverable();
         effects
     }
 }

@@ -36,6 +36,9 @@ impl MsiCapability {
         mut read: impl FnMut(u16) -> Result<u32, E>,
         offset: u16,
     ) -> Result<Option<Self>, E> {
+        if !fits(offset, 10) {
+            return Ok(None);
+        }
         let control = half(&mut read, offset + 2)?;
         let vectors = 1 << (control >> 1 & 0b111).min(5);
         let (is_64bit, has_masks) = (control & 1 << 7 != 0, control & 1 << 8 != 0);
@@ -150,7 +153,7 @@ impl MsixCapability {
     /// Offset of the control register in config space.
     #[must_use]
     pub fn control(&self) -> u16 {
-        self.offset + 2
+        self.offset.saturating_add(2)
     }
 }
 
@@ -229,6 +232,9 @@ impl ExpressCapability {
         mut read: impl FnMut(u16) -> Result<u32, E>,
         offset: u16,
     ) -> Result<Option<Self>, E> {
+        if !fits(offset, length_of(1)) {
+            return Ok(None);
+        }
         let flags = half(&mut read, offset + 2)?;
         let [version, kind, ..] = [flags & 0xf, flags >> 4 & 0xf].map(|v| v.to_le_bytes()[0]);
         if !fits(offset, length_of(version)) {

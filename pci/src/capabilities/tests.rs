@@ -96,6 +96,19 @@ fn an_error_of_the_reader_is_the_callers_and_ends_the_walk() {
 
 proptest! {
     #[test]
+    fn no_offset_panics(offset: u16, seed in prop::collection::vec(any::<u8>(), 256)) {
+        for offset in [offset, offset % 256] {
+            let _ = MsiCapability::read(reader(&seed), offset);
+            let _ = MsixCapability::read(reader(&seed), offset);
+            let _ = PowerCapability::read(reader(&seed), offset);
+            let _ = ExpressCapability::read(reader(&seed), offset);
+            let _ = AfCapability::read(reader(&seed), offset);
+            let _ = VendorCapability::read(reader(&seed), offset);
+            let _ = VendorExtendedCapability::read(reader(&seed), offset);
+        }
+    }
+
+    #[test]
     fn whatever_a_device_says_the_walk_ends(seed in prop::collection::vec(any::<u8>(), 4096)) {
         let found = all(&seed);
         prop_assert!(found.len() <= MAX_STANDARD + MAX_EXTENDED);
@@ -105,10 +118,6 @@ proptest! {
         prop_assert_eq!(offsets.len(), found.len());
         for one in found {
             prop_assert!(one.offset % 4 == 0 && one.offset >= 0x40 && one.offset < 0x1000);
-            let _ = MsiCapability::read(reader(&seed), one.offset);
-            let _ = MsixCapability::read(reader(&seed), one.offset);
-            let _ = ExpressCapability::read(reader(&seed), one.offset);
-            let _ = VendorExtendedCapability::read(reader(&seed), one.offset);
         }
     }
 }

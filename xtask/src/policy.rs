@@ -14,6 +14,7 @@ use crate::Result;
 /// Crate edges that are allowed inside the workspace. `cordon-tests` and `xtask` are no product.
 const EDGES: &[(&str, &[&str])] = &[
     ("cordon-ipc", &[]),
+    ("cordon-pci", &[]),
     ("cordon-sandbox-profiles", &[]),
     ("cordon-dext-client", &["cordon-ipc"]),
     ("cordon-device-proc", &["cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"]),

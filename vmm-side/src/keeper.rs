@@ -324,10 +324,7 @@ impl<P: Protocol> Keeper<P> {
             (Standby::Ready(kept, _), ChildToken::Stderr) => kept.forward_stderr(),
             (Standby::Ready(kept, _), ChildToken::Exit) => kept.child.fate.condemn(Cause::Ended),
             (Standby::Starting(starting, _), ChildToken::Stderr) => starting.kept.forward_stderr(),
-            // What it said last is still in its tube: looked at first, by `advance_standby`.
-            (Standby::Starting(starting, _), ChildToken::Exit) => {
-                starting.kept.child.fate.condemn(Cause::Ended);
-            }
+            // `advance_standby` sees to the rest.
             _ => {}
         }
     }
@@ -336,18 +333,21 @@ impl<P: Protocol> Keeper<P> {
     fn advance_standby(&mut self) {
         let standby = match std::mem::replace(&mut self.standby, Standby::Off) {
             Standby::Wanted(when, backoff) if when.passed() => self.start_standby(backoff),
-            Standby::Starting(mut starting, backoff) => match starting.advance() {
-                Progress::Ready(ready) => Standby::Ready(starting.kept, ready),
-                Progress::Failed(cause) => self.standby_failed(starting.kept, cause, backoff),
-                Progress::NotYet if starting.kept.child.fate.is_condemned() => {
-                    self.standby_failed(starting.kept, Cause::Ended, backoff)
+            Standby::Starting(mut starting, backoff) => {
+                let ended = starting.kept.has_ended();
+                match starting.advance() {
+                    Progress::Ready(ready) => Standby::Ready(starting.kept, ready),
+                    Progress::Failed(cause) => self.standby_failed(starting.kept, cause, backoff),
+                    Progress::NotYet if ended => {
+                        self.standby_failed(starting.kept, Cause::Ended, backoff)
+                    }
+                    Progress::NotYet if starting.deadline.passed() => {
+                        let overdue = Cause::Overdue("become ready");
+                        self.standby_failed(starting.kept, overdue, backoff)
+                    }
+                    Progress::NotYet => Standby::Starting(starting, backoff),
                 }
-                Progress::NotYet if starting.deadline.passed() => {
-                    let overdue = Cause::Overdue("become ready");
-                    self.standby_failed(starting.kept, overdue, backoff)
-                }
-                Progress::NotYet => Standby::Starting(starting, backoff),
-            },
+            }
             Standby::Ready(kept, ready) if kept.child.fate.is_condemned() => {
                 drop(ready);
                 kept.end(Cause::Ended);
@@ -406,12 +406,12 @@ impl<P: Protocol> Keeper<P> {
     /// Waits until a child that starts is ready.
     fn finish(&self, mut starting: Starting<P>) -> Result<(Kept<P>, P::Ready), StartError> {
         let (cause, stopped) = loop {
+            // Looked at first: what it said last is still in its tube.
+            let ended = starting.kept.has_ended();
             match starting.advance() {
                 Progress::Ready(ready) => return Ok((starting.kept, ready)),
                 Progress::Failed(cause) => break (cause, false),
-                Progress::NotYet if starting.kept.child.fate.is_condemned() => {
-                    break (Cause::Ended, false);
-                }
+                Progress::NotYet if ended => break (Cause::Ended, false),
                 Progress::NotYet if starting.deadline.passed() => {
                     break (Cause::Overdue("become ready"), false);
                 }
@@ -433,10 +433,6 @@ impl<P: Protocol> Keeper<P> {
                     Token::Stop => stop = true,
                     Token::Wake => drop(self.wake.clear()),
                     Token::Child(ChildToken::Stderr) => starting.kept.forward_stderr(),
-                    // What it said last is still in its tube, which is looked at first.
-                    Token::Child(ChildToken::Exit) => {
-                        starting.kept.child.fate.condemn(Cause::Ended);
-                    }
                     _ => {}
                 }
             }

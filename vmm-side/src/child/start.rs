@@ -64,6 +64,12 @@ impl<P: Protocol> Kept<P> {
         death
     }
 
+    /// Whether the process has ended, reaped or not.
+    pub(crate) fn has_ended(&self) -> bool {
+        let process = self.child.fate.process().as_fd();
+        ipc::poll::wait_readable(&process, Deadline::now()).unwrap_or(true)
+    }
+
     /// It serves from here on: its death is news.
     pub(crate) fn is_relied_on(&mut self) {
         self.expendable = false;

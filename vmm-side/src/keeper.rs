@@ -39,6 +39,9 @@ pub(crate) enum KeeperEvent {
     News,
 }
 
+/// A child that is ready, and what it said.
+pub(crate) type ReadyChild<P> = (Kept<P>, <P as Protocol>::Ready);
+
 /// Why no child was started.
 #[derive(Debug)]
 pub(crate) enum StartError {
@@ -390,7 +393,7 @@ impl<P: Protocol> Keeper<P> {
     ///
     /// # Errors
     /// [`StartError`].
-    pub(crate) fn start(&self) -> Result<(Kept<P>, P::Ready), StartError> {
+    pub(crate) fn start(&self) -> Result<ReadyChild<P>, StartError> {
         self.start_as(&self.spec)
     }
 
@@ -398,13 +401,13 @@ impl<P: Protocol> Keeper<P> {
     ///
     /// # Errors
     /// [`StartError`].
-    pub(crate) fn start_as(&self, spec: &Spec) -> Result<(Kept<P>, P::Ready), StartError> {
+    pub(crate) fn start_as(&self, spec: &Spec) -> Result<ReadyChild<P>, StartError> {
         let starting = self.spawn(spec).map_err(StartError::Died)?;
         self.finish(starting)
     }
 
     /// Waits until a child that starts is ready.
-    fn finish(&self, mut starting: Starting<P>) -> Result<(Kept<P>, P::Ready), StartError> {
+    fn finish(&self, mut starting: Starting<P>) -> Result<ReadyChild<P>, StartError> {
         let (cause, stopped) = loop {
             // Looked at first: what it said last is still in its tube.
             let ended = starting.kept.has_ended();
@@ -448,7 +451,7 @@ impl<P: Protocol> Keeper<P> {
     ///
     /// # Errors
     /// [`StartError::Stopped`].
-    pub(crate) fn take_standby(&mut self) -> Result<Option<(Kept<P>, P::Ready)>, StartError> {
+    pub(crate) fn take_standby(&mut self) -> Result<Option<ReadyChild<P>>, StartError> {
         match self.set_standby(Standby::Off) {
             Standby::Ready(kept, ready) if !kept.child.fate.is_condemned() => {
                 Ok(Some((kept, ready)))

@@ -5,14 +5,12 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use ipc::event::Signaller;
-use ipc::wire::connection::Ready;
 use ipc::{Deadline, Event};
 use parking_lot::Mutex;
 
 use super::{Link, Shared, State};
-use crate::child::start::Kept;
 use crate::child::{Cause, ConnectionProtocol, Death, Spec};
-use crate::keeper::{Keeper, KeeperEvent, KeeperParts, StartError};
+use crate::keeper::{Keeper, KeeperEvent, KeeperParts, ReadyChild, StartError};
 use crate::recovery::{Backoff, Deaths, Recovery};
 
 type Started = Result<Arc<Shared>, Arc<Death>>;
@@ -102,7 +100,7 @@ fn keep(shared: &Shared, keeper: &mut Keeper<ConnectionProtocol>) {
 fn replace(
     shared: &Shared,
     keeper: &Keeper<ConnectionProtocol>,
-) -> Result<Option<(Kept<ConnectionProtocol>, Ready)>, Arc<Death>> {
+) -> Result<Option<ReadyChild<ConnectionProtocol>>, Arc<Death>> {
     let deadline = Deadline::after(shared.recovery.away);
     let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_millis(200));
     // Each attempt that fails is no news.

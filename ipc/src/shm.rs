@@ -66,6 +66,15 @@ impl SharedMemory {
         self.size
     }
 
+    /// The parts of plain memory that were ever written, as (offset, length), at most `max` of them and
+    /// in order. The rest was never written and takes no memory.
+    ///
+    /// # Errors
+    /// When this is not known to be plain memory: something else may be behind the descriptor.
+    pub fn written_extents(&self, max: usize) -> io::Result<Vec<(u64, u64)>> {
+        sys::written_extents(self.fd.as_fd(), self.size, max)
+    }
+
     /// Maps `length` bytes from `offset`.
     ///
     /// # Errors

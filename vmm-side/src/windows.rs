@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use ipc::{Access, SharedMemory, Window};
+use ipc::{Access, DeviceMemory, SharedMemory, Window};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::device::BarMemory;
@@ -141,10 +141,11 @@ impl Windows {
                 replaced.map_err(|error| DeviceError::no_space(ipc::chain(&error)))?;
             }
         }
-        let same = state.memory.iter().zip(&memory).all(|(old, new)| old.is_same_memory(new));
-        if !same {
-            // Whoever still maps what nobody serves any more reads all ones there as well.
-            state.memory.iter().for_each(fill_with_ones);
+        let pairs = state.memory.iter().zip(&memory);
+        let gone: Vec<&BarMemory> =
+            pairs.filter(|(old, new)| !old.is_same_memory(new)).map(|(old, _)| old).collect();
+        if !gone.is_empty() {
+            fill_with_ones(&gone);
             state.generation += 1;
         }
         state.memory = memory;
@@ -153,26 +154,70 @@ impl Windows {
     }
 }
 
-fn fill_with_ones(memory: &BarMemory) {
-    let filled = memory.map().and_then(|window| {
-        let ones = vec![0xff; ONES];
-        (0..window.length())
-            .step_by(ONES)
-            .try_for_each(|at| window.copy_in(at as u64, &ones[..ONES.min(window.length() - at)]))
-    });
-    if let Err(error) = filled {
-        tracing::warn!("memory of BAR {} that is gone: {}", memory.bar, ipc::chain(&error));
+/// Bytes that are filled at most, of all windows of a function: a few milliseconds' worth.
+const MAX_FILL: u64 = 64 << 20;
+/// Written parts that are looked at, of one window.
+const MAX_EXTENTS: usize = 1024;
+
+/// Whoever still maps memory that no device serves any more reads ones there too, as far as that can
+/// be done. That is so only of memory files: the simulated dext keeps one for each BAR for as long as it
+/// lives, so another file means that it died. Everything else may be a device that lives, which
+/// has other names for the same memory (a Mac gives new ones to each connection), and is never
+/// written to. What was never written takes no memory and stays as it is; it reads zero.
+fn fill_with_ones(gone: &[&BarMemory]) {
+    let mut left = MAX_FILL;
+    for memory in gone {
+        let filled = match &memory.memory {
+            DeviceMemory::Descriptor(file) => fill_file(memory, file, &mut left),
+            DeviceMemory::Entry(_) | DeviceMemory::Own(_) => continue,
+        };
+        match filled {
+            Ok(true) => {}
+            Ok(false) => tracing::info!(
+                "BAR {}: of the memory that is gone {MAX_FILL} bytes read ones, the rest as it was",
+                memory.bar
+            ),
+            Err(error) => tracing::info!(
+                "BAR {}: the memory that is gone is left as it was: {error}",
+                memory.bar
+            ),
+        }
     }
+}
+
+/// Whether all of the window that was ever written could be filled.
+fn fill_file(memory: &BarMemory, file: &SharedMemory, left: &mut u64) -> std::io::Result<bool> {
+    let extents = file.written_extents(MAX_EXTENTS)?;
+    let window = memory.map().map_err(std::io::Error::other)?;
+    let ones = vec![0xff; ONES];
+    let (begin, end) = (memory.memory_offset, memory.memory_offset + memory.length);
+    for (offset, length) in extents {
+        let from = offset.max(begin);
+        let to = offset.saturating_add(length).min(end);
+        let mut at = from;
+        while at < to {
+            let now = (to - at).min(ONES as u64).min(*left);
+            if now == 0 {
+                return Ok(false);
+            }
+            let bytes = &ones[..usize::try_from(now).unwrap_or(ONES)];
+            window.copy_in(at - begin, bytes).map_err(std::io::Error::other)?;
+            *left -= now;
+            at += now;
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A BAR whose first 16 KiB have this value.
     fn memory(value: u8, length: u64) -> BarMemory {
         let memory = SharedMemory::create("bar", length).unwrap();
         let window = memory.map_all(Access::ReadWrite).unwrap();
-        window.copy_in(0, &vec![value; window.length()]).unwrap();
+        window.copy_in(0, &[value; 0x4000]).unwrap();
         BarMemory { bar: 0, offset: 0, length, memory: memory.into(), memory_offset: 0 }
     }
 
@@ -207,6 +252,27 @@ mod tests {
         assert_eq!(windows.generation(), 0);
         let window = windows.map().unwrap().pop().unwrap();
         assert_eq!(window.window().read::<u8>(0).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_large_sparse_bar_that_is_gone_stays_sparse() {
+        const SIZE: u64 = 4 << 30;
+        let file = SharedMemory::create("bar", SIZE).unwrap();
+        let window = file.map_all(Access::ReadWrite).unwrap();
+        window.write(SIZE - 8, 7u64).unwrap();
+        let bar = BarMemory {
+            bar: 0,
+            offset: 0,
+            length: SIZE,
+            memory: file.try_clone().unwrap().into(),
+            memory_offset: 0,
+        };
+        let windows = Windows::new(vec![bar]);
+        windows.withdraw();
+        windows.restore(vec![memory(2, SIZE)]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(window.read::<u64>(SIZE - 8).unwrap(), u64::MAX);
+        let written: u64 = file.written_extents(64).unwrap().iter().map(|one| one.1).sum();
+        assert!(written <= 2 << 20, "{written} bytes became real");
     }
 
     #[test]

@@ -75,6 +75,29 @@ pub(crate) fn cannot_shrink(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
 }
 
+/// The written parts of a memory file: only those have seals, so nothing else passes for one.
+pub(crate) fn written_extents(
+    fd: BorrowedFd<'_>,
+    size: u64,
+    max: usize,
+) -> io::Result<Vec<(u64, u64)>> {
+    use rustix::fs::{SeekFrom, seek};
+    rustix::fs::fcntl_get_seals(fd)?;
+    let (mut extents, mut at) = (Vec::new(), 0);
+    while at < size && extents.len() < max {
+        let begin = match seek(fd, SeekFrom::Data(at)) {
+            Ok(begin) if begin < size => begin,
+            // Nothing was written from here on.
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(fd, SeekFrom::Hole(begin))?.min(size);
+        extents.push((begin, end.saturating_sub(begin)));
+        at = end.max(begin.saturating_add(1));
+    }
+    Ok(extents)
+}
+
 /// A socket of the kind that carries tubes.
 pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC;

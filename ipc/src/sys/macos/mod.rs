@@ -89,6 +89,15 @@ pub(crate) fn cannot_shrink(_fd: BorrowedFd<'_>) -> bool {
     true
 }
 
+/// Shared memory does not say what it is here.
+pub(crate) fn written_extents(
+    _: BorrowedFd<'_>,
+    _: u64,
+    _: usize,
+) -> io::Result<Vec<(u64, u64)>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// A socket of the kind that carries tubes.
 pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
     let socket = rustix::net::socket(crate::tube::FAMILY, SocketType::STREAM, None)?;

@@ -15,7 +15,7 @@ fn describing_a_function_leaves_no_process_and_no_thread_behind() {
     assert_eq!((found.identity.vendor, found.identity.device), (0xc0d0, 0x0002));
     assert_eq!((found.msix.unwrap().vectors, found.claimed), (32, false));
     assert_eq!(found.config[..4], [0xd0, 0xc0, 0x02, 0x00]);
-    assert!(eventually(|| threads() <= before.0 && children(std::process::id()).len() <= before.1));
+    assert_eq!(before, (threads(), children(std::process::id()).len()));
     let none = host.describe(address("07:00.0")).err().unwrap();
     assert!(none.to_string().contains("the dext has no function 07:00.0"), "{none}");
 }

@@ -101,7 +101,7 @@ fn a_caller_gives_up_at_its_own_deadline_and_the_answer_is_thrown_away() {
     let config = recovering(&simulator).with_faults(Some(Arc::clone(&faults)));
     let vmm = Vmm::new(config, DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
-    faults.add(fault(1, What::Stop)).unwrap();
+    faults.add(Fault { when: Point::Before, ..fault(1, What::Stop) }).unwrap();
     let before = Instant::now();
     let read = Access::read(Space::Bar(0), 0, 4);
     let late = probe.access(read, Deadline::after(Duration::from_millis(300))).unwrap_err();

@@ -26,6 +26,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "cordon-tests",
         &["cordon-cli", "cordon-device-proc", "cordon-ipc", "cordon-vfio-user", "cordon-vmm"],
     ),
+    ("cordon-examples", &["cordon-vmm"]),
     ("guest-agent", &[]),
     ("xtask", &[]),
 ];

@@ -15,8 +15,12 @@ use crate::Result;
 const EDGES: &[(&str, &[&str])] = &[
     ("cordon-ipc", &[]),
     ("cordon-sandbox-profiles", &[]),
-    ("cordon-dext-client", &["cordon-ipc"]),
-    ("cordon-device-proc", &["cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"]),
+    ("cordon-backend", &["cordon-ipc"]),
+    ("cordon-dext-client", &["cordon-backend", "cordon-ipc"]),
+    (
+        "cordon-device-proc",
+        &["cordon-backend", "cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"],
+    ),
     ("cordon-vmm", &["cordon-dext-client", "cordon-ipc"]),
     ("cordon-vfio-user", &["cordon-ipc", "cordon-vmm"]),
     ("cordon-cli", &["cordon-ipc", "cordon-vfio-user", "cordon-vmm"]),

@@ -1,11 +1,10 @@
-//! The confined processes that talk to the dext.
+//! The confined processes that talk to the backend: the dext, or whatever else gives them functions.
 //!
 //! | module | process | what |
 //! | --- | --- | --- |
 //! | [`connection`] | connection | claims, DMA registrations and BAR windows of one device |
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
-//! | [`lister`] | lister | what the dext offers, for people |
-//! | [`dext`] | all | the dext's interface: a crate of its own |
+//! | [`lister`] | lister | what the backend offers, for people |
 //! | [`doctor`] | none | what this program says of its own confinement |
 //! | [`memory`] | connection, function | the table of guest memory |
 //! | [`misbehave`] | connection, function | wrong on purpose, where a test asks for it |
@@ -26,18 +25,20 @@ pub mod options;
 pub mod start;
 mod sys;
 
-pub use dext_client as dext;
-
-/// A failure of the dext's as it travels up: what kind it is for an errno, the code, one line.
-pub(crate) fn failure(error: &dext::DextError) -> ipc::wire::common::Failure {
+/// A failure of the backend's as it travels up: what kind it is for an errno, the code, one line.
+pub(crate) fn failure(error: &cordon_backend::BackendError) -> ipc::wire::common::Failure {
+    use cordon_backend::ErrorKind;
     use ipc::wire::common::{Failure, FailureKind};
-    use ipc::wire::dext::IoReturn;
-    let kind = match error.code() {
-        None => FailureKind::NoDevice,
-        Some(IoReturn::NOT_ATTACHED) => FailureKind::NoDevice,
-        Some(IoReturn::NO_SPACE | IoReturn::NO_MEMORY) => FailureKind::NoSpace,
-        Some(IoReturn::STILL_OPEN) => FailureKind::Busy,
-        Some(_) => FailureKind::Io,
+    let kind = match error.kind {
+        ErrorKind::Unreachable
+        | ErrorKind::NoSuchDevice
+        | ErrorKind::Gone
+        | ErrorKind::Lost
+        | ErrorKind::Invalid => FailureKind::NoDevice,
+        ErrorKind::Busy => FailureKind::Busy,
+        ErrorKind::NoSpace => FailureKind::NoSpace,
+        ErrorKind::Unsupported => FailureKind::NotSupported,
+        _ => FailureKind::Io,
     };
-    Failure { kind, code: error.code().map(|code| code.0), message: error.to_string() }
+    Failure { kind, code: error.code, message: error.to_string() }
 }

@@ -1,25 +1,19 @@
-//! The lister process: what the dext offers, for people who ask.
+//! The lister process: what the backend offers, for people who ask.
 //!
 //! It opens every function without claiming any, confines itself, and only then reads what the
-//! dext and the devices say. It changes nothing. It exits when the VMM side is gone.
+//! backend and the devices say. It changes nothing. It exits when the VMM side is gone.
 
+use cordon_backend::{Backend as _, BackendError, Listed};
 use ipc::wire::common::Failure;
-use ipc::wire::dext::{CLIENT_TYPE, Client as Peer, IoReturn, SERVICE_CLASS};
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
 use ipc::{Deadline, Tube, TubeError};
 
-use crate::dext::{self, Client, DextError};
 use crate::function::config;
 use crate::misbehave::Misbehave;
 use crate::options::Common;
 use crate::start::{self, Answer, RoleError, nothing_beside};
 use crate::{capabilities, failure};
-
-struct Entry {
-    client: Client,
-    peers: Vec<Peer>,
-}
 
 /// Runs the role until the VMM side ends it.
 ///
@@ -34,28 +28,17 @@ pub fn run(common: &Common) -> Result<(), RoleError> {
     )
 }
 
-fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleError> {
-    let registry = dext::registry(&common.dext)?;
-    let mut entries = Vec::new();
-    for service in registry.services()? {
-        if service.class != SERVICE_CLASS || entries.len() == MAX_FUNCTIONS {
-            continue;
-        }
-        match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
-            Ok(client) => entries.push(Entry { client, peers: service.clients }),
-            Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    entries.sort_by_key(|entry| entry.client.address());
+fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Listed>, Ready), RoleError> {
+    let backend = Misbehave::new(false).backend(&common.dext)?;
+    let entries = backend.list(MAX_FUNCTIONS)?;
     let mut open = vec![std::os::fd::AsFd::as_fd(tube)];
-    open.extend(entries.iter().flat_map(|entry| entry.client.descriptors()));
+    open.extend(entries.iter().flat_map(|entry| entry.function.descriptors()));
     let sandbox = start::confine(common, sandbox_profiles::Role::Lister, &open)?;
     let functions = u32::try_from(entries.len()).unwrap_or(u32::MAX);
     Ok((entries, Ready { functions, sandbox }))
 }
 
-fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
+fn serve(tube: &mut Tube, entries: &mut [Listed]) -> Result<(), RoleError> {
     let mut misbehave = Misbehave::new(false);
     loop {
         let forever = Deadline::after(std::time::Duration::MAX);
@@ -81,7 +64,7 @@ fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
                 let entry = alone.and_then(|()| entry(entries, call.0));
                 let bytes = entry.and_then(|entry| {
                     let mut bytes = vec![0; ipc::wire::function::CONFIG_SPACE];
-                    let read = config::read(&mut entry.client, 0, &mut bytes);
+                    let read = config::read(entry.function.as_mut(), 0, &mut bytes);
                     read.map(|()| bytes).map_err(|error| failure(&error))
                 });
                 answer.send(&call, bytes)?;
@@ -94,19 +77,19 @@ fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
     }
 }
 
-fn entry(entries: &mut [Entry], number: u32) -> Result<&mut Entry, Failure> {
+fn entry(entries: &mut [Listed], number: u32) -> Result<&mut Listed, Failure> {
     let entry = usize::try_from(number).ok().and_then(|number| entries.get_mut(number));
     entry.ok_or_else(|| start::invalid(format!("There is no function number {number}")))
 }
 
-fn describe(entry: &mut Entry) -> Result<Function, DextError> {
-    let client = &mut entry.client;
+fn describe(entry: &mut Listed) -> Result<Function, BackendError> {
+    let function = entry.function.as_mut();
     Ok(Function {
-        identity: client.identity(),
-        bars: client.bars()?,
-        msi_vectors: capabilities::msi_vectors(client)?,
-        msix: capabilities::msix(client)?,
-        claimed: client.is_claimed()?,
+        identity: function.identity(),
+        bars: function.bars()?,
+        msi_vectors: capabilities::msi_vectors(function)?,
+        msix: capabilities::msix(function)?,
+        claimed: function.is_claimed()?,
         clients: entry.peers.clone(),
     })
 }

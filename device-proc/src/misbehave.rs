@@ -9,7 +9,8 @@ use ipc::wire::dext::{IoReturn, Service};
 use ipc::wire::faults::{Misbehaviour, Point, Wrong};
 use ipc::{Event, Tube};
 
-use crate::dext::{Behind, CallError, DextError, Mapped, Registry, UserClient};
+use cordon_backend::BackendError;
+use dext_client::{Behind, CallError, Dext, DextError, Endpoint, Mapped, Registry, UserClient};
 
 /// What a process has been asked to do wrong.
 #[derive(Default)]
@@ -29,14 +30,16 @@ impl Misbehave {
         Self { allowed, ..Self::default() }
     }
 
-    /// `registry`, with connections whose calls can be made to fail.
-    #[must_use]
-    pub fn over(&self, registry: Box<dyn Registry>) -> Box<dyn Registry> {
-        if self.allowed {
-            Box::new(Faulty { registry, selector: Arc::clone(&self.selector) })
-        } else {
-            registry
+    /// The backend at `endpoint`, with connections whose calls can be made to fail.
+    ///
+    /// # Errors
+    /// [`BackendError`] when this build cannot talk to it.
+    pub fn backend(&self, endpoint: &Endpoint) -> Result<Dext, BackendError> {
+        let registry = dext_client::registry(endpoint)?;
+        if !self.allowed {
+            return Ok(Dext::of(registry));
         }
+        Ok(Dext::of(Box::new(Faulty { registry, selector: Arc::clone(&self.selector) })))
     }
 
     /// Remembers what to do wrong.

@@ -1,4 +1,4 @@
-//! The order of life of every role: take the tube, shake hands, open at the dext, confine, say
+//! The order of life of every role: take the tube, shake hands, open at the backend, confine, say
 //! that it is ready (and what confines it), serve.
 //!
 //! What fails before confinement is told to the VMM side as one line; the process then exits.
@@ -6,6 +6,7 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
+use cordon_backend::BackendError;
 use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::Point;
@@ -15,7 +16,6 @@ use ipc::{Deadline, Handles, Tube, TubeError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::dext::DextError;
 use crate::misbehave::Misbehave;
 use crate::options::Common;
 
@@ -34,9 +34,9 @@ pub enum RoleError {
     /// The VMM side is gone or out of step.
     #[error("The tube to the VMM side failed")]
     Tube(#[from] TubeError),
-    /// The dext refused at the start, or is gone.
+    /// The backend refused at the start, or is gone.
     #[error(transparent)]
-    Dext(#[from] DextError),
+    Backend(#[from] BackendError),
     /// The process is not confined and must not go on.
     #[error(transparent)]
     Sandbox(#[from] sandbox_profiles::ConfineError),
@@ -104,7 +104,7 @@ pub fn confine(
 /// Tells the VMM side that the process could not start.
 fn report_failure<R: Serialize>(tube: &mut Tube, error: &RoleError) {
     let (kind, code) = match error {
-        RoleError::Dext(error) => {
+        RoleError::Backend(error) => {
             let failure = crate::failure(error);
             (failure.kind, failure.code)
         }

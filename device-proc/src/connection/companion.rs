@@ -67,7 +67,7 @@ impl Companion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dext::fake::Fake;
+    use dext_client::fake::Fake;
     use ipc::wire::connection::DmaEntry;
     use ipc::wire::dext::{IoReturn, selector};
     use ipc::wire::dma::Outcome;
@@ -79,7 +79,7 @@ mod tests {
     fn pair() -> (Fake, Slot, Companion, Tube) {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
-        let mut slot = Slot::new(client, crate::options::Windows::Handed);
+        let mut slot = Slot::new(Box::new(client), crate::options::Windows::Handed);
         slot.attach().unwrap();
         fake.recover(selector::REGISTER_DMA_REGION);
         let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();

@@ -1,18 +1,19 @@
 //! The connection process: claim, DMA registrations and BAR windows of one physical device.
 //!
-//! It opens every function of the device without claiming any, confines itself, and then does as
-//! the VMM side says: claim a function and export its BARs, take regions of guest memory, register
-//! ranges of them. It never sees a byte that a guest wrote. It distrusts function processes: one
-//! that serves a companion may ask for registrations of its own function , and every
-//! range is checked against the memory table. It exits at once when the
-//! VMM side or the dext is gone; the dext then releases everything.
+//! It opens the isolation group of the device without claiming any function of it, confines
+//! itself, and then does as the VMM side says: claim a function and export its BARs, take regions
+//! of guest memory, register ranges of them. It never sees a byte that a guest wrote. It distrusts
+//! function processes: one that serves a companion may ask for registrations of its own function,
+//! and every range is checked against the memory table. It exits at once when the VMM side or the
+//! backend is gone; what survives that is the backend's.
 
 mod companion;
 pub mod slot;
 pub mod windows;
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 
+use cordon_backend::{Backend as _, BusRange, Group, Liveness, OpenGroup, Source as Origin};
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Mapped, Ready, Request};
@@ -21,7 +22,6 @@ use ipc::{Deadline, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
 
 use self::companion::Companion;
 use self::slot::Slot;
-use crate::dext::{self, DextError};
 use crate::misbehave::Misbehave;
 use crate::options::{Common, Windows};
 use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
@@ -30,7 +30,7 @@ use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Tube,
-    Dext,
+    Backend,
     /// A function process, of the function with this number.
     Companion(u8),
 }
@@ -38,6 +38,7 @@ enum Token {
 /// The state of the process, owned by its one thread.
 pub struct ConnectionProcess {
     address: PciAddress,
+    group: Box<dyn Group>,
     slots: Vec<Slot>,
     companions: Vec<Companion>,
     /// Where memory without a descriptor goes.
@@ -70,19 +71,18 @@ pub fn prepare(
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
     let misbehave = Misbehave::new(common.misbehave);
     let port = MemoryPort::inherited();
-    let registry = misbehave.over(dext::registry(&common.dext)?);
-    let clients = dext::open_matching(registry.as_ref(), |found| found.same_device(address))?;
-    if !clients.iter().any(|client| client.address() == address) {
-        return Err(DextError::NoSuchDevice(address).into());
-    }
-    let functions = clients.iter().map(dext::Client::identity).collect();
-    let slots: Vec<Slot> = clients.into_iter().map(|client| Slot::new(client, windows)).collect();
+    let backend = misbehave.backend(&common.dext)?;
+    let OpenGroup { group, functions } = backend.open_group(address, Origin::Own)?;
+    let identities = functions.iter().map(|function| function.identity()).collect();
+    let slots: Vec<Slot> =
+        functions.into_iter().map(|function| Slot::new(function, windows)).collect();
     let mut open = vec![tube.as_fd()];
+    open.extend(group.descriptors());
     open.extend(slots.iter().flat_map(Slot::descriptors));
     let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
     let companions = Vec::new();
-    let process = ConnectionProcess { address, slots, companions, port, misbehave };
-    Ok((process, Ready { functions, sandbox }))
+    let process = ConnectionProcess { address, group, slots, companions, port, misbehave };
+    Ok((process, Ready { functions: identities, sandbox }))
 }
 
 impl ConnectionProcess {
@@ -96,22 +96,18 @@ impl ConnectionProcess {
                         }
                     }
                     Token::Companion(function) => self.serve_companion(function),
-                    Token::Dext => {
-                        return Err(DextError::Lost {
-                            subject: format!("Device of {}", self.address),
-                            operation: "waiting",
-                        }
-                        .into());
-                    }
+                    Token::Backend => return Err(self.group.lost("waiting").into()),
                 }
             }
         }
     }
 
     fn wait(&self, tube: &Tube) -> Result<Vec<Token>, RoleError> {
-        let liveness: Vec<BorrowedFd<'_>> = self.slots.iter().filter_map(Slot::liveness).collect();
+        let of_functions = self.slots.iter().filter_map(Slot::liveness);
+        let liveness: Vec<Liveness<'_>> =
+            self.group.liveness().into_iter().chain(of_functions).collect();
         let mut sources = vec![Source::readable(tube, Token::Tube)];
-        sources.extend(liveness.iter().map(|fd| Source::hangup(fd, Token::Dext)));
+        sources.extend(liveness.iter().map(|liveness| liveness.source(Token::Backend)));
         sources.extend(self.companions.iter().map(|companion| {
             Source::readable(companion.tube(), Token::Companion(companion.function()))
         }));
@@ -191,8 +187,10 @@ impl ConnectionProcess {
             Request::MapDma(call) => {
                 let slot = alone.and_then(|()| self.slot(call.function));
                 let mapped = slot.and_then(|slot| slot.map(&call.entry));
-                let mapped =
-                    mapped.map(|(bus_address, bus_length)| Mapped { bus_address, bus_length });
+                let mapped = mapped.map(|BusRange { address, length }| Mapped {
+                    bus_address: address,
+                    bus_length: length,
+                });
                 answer.send(&call, mapped)?;
             }
             Request::UnmapDma(call) => {
@@ -246,8 +244,9 @@ impl ConnectionProcess {
     }
 
     fn detach(&mut self, function: u8) -> Result<(), Failure> {
-        self.slot(function)?.release();
-        self.slots.retain(|slot| slot.address().function() != function);
+        self.slot(function)?;
+        let is_it = |slot: &mut Slot| slot.address().function() == function;
+        self.slots.extract_if(.., is_it).for_each(Slot::release);
         self.companions.retain(|one| one.function() != function);
         Ok(())
     }

@@ -1,17 +1,19 @@
-//! One function in the connection process: its opener connection and its DMA registrations.
+//! One function in the connection process: its claim, its windows and its DMA registrations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use cordon_backend::{
+    BackendError, Backing, BarMemory, BusRange, DmaRange, ErrorKind, GroupFunction, Liveness,
+    ResetKind,
+};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Attached, BarWindow, Carrier, DmaEntry, DmaStatistics};
-use ipc::wire::dext::IoReturn;
 use ipc::wire::dma::Outcome;
-use ipc::{DeviceMemory, PciAddress, Window};
+use ipc::{DeviceMemory, PciAddress};
 
 use super::windows::guest_windows;
-use crate::dext::{Client, DextError};
 use crate::function::bars::is_mappable;
 use crate::memory::MemoryTable;
 use crate::options::Windows;
@@ -36,7 +38,7 @@ struct Registration {
     base: u64,
     address: u64,
     size: u64,
-    bus: (u64, u64),
+    bus: BusRange,
     owner: Owner,
 }
 
@@ -53,12 +55,9 @@ struct LastBatch {
     removed: BTreeSet<u64>,
 }
 
-/// Mappings that the platform has for one device.
-const MAX_MAPPINGS: u64 = 65_536;
-
 /// One function.
 pub struct Slot {
-    client: Client,
+    function: Box<dyn GroupFunction>,
     /// Guest memory that it may register.
     pub(super) memory: MemoryTable,
     attached: bool,
@@ -67,8 +66,8 @@ pub struct Slot {
     /// The limit that was reached last, until something was registered again.
     full: Option<&'static str>,
     statistics: DmaStatistics,
-    /// Mappings of BARs that were handed on as parts of this process's memory.
-    mapped: Vec<Window>,
+    /// BARs that were handed on as parts of this process's memory, and stay for as long.
+    mapped: Vec<BarMemory>,
     /// What becomes of the BARs.
     windows: Windows,
 }
@@ -76,12 +75,12 @@ pub struct Slot {
 impl Slot {
     /// A function that is open and not claimed.
     #[must_use]
-    pub fn new(client: Client, windows: Windows) -> Self {
+    pub fn new(function: Box<dyn GroupFunction>, windows: Windows) -> Self {
         let (registrations, statistics) = (BTreeMap::new(), DmaStatistics::default());
-        let memory = MemoryTable::default();
+        let memory = MemoryTable::new(function.dma_space().needs_mapping);
         let last = LastBatch::default();
         Self {
-            client,
+            function,
             memory,
             attached: false,
             registrations,
@@ -96,19 +95,19 @@ impl Slot {
     /// Where it is.
     #[must_use]
     pub fn address(&self) -> PciAddress {
-        self.client.address()
+        self.function.address()
     }
 
     /// Descriptors that it needs.
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.client.descriptors()
+        self.function.descriptors()
     }
 
-    /// Hangs up when the dext dies.
+    /// How the loss of the backend is seen.
     #[must_use]
-    pub fn liveness(&self) -> Option<BorrowedFd<'_>> {
-        self.client.liveness()
+    pub fn liveness(&self) -> Option<Liveness<'_>> {
+        self.function.liveness()
     }
 
     /// Registrations now and at most.
@@ -125,40 +124,40 @@ impl Slot {
             let message = format!("Function {address} is attached already");
             return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
-        if self.client.is_claimed().map_err(|error| failure(&error))? {
-            // The dext would only add a reference, and whoever opened it could take it away.
+        if self.function.is_claimed().map_err(|error| failure(&error))? {
+            // A dext would only add a reference, and whoever opened it could take it away.
             let message = format!("Function {address} is claimed by another process");
             return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
-        self.client.claim().map_err(|error| failure(&error))?;
+        self.function.claim().map_err(|error| failure(&error))?;
         let exported = self.export().map_err(|error| failure(&error))?;
         self.attached = true;
         Ok(exported)
     }
 
-    fn export(&mut self) -> Result<Exported, DextError> {
-        let client = &mut self.client;
-        let msix = capabilities::msix(client)?;
-        let bars = client.bars()?;
+    fn export(&mut self) -> Result<Exported, BackendError> {
+        let function = self.function.as_mut();
+        let msix = capabilities::msix(function)?;
+        let bars = function.bars()?;
+        let granule = function.window_granule();
         let (mut windows, mut handles, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (bar, info) in (0u8..).zip(bars) {
             let Some(info) = info.filter(is_mappable) else {
                 continue;
             };
-            // Whatever becomes of it: connections that claimed nothing map what the opener mapped first.
-            let mapped = match client.map_bar(bar) {
-                Ok(mapped) => mapped,
+            // Whatever becomes of it: function processes map what the one that claimed mapped first.
+            let memory = match function.bar_memory(bar) {
+                Ok(memory) => memory,
                 Err(error) if error.is_fatal() => return Err(error),
                 Err(error) => {
                     warnings.push(format!("BAR {bar} is served by traps only: {error}"));
                     continue;
                 }
             };
-            let size = mapped.window.length() as u64;
             let parts = match self.windows {
                 Windows::Trapped => Vec::new(),
                 Windows::Handed | Windows::Described => {
-                    guest_windows(bar, &info, size, msix.as_ref())
+                    guest_windows(bar, &info, memory.size, msix.as_ref(), granule)
                 }
             };
             if self.windows == Windows::Described {
@@ -167,27 +166,20 @@ impl Slot {
                 windows.extend(parts.into_iter().map(describe));
                 continue;
             }
-            if let Some(memory) = mapped.memory {
-                let memory = Arc::new(DeviceMemory::from(memory));
-                for (offset, length) in parts {
-                    windows.push(BarWindow { bar, offset, length, memory_offset: offset });
-                    handles.push(Arc::clone(&memory));
-                }
-                continue;
-            }
             for (offset, length) in parts {
-                match DeviceMemory::of(&mapped.window, offset, length) {
-                    Ok(memory) => {
-                        windows.push(BarWindow { bar, offset, length, memory_offset: 0 });
-                        handles.push(Arc::new(memory));
+                match memory.part(offset, length) {
+                    Ok((memory, memory_offset)) => {
+                        windows.push(BarWindow { bar, offset, length, memory_offset });
+                        handles.push(memory);
                     }
                     Err(error) => warnings.push(format!(
                         "BAR {bar} from {offset:#x} is served by traps only: it cannot be handed on: {error}"
                     )),
                 }
             }
-            // What is handed on stays mapped here for as long as the function is attached.
-            self.mapped.push(mapped.window);
+            if matches!(memory.backing, Backing::Mapped(_)) {
+                self.mapped.push(memory);
+            }
         }
         let by_port = handles.iter().any(|memory| memory.entry().is_some());
         let carrier = match self.windows {
@@ -195,7 +187,7 @@ impl Slot {
             _ if by_port => Carrier::Port,
             Windows::Handed | Windows::Trapped => Carrier::Descriptors,
         };
-        let identity = client.identity();
+        let identity = function.identity();
         let attached = Attached { identity, bars, windows, carrier, warnings };
         Ok((attached, handles))
     }
@@ -206,11 +198,11 @@ impl Slot {
         if !self.attached {
             return Err(start::invalid(format!("Function {} is not attached", self.address())));
         }
-        self.client.reset().map_err(|error| failure(&error))
+        self.function.reset(ResetKind::Function).map_err(|error| failure(&error))
     }
 
     /// Registers a range of guest memory on behalf of the VMM; where the device reaches it.
-    pub(super) fn map(&mut self, entry: &DmaEntry) -> Result<(u64, u64), Failure> {
+    pub(super) fn map(&mut self, entry: &DmaEntry) -> Result<BusRange, Failure> {
         self.register(entry, Owner::Vmm)
     }
 
@@ -239,7 +231,9 @@ impl Slot {
                 None => self.register(entry, Owner::Companion(batch)),
             };
             match mapped {
-                Ok((bus_address, bus_length)) => Outcome::Mapped { bus_address, bus_length },
+                Ok(BusRange { address, length }) => {
+                    Outcome::Mapped { bus_address: address, bus_length: length }
+                }
                 Err(failure) => {
                     tracing::debug!("{}", failure.message);
                     Outcome::Failed(failure.kind)
@@ -282,17 +276,23 @@ impl Slot {
             .collect()
     }
 
-    fn register(&mut self, entry: &DmaEntry, owner: Owner) -> Result<(u64, u64), Failure> {
+    fn register(&mut self, entry: &DmaEntry, owner: Owner) -> Result<BusRange, Failure> {
         if !self.attached {
             return Err(start::invalid(format!("Function {} is not attached", self.address())));
         }
-        let found = self.memory.find(entry.address, entry.size)?;
-        let base = found.base;
-        let registered =
-            self.client.register_dma(entry.key, found.address, entry.size, found.behind);
+        let DmaEntry { key, address, size } = *entry;
+        let found = self.memory.find(address, size)?;
+        let granule = self.function.dma_space().granule;
+        if [key, address, size].iter().any(|value| !value.is_multiple_of(granule)) {
+            let what = format!("{key:#x} for {address:#x}+{size:#x}");
+            let message = format!("DMA under {what}: multiples of {granule:#x} are allowed");
+            return Err(start::invalid(message));
+        }
+        let (base, mapped_at) = (found.base, found.address);
+        let range = DmaRange { key, size, mapped_at, behind: found.behind };
+        let registered = self.function.register_dma(&range);
         let bus = registered.map_err(|error| self.not_registered(&error))?;
         self.memory.retain(base);
-        let DmaEntry { address, size, .. } = *entry;
         self.registrations.insert(entry.key, Registration { base, address, size, bus, owner });
         self.full = None;
         let now = &mut self.statistics;
@@ -304,16 +304,17 @@ impl Slot {
     }
 
     /// Counts a limit that was reached, and says once which, until there is room again.
-    fn not_registered(&mut self, error: &DextError) -> Failure {
+    fn not_registered(&mut self, error: &BackendError) -> Failure {
+        let max_ranges = self.function.dma_space().max_ranges;
         let now = &mut self.statistics;
-        let (counter, limit) = match error.code() {
-            Some(IoReturn::NO_SPACE) if now.regions >= MAX_MAPPINGS => {
+        let (counter, limit) = match error.kind {
+            ErrorKind::NoSpace if now.regions >= max_ranges => {
                 (&mut now.failed_mappings, "the platform has no more mappings")
             }
-            Some(IoReturn::NO_SPACE) => {
+            ErrorKind::NoSpace => {
                 (&mut now.failed_bytes, "the platform maps no more bytes at once")
             }
-            Some(IoReturn::NOT_ALIGNED) => {
+            ErrorKind::Fragmented => {
                 (&mut now.failed_segments, "the platform has no single segment for it")
             }
             _ => return failure(error),
@@ -322,7 +323,7 @@ impl Slot {
         if self.full != Some(limit) {
             self.full = Some(limit);
             let (regions, bytes) = (now.regions, now.bytes);
-            let address = self.client.address();
+            let address = self.function.address();
             tracing::warn!("function {address}: {limit}; {regions} regions, {bytes} bytes mapped");
         }
         failure(error)
@@ -335,7 +336,8 @@ impl Slot {
             let message = format!("Function {} has no registration {key:#x}", self.address());
             return Err(start::invalid(message));
         };
-        self.client.unregister_dma(key).map_err(|error| failure(&error))?;
+        let done = self.function.unregister_dma(key, registration.bus);
+        done.map_err(|error| failure(&error))?;
         self.memory.release(registration.base);
         self.statistics.regions -= 1;
         self.statistics.bytes -= registration.size;
@@ -365,12 +367,17 @@ impl Slot {
         self.memory.remove(base)
     }
 
-    /// Removes every registration: the connection is about to close (P1.4).
-    pub(super) fn release(&mut self) {
+    /// Removes every registration and gives up the claim (P1.4).
+    pub(super) fn release(mut self) {
+        self.release_all();
+        self.function.release();
+    }
+
+    fn release_all(&mut self) {
         let keys: Vec<u64> = self.registrations.keys().copied().collect();
         for key in keys {
             if let Err(failure) = self.remove(key, |_| true) {
-                tracing::warn!("{}; closing the connection will release it", failure.message);
+                tracing::warn!("{}; giving up the claim will release it", failure.message);
             }
         }
     }
@@ -379,14 +386,14 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dext::fake::Fake;
+    use dext_client::fake::Fake;
     use ipc::SharedMemory;
     use ipc::wire::dext::{IoReturn, selector};
 
     fn attached() -> (Fake, Slot) {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
-        let mut slot = Slot::new(client, Windows::Handed);
+        let mut slot = Slot::new(Box::new(client), Windows::Handed);
         slot.attach().unwrap();
         fake.recover(selector::REGISTER_DMA_REGION);
         let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
@@ -402,7 +409,7 @@ mod tests {
     fn attaching_claims_and_exports_the_windows() {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
-        let mut slot = Slot::new(client, Windows::Handed);
+        let mut slot = Slot::new(Box::new(client), Windows::Handed);
         let (attached, handles) = slot.attach().unwrap();
         assert_eq!(fake.calls_of(selector::CLAIM).len(), 1);
         let windows: Vec<_> =
@@ -416,7 +423,7 @@ mod tests {
     fn p1_1_a_function_that_somebody_else_claimed_is_left_alone() {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::BAD_ARGUMENT);
-        let refused = Slot::new(client, Windows::Handed).attach().unwrap_err();
+        let refused = Slot::new(Box::new(client), Windows::Handed).attach().unwrap_err();
         assert_eq!(refused.kind, FailureKind::Busy);
         assert!(refused.message.contains("01:00.0"), "{}", refused.message);
         assert_eq!(fake.calls_of(selector::CLAIM).len(), 0);
@@ -427,7 +434,7 @@ mod tests {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
         fake.fail_map(2, IoReturn::NO_MEMORY);
-        let (attached, _) = Slot::new(client, Windows::Handed).attach().unwrap();
+        let (attached, _) = Slot::new(Box::new(client), Windows::Handed).attach().unwrap();
         let [warning] = &attached.warnings[..] else { panic!("{:?}", attached.warnings) };
         for part in ["BAR 2", "01:00.0", "0xe00002bd"] {
             assert!(warning.contains(part), "{warning}");
@@ -438,7 +445,7 @@ mod tests {
     fn p2_4_a_range_is_registered_once_under_its_key_and_removed_by_it() {
         let (fake, mut slot) = attached();
         let mapped = slot.map(&entry(0x10000, 0x10000, 0x4000));
-        assert_eq!(mapped.unwrap().0, 0x10000);
+        assert_eq!(mapped.unwrap().address, 0x10000);
         let refused = slot.map(&entry(0x10000, 0x10000, 0x4000)).unwrap_err();
         assert_eq!(refused.code, Some(IoReturn::STILL_OPEN.0));
         assert_eq!(slot.statistics().regions, 1);
@@ -466,7 +473,7 @@ mod tests {
             slot.map(&entry(page, 0x10000 + 0x1000 * page, 0x1000)).unwrap();
         }
         assert_eq!(fake.registered().len(), 4);
-        slot.release();
+        slot.release_all();
         assert_eq!(fake.registered(), []);
         assert_eq!(slot.statistics().regions, 0);
     }

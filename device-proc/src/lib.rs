@@ -7,21 +7,25 @@
 //! | [`lister`] | lister | what the backend offers, for people |
 //! | [`doctor`] | none | what this program says of its own confinement |
 //! | [`memory`] | connection, function | the table of guest memory |
-//! | [`misbehave`] | connection, function | wrong on purpose, where a test asks for it |
+//! | [`backends`] | all | which backends there are |
+//! | [`hooks`] | connection, function | where a program for tests does wrong on purpose |
+//! | [`program`] | all | the command line, and a role by it |
 //! | [`start`] | all | the order of life: handshake, open, confine, report, serve |
 //!
 //! Each process distrusts the guest and every byte it is sent, exits at once when its VMM side is
 //! gone, and does nothing after confinement that could open, run or signal anything. The crate is
 //! a library so that the suites can run the same code; the product is the `device-proc` program.
 
+pub mod backends;
 pub mod capabilities;
 pub mod connection;
 pub mod doctor;
 pub mod function;
+pub mod hooks;
 pub mod lister;
 pub mod memory;
-pub mod misbehave;
 pub mod options;
+pub mod program;
 pub mod start;
 mod sys;
 

@@ -3,33 +3,35 @@
 //! It opens every function without claiming any, confines itself, and only then reads what the
 //! backend and the devices say. It changes nothing. It exits when the VMM side is gone.
 
-use cordon_backend::{Backend as _, BackendError, Listed};
+use cordon_backend::{Backend, BackendError, Listed};
 use ipc::wire::common::Failure;
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
 use ipc::{Deadline, Tube, TubeError};
 
 use crate::function::config;
-use crate::misbehave::Misbehave;
+use crate::hooks::NoHooks;
 use crate::options::Common;
 use crate::start::{self, Answer, RoleError, nothing_beside};
-use crate::{capabilities, failure};
+use crate::{backends, capabilities, failure};
 
 /// Runs the role until the VMM side ends it.
 ///
 /// # Errors
 /// [`RoleError`].
 pub fn run(common: &Common) -> Result<(), RoleError> {
-    start::run(
-        common,
-        Role::Lister,
-        |tube| prepare(common, tube),
-        |tube, mut entries| serve(tube, &mut entries),
-    )
+    let mut tube = start::greet(start::inherited_tube(common)?, Role::Lister)?;
+    let backend = backends::open(&common.dext).map_err(RoleError::from);
+    let prepared = backend.and_then(|backend| prepare(backend.as_ref(), common, &tube));
+    let mut entries = start::announce(&mut tube, prepared)?;
+    serve(&mut tube, &mut entries)
 }
 
-fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Listed>, Ready), RoleError> {
-    let backend = Misbehave::new(false).backend(&common.dext)?;
+fn prepare(
+    backend: &dyn Backend,
+    common: &Common,
+    tube: &Tube,
+) -> Result<(Vec<Listed>, Ready), RoleError> {
     let entries = backend.list(MAX_FUNCTIONS)?;
     let mut open = vec![std::os::fd::AsFd::as_fd(tube)];
     open.extend(entries.iter().flat_map(|entry| entry.function.descriptors()));
@@ -39,7 +41,7 @@ fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Listed>, Ready), RoleErr
 }
 
 fn serve(tube: &mut Tube, entries: &mut [Listed]) -> Result<(), RoleError> {
-    let mut misbehave = Misbehave::new(false);
+    let mut hooks = NoHooks;
     loop {
         let forever = Deadline::after(std::time::Duration::MAX);
         let received = match tube.receive::<Request>(forever) {
@@ -49,10 +51,10 @@ fn serve(tube: &mut Tube, entries: &mut [Listed]) -> Result<(), RoleError> {
         };
         let alone = nothing_beside(&received.handles);
         if let Request::Misbehave(wrong) = received.message {
-            start::arrange(tube, received.id, &mut misbehave, &wrong)?;
+            start::arrange(tube, received.id, &mut hooks, &wrong)?;
             continue;
         }
-        let answer = Answer::to(tube, received.id, &mut misbehave);
+        let answer = Answer::to(tube, received.id, &mut hooks);
         match received.message {
             Request::GetFunction(call) => {
                 let entry = alone.and_then(|()| entry(entries, call.0));

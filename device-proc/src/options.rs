@@ -66,9 +66,6 @@ pub struct Common {
     /// The inherited descriptor of the tube.
     #[arg(long, default_value_t = 3)]
     pub tube_fd: i32,
-    /// Do wrong when the VMM side says so: for tests of whoever must survive it.
-    #[arg(long)]
-    pub misbehave: bool,
 }
 
 /// What becomes of the BARs that a guest may have.

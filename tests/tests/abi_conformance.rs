@@ -5,9 +5,7 @@
 
 use cordon_tests::{Simulator, address, announce, eventually};
 use dext_client::sim::SimulatedRegistry;
-use dext_client::{
-    Behind, CallError, DextError, Mapped, Registry as _, UserClient, open_function,
-};
+use dext_client::{Behind, CallError, DextError, Mapped, Registry as _, UserClient, open_function};
 use ipc::wire::dext::{ENABLED_WORDS, IoReturn, memory, selector};
 use ipc::{Access, Deadline, SharedMemory, Window};
 use std::time::Duration;

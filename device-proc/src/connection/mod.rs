@@ -13,7 +13,7 @@ pub mod windows;
 
 use std::os::fd::AsFd as _;
 
-use cordon_backend::{Backend as _, BusRange, Group, Liveness, OpenGroup, Source as Origin};
+use cordon_backend::{Backend, BusRange, Group, Liveness, OpenGroup, Source as Origin};
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Mapped, Ready, Request};
@@ -22,7 +22,7 @@ use ipc::{Deadline, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
 
 use self::companion::Companion;
 use self::slot::Slot;
-use crate::misbehave::Misbehave;
+use crate::hooks::Hooks;
 use crate::options::{Common, Windows};
 use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
 
@@ -43,20 +43,23 @@ pub struct ConnectionProcess {
     companions: Vec<Companion>,
     /// Where memory without a descriptor goes.
     port: Option<MemoryPort>,
-    misbehave: Misbehave,
 }
 
 /// Runs the role until the VMM side ends it.
 ///
 /// # Errors
 /// [`RoleError`].
-pub fn run(address: PciAddress, windows: Windows, common: &Common) -> Result<(), RoleError> {
-    start::run(
-        common,
-        Role::Connection,
-        |tube| prepare(address, windows, common, tube),
-        |tube, mut process| process.serve(tube),
-    )
+pub fn run(
+    address: PciAddress,
+    windows: Windows,
+    common: &Common,
+    hooks: &mut dyn Hooks,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(start::inherited_tube(common)?, Role::Connection)?;
+    let backend = hooks.backend(&common.dext).map_err(RoleError::from);
+    let prepared =
+        backend.and_then(|backend| prepare(backend.as_ref(), address, windows, common, &tube));
+    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
 /// Opens and confines; public so that the escape suite confines itself the same way.
@@ -64,14 +67,13 @@ pub fn run(address: PciAddress, windows: Windows, common: &Common) -> Result<(),
 /// # Errors
 /// [`RoleError`].
 pub fn prepare(
+    backend: &dyn Backend,
     address: PciAddress,
     windows: Windows,
     common: &Common,
     tube: &Tube,
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
-    let misbehave = Misbehave::new(common.misbehave);
     let port = MemoryPort::inherited();
-    let backend = misbehave.backend(&common.dext)?;
     let OpenGroup { group, functions } = backend.open_group(address, Origin::Own)?;
     let identities = functions.iter().map(|function| function.identity()).collect();
     let slots: Vec<Slot> =
@@ -81,17 +83,17 @@ pub fn prepare(
     open.extend(slots.iter().flat_map(Slot::descriptors));
     let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
     let companions = Vec::new();
-    let process = ConnectionProcess { address, group, slots, companions, port, misbehave };
+    let process = ConnectionProcess { address, group, slots, companions, port };
     Ok((process, Ready { functions: identities, sandbox }))
 }
 
 impl ConnectionProcess {
-    fn serve(&mut self, tube: &mut Tube) -> Result<(), RoleError> {
+    fn serve(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<(), RoleError> {
         loop {
             for token in self.wait(tube)? {
                 match token {
                     Token::Tube => {
-                        if !self.serve_one(tube)? {
+                        if !self.serve_one(tube, hooks)? {
                             return Ok(());
                         }
                     }
@@ -115,17 +117,14 @@ impl ConnectionProcess {
     }
 
     /// Serves one request; `false` when it was the last.
-    fn serve_one(&mut self, tube: &mut Tube) -> Result<bool, RoleError> {
+    fn serve_one(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<bool, RoleError> {
         let incoming = match start::next_request::<Request>(tube) {
             Ok(Some(incoming)) => incoming,
             Ok(None) => return Ok(true),
             Err(TubeError::Disconnected) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        let mut misbehave = std::mem::take(&mut self.misbehave);
-        let goes_on = self.answer(incoming, tube, &mut misbehave);
-        self.misbehave = misbehave;
-        goes_on
+        self.answer(incoming, tube, hooks)
     }
 
     /// Serves one request of a function process; one that is gone or out of step is forgotten, and
@@ -143,7 +142,7 @@ impl ConnectionProcess {
 
     /// Memory without descriptors goes before the message that speaks of it.
     fn send_entries(&self, function: u8, entries: &[&MemoryEntry]) -> Result<(), RoleError> {
-        let deadline = Deadline::after(start::PATIENCE);
+        let deadline = Deadline::after(start::PEER_TIMEOUT);
         let none = || std::io::Error::from(std::io::ErrorKind::NotConnected);
         let sent = self.port.as_ref().ok_or_else(none);
         let sent = sent.and_then(|port| port.send(function.into(), entries, deadline));
@@ -154,14 +153,14 @@ impl ConnectionProcess {
         &mut self,
         incoming: start::Incoming<Request>,
         tube: &mut Tube,
-        misbehave: &mut Misbehave,
+        hooks: &mut dyn Hooks,
     ) -> Result<bool, RoleError> {
         let start::Incoming { request, id, handles } = incoming;
         if let Request::Misbehave(wrong) = request {
-            start::arrange(tube, id, misbehave, &wrong)?;
+            start::arrange(tube, id, hooks, &wrong)?;
             return Ok(true);
         }
-        let answer = Answer::to(tube, id, misbehave);
+        let answer = Answer::to(tube, id, hooks);
         // What came beside a request that takes nothing is refused with the request.
         let alone = nothing_beside(&handles);
         match request {

@@ -14,7 +14,7 @@ pub mod ring;
 
 use std::os::fd::AsFd as _;
 
-use cordon_backend::{Backend as _, ErrorKind, ResetKind, ServedFunction, Source as Origin};
+use cordon_backend::{Backend, ErrorKind, ResetKind, ServedFunction, Source as Origin};
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::{Access, Ready, Request, Space};
@@ -24,8 +24,8 @@ use ipc::{Handles, PciAddress, Tube, TubeError};
 use self::bars::Bars;
 use self::companion::Companion;
 use self::interrupts::Interrupts;
+use crate::hooks::Hooks;
 use crate::memory::MemoryTable;
-use crate::misbehave::Misbehave;
 use crate::options::Common;
 use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
 use crate::{capabilities, failure};
@@ -52,20 +52,23 @@ pub struct FunctionProcess {
     /// Guest RAM, where a companion needs it.
     memory: MemoryTable,
     companion: Option<Companion>,
-    misbehave: Misbehave,
 }
 
 /// Runs the role until the VMM side ends it.
 ///
 /// # Errors
 /// [`RoleError`].
-pub fn run(address: PciAddress, standby: bool, common: &Common) -> Result<(), RoleError> {
-    start::run(
-        common,
-        Role::Function,
-        |tube| prepare(address, standby, common, tube),
-        |tube, mut process| process.serve(tube),
-    )
+pub fn run(
+    address: PciAddress,
+    standby: bool,
+    common: &Common,
+    hooks: &mut dyn Hooks,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(start::inherited_tube(common)?, Role::Function)?;
+    let backend = hooks.backend(&common.dext).map_err(RoleError::from);
+    let prepared =
+        backend.and_then(|backend| prepare(backend.as_ref(), address, standby, common, &tube));
+    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
 /// Opens, sets up and confines; public so that the escape suite confines itself the same way.
@@ -73,13 +76,12 @@ pub fn run(address: PciAddress, standby: bool, common: &Common) -> Result<(), Ro
 /// # Errors
 /// [`RoleError`].
 pub fn prepare(
+    backend: &dyn Backend,
     address: PciAddress,
     standby: bool,
     common: &Common,
     tube: &Tube,
 ) -> Result<(FunctionProcess, Ready), RoleError> {
-    let misbehave = Misbehave::new(common.misbehave);
-    let backend = misbehave.backend(&common.dext)?;
     let mut function = backend.open_function(address, Origin::Own)?;
     let msix = capabilities::msix(function.as_mut())?;
     let bars = Bars::new(function.as_mut(), msix)?;
@@ -93,13 +95,12 @@ pub fn prepare(
     let sandbox = start::confine(common, sandbox_profiles::Role::Function, &open)?;
     let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
     let (memory, companion) = (MemoryTable::new(true), None);
-    let process =
-        FunctionProcess { function, bars, entries, interrupts, memory, companion, misbehave };
+    let process = FunctionProcess { function, bars, entries, interrupts, memory, companion };
     Ok((process, ready))
 }
 
 impl FunctionProcess {
-    fn serve(&mut self, tube: &mut Tube) -> Result<(), RoleError> {
+    fn serve(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<(), RoleError> {
         loop {
             for token in self.wait(tube)? {
                 match token {
@@ -109,7 +110,7 @@ impl FunctionProcess {
                         }
                     }
                     Token::Tube => {
-                        if !self.serve_one(tube)? {
+                        if !self.serve_one(tube, hooks)? {
                             return Ok(());
                         }
                     }
@@ -131,31 +132,28 @@ impl FunctionProcess {
     }
 
     /// Serves one request; `false` when it was the last.
-    fn serve_one(&mut self, tube: &mut Tube) -> Result<bool, RoleError> {
+    fn serve_one(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<bool, RoleError> {
         let incoming = match start::next_request::<Request>(tube) {
             Ok(Some(incoming)) => incoming,
             Ok(None) => return Ok(true),
             Err(TubeError::Disconnected) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        let mut misbehave = std::mem::take(&mut self.misbehave);
-        let goes_on = self.answer(incoming, tube, &mut misbehave);
-        self.misbehave = misbehave;
-        goes_on
+        self.answer(incoming, tube, hooks)
     }
 
     fn answer(
         &mut self,
         incoming: start::Incoming<Request>,
         tube: &mut Tube,
-        misbehave: &mut Misbehave,
+        hooks: &mut dyn Hooks,
     ) -> Result<bool, RoleError> {
         let start::Incoming { request, id, handles } = incoming;
         if let Request::Misbehave(wrong) = request {
-            start::arrange(tube, id, misbehave, &wrong)?;
+            start::arrange(tube, id, hooks, &wrong)?;
             return Ok(true);
         }
-        let answer = Answer::to(tube, id, misbehave);
+        let answer = Answer::to(tube, id, hooks);
         // What came beside a request that takes nothing is refused with the request.
         let alone = nothing_beside(&handles);
         match request {

@@ -15,7 +15,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use cordon_device_proc::options::{Common, Windows};
-use cordon_device_proc::{connection, function, start};
+use cordon_device_proc::start::RoleError;
+use cordon_device_proc::{backends, connection, function, start};
 use ipc::PciAddress;
 use ipc::wire::handshake::Role;
 #[cfg(target_os = "linux")]
@@ -100,22 +101,20 @@ fn main() -> ExitCode {
 fn confined(attempt: &Attempt, role: Role) -> ExitCode {
     let Attempt { address, common, .. } = attempt;
     let target = Target { victim: attempt.victim.into(), tube: common.tube_fd.into() };
-    let ended = if role == Role::Function {
-        start::run(
-            common,
-            role,
-            |tube| function::prepare(*address, false, common, tube),
-            |_, _held| attempt_and_exit(&attempt.attempt, &target),
-        )
-    } else {
-        start::run(
-            common,
-            role,
-            |tube| connection::prepare(*address, Windows::Handed, common, tube),
-            |_, _held| attempt_and_exit(&attempt.attempt, &target),
-        )
+    let started = || -> Result<(), RoleError> {
+        let mut tube = start::greet(start::inherited_tube(common)?, role)?;
+        let backend = backends::open(&common.dext)?;
+        if role == Role::Function {
+            let prepared = function::prepare(backend.as_ref(), *address, false, common, &tube);
+            let _held = start::announce(&mut tube, prepared)?;
+            attempt_and_exit(&attempt.attempt, &target)
+        }
+        let windows = Windows::Handed;
+        let prepared = connection::prepare(backend.as_ref(), *address, windows, common, &tube);
+        let _held = start::announce(&mut tube, prepared)?;
+        attempt_and_exit(&attempt.attempt, &target)
     };
-    drop(ended);
+    let _ = started();
     ExitCode::FAILURE
 }
 

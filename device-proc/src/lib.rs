@@ -6,6 +6,7 @@
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
 //! | [`lister`] | lister | what the backend offers, for people |
 //! | [`doctor`] | none | what this program says of its own confinement |
+//! | [`log`] | all | lines on standard error |
 //! | [`memory`] | connection, function | the table of guest memory |
 //! | [`backends`] | all | which backends there are |
 //! | [`hooks`] | connection, function | where a program for tests does wrong on purpose |
@@ -23,6 +24,7 @@ pub mod doctor;
 pub mod function;
 pub mod hooks;
 pub mod lister;
+pub mod log;
 pub mod memory;
 pub mod options;
 pub mod program;

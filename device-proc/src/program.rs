@@ -4,31 +4,36 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use crate::hooks::Hooks;
-use crate::options::{Options, RoleOptions};
+use crate::log::Log;
+use crate::options::{Command, USAGE};
 use crate::{connection, doctor as findings, function, lister};
+
+/// The exit status for a command line that cannot be.
+const BAD_USAGE: u8 = 2;
 
 /// Runs to the end; the exit status says whether it ended in order.
 pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .without_time()
-        // Standard error does not block: what does not fit is lost, and that is no reason to panic.
-        .log_internal_errors(false)
-        .init();
-    let ended = match Options::parse().role {
-        RoleOptions::Connection { address, windows, common } => {
+    // Nobody else in this process sets one.
+    let _ = tracing::subscriber::set_global_default(Log::new(std::io::stderr()));
+    let command = match Command::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "device-proc: {error} (see --help)");
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    let ended = match command {
+        Command::Connection { address, windows, common } => {
             connection::run(address, windows, &common, hooks)
         }
-        RoleOptions::Function { address, standby, common } => {
+        Command::Function { address, standby, common } => {
             function::run(address, standby, &common, hooks)
         }
-        RoleOptions::Lister { common } => lister::run(&common),
-        RoleOptions::Doctor { confine } => return doctor(confine.as_deref()),
+        Command::Lister { common } => lister::run(&common),
+        Command::Doctor { confine } => return doctor(confine.as_deref()),
+        Command::Help => return print(USAGE),
+        Command::Version => return print(concat!("device-proc ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,6 +42,11 @@ pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn print(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
 }
 
 /// Prints what is found.

@@ -7,7 +7,7 @@
 //! | listing | lister | [`OpenFunction`] |
 //!
 //! [`Backend`] opens all three. The seam is a PCI function, not the calls of a driver, so that a
-//! driver extension's connection, a simulated one and Linux's VFIO fit alike. Everything is opened before its process confines itself; what is open afterwards needs
+//! driver extension's connection, a simulated one, Linux's VFIO and a fake in memory fit alike. Everything is opened before its process confines itself; what is open afterwards needs
 //! only the descriptors that it names. Calls are made by the one thread of a process and may block
 //! for as long as the backend bounds them.
 //!
@@ -17,6 +17,8 @@
 //! for, a [`Liveness`]; the process reports it and exits.
 
 mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 mod function;
 mod group;
 mod interrupts;

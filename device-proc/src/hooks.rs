@@ -5,7 +5,7 @@ use cordon_backend::{Backend, BackendError};
 use dext_client::Endpoint;
 use ipc::Tube;
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::faults::{Misbehaviour, Point};
+use ipc::wire::faults::{Misbehaviour, Point, Wrong};
 
 use crate::backends;
 
@@ -29,6 +29,18 @@ pub trait Hooks {
     fn at(&mut self, point: Point, tube: &Tube);
 }
 
+/// Sends what is no message, where that is what is wrong: for implementations of [`Hooks::at`].
+pub fn send_nonsense(wrong: &Wrong, tube: &Tube) {
+    // More than any message may say it has, and not as much as one says it has.
+    const LIE: [u8; 4] = 64u32.to_le_bytes();
+    let bytes = match wrong {
+        Wrong::Garbage => vec![0xa5; 48],
+        Wrong::Truncated => [&LIE[..], &[0; 16]].concat(),
+        Wrong::Hang | Wrong::Closed | Wrong::Selector { .. } => return,
+    };
+    let _ = rustix::net::send(tube, &bytes, rustix::net::SendFlags::empty());
+}
+
 /// Does nothing wrong, and refuses to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoHooks;
@@ -45,7 +57,6 @@ impl Hooks for NoHooks {
 
 #[cfg(test)]
 mod tests {
-    use ipc::wire::faults::Wrong;
 
     use super::*;
 

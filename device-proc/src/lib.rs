@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`connection`] | connection | claims, DMA registrations and BAR windows of one device |
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
+//! | `in_process` | none | roles as threads, for tests of whoever starts processes |
 //! | [`lister`] | lister | what the backend offers, for people |
 //! | [`doctor`] | none | what this program says of its own confinement |
 //! | [`log`] | all | lines on standard error |
@@ -23,6 +24,9 @@ pub mod connection;
 pub mod doctor;
 pub mod function;
 pub mod hooks;
+#[cfg(any(test, feature = "in-process"))]
+pub mod in_process;
+
 pub mod lister;
 pub mod log;
 pub mod memory;

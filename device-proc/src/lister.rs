@@ -12,7 +12,7 @@ use ipc::{Deadline, Tube, TubeError};
 use crate::function::config;
 use crate::hooks::NoHooks;
 use crate::options::Common;
-use crate::start::{self, Answer, RoleError, nothing_beside};
+use crate::start::{self, Answer, Confinement, RoleError, nothing_beside};
 use crate::{backends, capabilities, failure};
 
 /// Runs the role until the VMM side ends it.
@@ -22,20 +22,36 @@ use crate::{backends, capabilities, failure};
 pub fn run(common: &Common) -> Result<(), RoleError> {
     let mut tube = start::greet(start::inherited_tube(common)?, Role::Lister)?;
     let backend = backends::open(&common.dext).map_err(RoleError::from);
-    let prepared = backend.and_then(|backend| prepare(backend.as_ref(), common, &tube));
+    let confinement = common.confinement();
+    let prepared = backend.and_then(|backend| prepare(backend.as_ref(), confinement, &tube));
+    let mut entries = start::announce(&mut tube, prepared)?;
+    serve(&mut tube, &mut entries)
+}
+
+/// Runs the role over a tube and a backend that are there already, until the VMM side ends it.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn serve_on(
+    tube: Tube,
+    backend: &dyn Backend,
+    confinement: Confinement,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(tube, Role::Lister)?;
+    let prepared = prepare(backend, confinement, &tube);
     let mut entries = start::announce(&mut tube, prepared)?;
     serve(&mut tube, &mut entries)
 }
 
 fn prepare(
     backend: &dyn Backend,
-    common: &Common,
+    confinement: Confinement,
     tube: &Tube,
 ) -> Result<(Vec<Listed>, Ready), RoleError> {
     let entries = backend.list(MAX_FUNCTIONS)?;
     let mut open = vec![std::os::fd::AsFd::as_fd(tube)];
     open.extend(entries.iter().flat_map(|entry| entry.function.descriptors()));
-    let sandbox = start::confine(common, sandbox_profiles::Role::Lister, &open)?;
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Lister, &open)?;
     let functions = u32::try_from(entries.len()).unwrap_or(u32::MAX);
     Ok((entries, Ready { functions, sandbox }))
 }

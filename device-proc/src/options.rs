@@ -6,6 +6,8 @@ pub use dext_client::Endpoint;
 use ipc::PciAddress;
 use lexopt::ValueExt as _;
 
+use crate::start::Confinement;
+
 /// What is printed for `--help`.
 pub const USAGE: &str = "\
 One confined process of Cordon. Started by the VMM side, of no use by hand.
@@ -123,6 +125,14 @@ impl From<Sandbox> for sandbox_profiles::Mode {
             Sandbox::Strict => Self::Strict,
             Sandbox::Relaxed => Self::Relaxed,
         }
+    }
+}
+
+impl Common {
+    /// How a process with these options is confined.
+    #[must_use]
+    pub fn confinement(&self) -> Confinement {
+        Confinement::Process(self.sandbox.into())
     }
 }
 

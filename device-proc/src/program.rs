@@ -9,8 +9,12 @@ use crate::log::Log;
 use crate::options::{Command, USAGE};
 use crate::{connection, doctor as findings, function, lister};
 
+/// The exit status of a process that ended in order.
+pub(crate) const DONE: u8 = 0;
+/// The exit status of one that did not.
+pub(crate) const FAILED: u8 = 1;
 /// The exit status for a command line that cannot be.
-const BAD_USAGE: u8 = 2;
+pub(crate) const BAD_USAGE: u8 = 2;
 
 /// Runs to the end; the exit status says whether it ended in order.
 pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
@@ -36,10 +40,10 @@ pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
         Command::Version => return print(concat!("device-proc ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(DONE),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "device-proc: {}", ipc::chain(&error));
-            ExitCode::FAILURE
+            ExitCode::from(FAILED)
         }
     }
 }

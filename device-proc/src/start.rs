@@ -13,6 +13,7 @@ use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::{Layer, LayerState, SandboxReport};
 use ipc::{Deadline, Handles, Tube, TubeError};
+use sandbox_profiles::{ConfineError, Mode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -39,7 +40,7 @@ pub enum RoleError {
     Backend(#[from] BackendError),
     /// The process is not confined and must not go on.
     #[error(transparent)]
-    Sandbox(#[from] sandbox_profiles::ConfineError),
+    Sandbox(#[from] ConfineError),
     /// The wait failed.
     #[error("Cannot wait")]
     Wait(#[source] std::io::Error),
@@ -86,17 +87,30 @@ pub fn announce<S, R: Serialize>(
     }
 }
 
+/// How a role is confined once it has opened everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confinement {
+    /// It is a process, which confines itself.
+    Process(Mode),
+    /// It is a thread of its VMM's process, for tests, and cannot be confined.
+    Thread(Mode),
+}
+
 /// Confines the process; `open` are all descriptors that it goes on with.
 ///
 /// # Errors
 /// [`RoleError::Sandbox`] when a layer is missing in strict mode.
 pub fn confine(
-    common: &Common,
+    confinement: Confinement,
     role: sandbox_profiles::Role,
     open: &[BorrowedFd<'_>],
 ) -> Result<SandboxReport, RoleError> {
+    let mode = match confinement {
+        Confinement::Process(mode) => mode,
+        Confinement::Thread(mode) => return not_confined(mode),
+    };
     let keep: Vec<i32> = open.iter().map(|fd| fd.as_raw_fd()).collect();
-    let report = sandbox_profiles::confine(role, common.sandbox.into(), &keep)?;
+    let report = sandbox_profiles::confine(role, mode, &keep)?;
     let state = |state| match state {
         sandbox_profiles::State::Enforced(said) => LayerState::Enforced(said),
         sandbox_profiles::State::Partial(said) => LayerState::Partial(said),
@@ -107,6 +121,18 @@ pub fn confine(
         layers: report.layers.into_iter().map(layer).collect(),
         syscalls: u32::try_from(report.syscalls).unwrap_or(u32::MAX),
     })
+}
+
+/// What there is to say of a thread, if it may go on at all.
+fn not_confined(mode: Mode) -> Result<SandboxReport, RoleError> {
+    let (layer, why) = ("process", "it is a thread of its VMM's process".to_owned());
+    match mode {
+        Mode::Strict => Err(ConfineError::Missing { layer, why }.into()),
+        Mode::Relaxed => {
+            let layer = Layer { name: layer.to_owned(), state: LayerState::Missing(why) };
+            Ok(SandboxReport { layers: vec![layer], syscalls: 0 })
+        }
+    }
 }
 
 /// Tells the VMM side that the process could not start.

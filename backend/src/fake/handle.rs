@@ -119,7 +119,8 @@ impl Handle {
             if state.dead.contains(&self.holder.process) {
                 return Err(self.error(ErrorKind::Lost, operation, "the process was killed"));
             }
-            if !state.stalled.contains(&operation) {
+            let suspended = state.suspended.contains(&self.holder.process);
+            if !suspended && !state.stalled.contains(&operation) {
                 break;
             }
             state = self.shared.wait(state);
@@ -215,7 +216,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.while_suspended(self.holder.process);
         if state.life == self.life
             && let Some(function) = state.functions.get_mut(&self.identity.address)
         {

@@ -247,6 +247,17 @@ impl FakeProcess {
         self.shared.changed.notify_all();
     }
 
+    /// The process is stopped where it is: its calls wait until it is killed, and what it drops is
+    /// not released before.
+    pub fn suspend(&self) {
+        self.shared.state().suspended.insert(self.number);
+    }
+
+    /// Waits for as long as the process is suspended and not killed.
+    pub fn wait_while_suspended(&self) {
+        drop(self.shared.while_suspended(self.number));
+    }
+
     fn open(&self, address: PciAddress) -> Result<Handle, BackendError> {
         let failed = |kind, text: String| {
             BackendError::new(kind, format!("Function {address}"), Operation::Open.name(), text)

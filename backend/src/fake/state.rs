@@ -33,6 +33,15 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state, once a process is not suspended, or is dead.
+    pub(super) fn while_suspended(&self, process: u64) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        while state.suspended.contains(&process) && !state.dead.contains(&process) {
+            state = self.wait(state);
+        }
+        state
+    }
+
     pub(super) fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,6 +73,7 @@ pub(super) struct State {
     next: u64,
     pub(super) functions: BTreeMap<PciAddress, FunctionState>,
     pub(super) dead: BTreeSet<u64>,
+    pub(super) suspended: BTreeSet<u64>,
     pub(super) failing: BTreeMap<(PciAddress, Operation), ErrorKind>,
     pub(super) stalled: BTreeSet<Operation>,
     pub(super) calls: BTreeMap<(PciAddress, Operation), u64>,
@@ -82,6 +92,7 @@ impl State {
             next: 0,
             functions: made.collect::<io::Result<_>>()?,
             dead: BTreeSet::new(),
+            suspended: BTreeSet::new(),
             failing: BTreeMap::new(),
             stalled: BTreeSet::new(),
             calls: BTreeMap::new(),

@@ -24,7 +24,7 @@ use self::companion::Companion;
 use self::slot::Slot;
 use crate::hooks::Hooks;
 use crate::options::{Common, Windows};
-use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
+use crate::start::{self, Answer, Confinement, RoleError, nothing_beside, one_beside};
 
 /// What the main loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +57,27 @@ pub fn run(
 ) -> Result<(), RoleError> {
     let mut tube = start::greet(start::inherited_tube(common)?, Role::Connection)?;
     let backend = hooks.backend(&common.dext).map_err(RoleError::from);
-    let prepared =
-        backend.and_then(|backend| prepare(backend.as_ref(), address, windows, common, &tube));
+    let port = MemoryPort::inherited();
+    let confinement = common.confinement();
+    let prepared = backend
+        .and_then(|backend| prepare(backend.as_ref(), address, windows, port, confinement, &tube));
+    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
+}
+
+/// Runs the role over a tube and a backend that are there already, until the VMM side ends it.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn serve_on(
+    tube: Tube,
+    backend: &dyn Backend,
+    address: PciAddress,
+    windows: Windows,
+    confinement: Confinement,
+    hooks: &mut dyn Hooks,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(tube, Role::Connection)?;
+    let prepared = prepare(backend, address, windows, None, confinement, &tube);
     start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
@@ -70,10 +89,10 @@ pub fn prepare(
     backend: &dyn Backend,
     address: PciAddress,
     windows: Windows,
-    common: &Common,
+    port: Option<MemoryPort>,
+    confinement: Confinement,
     tube: &Tube,
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
-    let port = MemoryPort::inherited();
     let OpenGroup { group, functions } = backend.open_group(address, Origin::Own)?;
     let identities = functions.iter().map(|function| function.identity()).collect();
     let slots: Vec<Slot> =
@@ -81,7 +100,7 @@ pub fn prepare(
     let mut open = vec![tube.as_fd()];
     open.extend(group.descriptors());
     open.extend(slots.iter().flat_map(Slot::descriptors));
-    let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Connection, &open)?;
     let companions = Vec::new();
     let process = ConnectionProcess { address, group, slots, companions, port };
     Ok((process, Ready { functions: identities, sandbox }))

@@ -27,7 +27,7 @@ use self::interrupts::Interrupts;
 use crate::hooks::Hooks;
 use crate::memory::MemoryTable;
 use crate::options::Common;
-use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
+use crate::start::{self, Answer, Confinement, RoleError, nothing_beside, one_beside};
 use crate::{capabilities, failure};
 
 /// What the main loop waits for.
@@ -66,8 +66,26 @@ pub fn run(
 ) -> Result<(), RoleError> {
     let mut tube = start::greet(start::inherited_tube(common)?, Role::Function)?;
     let backend = hooks.backend(&common.dext).map_err(RoleError::from);
+    let confinement = common.confinement();
     let prepared =
-        backend.and_then(|backend| prepare(backend.as_ref(), address, standby, common, &tube));
+        backend.and_then(|backend| prepare(backend.as_ref(), address, standby, confinement, &tube));
+    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
+}
+
+/// Runs the role over a tube and a backend that are there already, until the VMM side ends it.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn serve_on(
+    tube: Tube,
+    backend: &dyn Backend,
+    address: PciAddress,
+    standby: bool,
+    confinement: Confinement,
+    hooks: &mut dyn Hooks,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(tube, Role::Function)?;
+    let prepared = prepare(backend, address, standby, confinement, &tube);
     start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
@@ -79,7 +97,7 @@ pub fn prepare(
     backend: &dyn Backend,
     address: PciAddress,
     standby: bool,
-    common: &Common,
+    confinement: Confinement,
     tube: &Tube,
 ) -> Result<(FunctionProcess, Ready), RoleError> {
     let mut function = backend.open_function(address, Origin::Own)?;
@@ -92,7 +110,7 @@ pub fn prepare(
     let vectors = interrupts.as_ref().map_or(0, Interrupts::vectors);
     let mut open = vec![tube.as_fd()];
     open.extend(function.descriptors());
-    let sandbox = start::confine(common, sandbox_profiles::Role::Function, &open)?;
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Function, &open)?;
     let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
     let (memory, companion) = (MemoryTable::new(true), None);
     let process = FunctionProcess { function, bars, entries, interrupts, memory, companion };

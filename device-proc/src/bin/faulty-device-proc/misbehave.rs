@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cordon_backend::{Backend, BackendError};
-use cordon_device_proc::hooks::Hooks;
+use cordon_device_proc::hooks::{self, Hooks};
 use dext_client::{Behind, CallError, Dext, DextError, Endpoint, Mapped, Registry, UserClient};
 use ipc::wire::common::Failure;
 use ipc::wire::dext::{IoReturn, Service};
@@ -38,22 +38,16 @@ impl Hooks for Misbehave {
 
     fn at(&mut self, point: Point, tube: &Tube) {
         let Some(misbehaviour) = self.armed.take_if(|armed| armed.point == point) else { return };
-        // More than any message may say it has, and not as much as one says it has.
-        const LIE: [u8; 4] = 64u32.to_le_bytes();
+
         match misbehaviour.wrong {
             Wrong::Hang => loop {
                 std::hint::spin_loop();
             },
-            Wrong::Garbage => send(tube, &[0xa5; 48]),
-            Wrong::Truncated => send(tube, &[&LIE[..], &[0; 16]].concat()),
+
             Wrong::Closed => crate::sys::close_and_stay(tube.as_fd()),
-            Wrong::Selector { .. } => {}
+            ref wrong => hooks::send_nonsense(wrong, tube),
         }
     }
-}
-
-fn send(tube: &Tube, bytes: &[u8]) {
-    let _ = rustix::net::send(tube, bytes, rustix::net::SendFlags::empty());
 }
 
 fn lock(armed: &Armed) -> std::sync::MutexGuard<'_, Option<(u32, IoReturn)>> {

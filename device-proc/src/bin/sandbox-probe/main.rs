@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use cordon_device_proc::options::{Common, CommonOptions, UsageError, Windows};
 use cordon_device_proc::start::RoleError;
 use cordon_device_proc::{backends, connection, function, start};
-use ipc::PciAddress;
 use ipc::wire::handshake::Role;
+use ipc::{MemoryPort, PciAddress};
 use lexopt::{Arg, ValueExt as _};
 #[cfg(target_os = "linux")]
 use linux::ATTEMPTS;
@@ -121,13 +121,14 @@ fn confined(address: PciAddress, common: &Common, role: Role, name: &str, target
     let started = || -> Result<(), RoleError> {
         let mut tube = start::greet(start::inherited_tube(common)?, role)?;
         let backend = backends::open(&common.dext)?;
+        let (backend, confinement) = (backend.as_ref(), common.confinement());
         if role == Role::Function {
-            let prepared = function::prepare(backend.as_ref(), address, false, common, &tube);
+            let prepared = function::prepare(backend, address, false, confinement, &tube);
             let _held = start::announce(&mut tube, prepared)?;
             attempt_and_exit(name, target)
         }
-        let windows = Windows::Handed;
-        let prepared = connection::prepare(backend.as_ref(), address, windows, common, &tube);
+        let (windows, port) = (Windows::Handed, MemoryPort::inherited());
+        let prepared = connection::prepare(backend, address, windows, port, confinement, &tube);
         let _held = start::announce(&mut tube, prepared)?;
         attempt_and_exit(name, target)
     };

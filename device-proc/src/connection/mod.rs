@@ -7,8 +7,8 @@
 //! and every range is checked against the memory table. It exits at once when the VMM side or the
 //! backend is gone; what survives that is the backend's.
 
+pub mod claimed;
 mod companion;
-pub mod slot;
 pub mod windows;
 
 use std::os::fd::AsFd as _;
@@ -20,8 +20,8 @@ use ipc::wire::connection::{Mapped, Ready, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
 
+use self::claimed::ClaimedFunction;
 use self::companion::Companion;
-use self::slot::Slot;
 use crate::hooks::Hooks;
 use crate::options::{Common, Windows};
 use crate::start::{self, Answer, Confinement, RoleError, nothing_beside, one_beside};
@@ -39,7 +39,7 @@ enum Token {
 pub struct ConnectionProcess {
     address: PciAddress,
     group: Box<dyn Group>,
-    slots: Vec<Slot>,
+    functions: Vec<ClaimedFunction>,
     companions: Vec<Companion>,
     /// Where memory without a descriptor goes.
     port: Option<MemoryPort>,
@@ -95,14 +95,14 @@ pub fn prepare(
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
     let OpenGroup { group, functions } = backend.open_group(address, Origin::Own)?;
     let identities = functions.iter().map(|function| function.identity()).collect();
-    let slots: Vec<Slot> =
-        functions.into_iter().map(|function| Slot::new(function, windows)).collect();
+    let functions: Vec<ClaimedFunction> =
+        functions.into_iter().map(|function| ClaimedFunction::new(function, windows)).collect();
     let mut open = vec![tube.as_fd()];
     open.extend(group.descriptors());
-    open.extend(slots.iter().flat_map(Slot::descriptors));
+    open.extend(functions.iter().flat_map(ClaimedFunction::descriptors));
     let sandbox = start::confine(confinement, sandbox_profiles::Role::Connection, &open)?;
     let companions = Vec::new();
-    let process = ConnectionProcess { address, group, slots, companions, port };
+    let process = ConnectionProcess { address, group, functions, companions, port };
     Ok((process, Ready { functions: identities, sandbox }))
 }
 
@@ -124,7 +124,7 @@ impl ConnectionProcess {
     }
 
     fn wait(&self, tube: &Tube) -> Result<Vec<Token>, RoleError> {
-        let of_functions = self.slots.iter().filter_map(Slot::liveness);
+        let of_functions = self.functions.iter().filter_map(ClaimedFunction::liveness);
         let liveness: Vec<Liveness<'_>> =
             self.group.liveness().into_iter().chain(of_functions).collect();
         let mut sources = vec![Source::readable(tube, Token::Tube)];
@@ -148,12 +148,12 @@ impl ConnectionProcess {
 
     /// Serves one request of a function process; one that is gone or out of step is forgotten, and
     /// what it registered stays: its successor may need it.
-    fn serve_companion(&mut self, function: u8) {
-        let Some(at) = self.companions.iter().position(|one| one.function() == function) else {
+    fn serve_companion(&mut self, number: u8) {
+        let Some(at) = self.companions.iter().position(|one| one.function() == number) else {
             return;
         };
-        let slot = self.slots.iter_mut().find(|slot| slot.address().function() == function);
-        let goes_on = slot.is_some_and(|slot| self.companions[at].serve_one(slot));
+        let function = self.functions.iter_mut().find(|one| one.number() == number);
+        let goes_on = function.is_some_and(|function| self.companions[at].serve_one(function));
         if !goes_on {
             self.companions.remove(at);
         }
@@ -184,7 +184,7 @@ impl ConnectionProcess {
         let alone = nothing_beside(&handles);
         match request {
             Request::Attach(call) => {
-                let attached = alone.and_then(|()| self.slot(call.function)?.attach());
+                let attached = alone.and_then(|()| self.function(call.function)?.attach());
                 self.send_attached(answer, &call, attached)?;
             }
             Request::Detach(call) => {
@@ -193,18 +193,19 @@ impl ConnectionProcess {
             }
             Request::AddMemory(call) => {
                 let added = one_beside(handles).and_then(|fd| {
-                    let memory = &mut self.slot(call.function)?.memory;
+                    let memory = &mut self.function(call.function)?.memory;
                     memory.add(call.base, call.size, fd, call.offset, call.writable)
                 });
                 answer.send(&call, added)?;
             }
             Request::RemoveMemory(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.and_then(|slot| slot.remove_memory(call.base)))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                let removed = function.and_then(|function| function.remove_memory(call.base));
+                answer.send(&call, removed)?;
             }
             Request::MapDma(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                let mapped = slot.and_then(|slot| slot.map(&call.entry));
+                let function = alone.and_then(|()| self.function(call.function));
+                let mapped = function.and_then(|function| function.map(&call.entry));
                 let mapped = mapped.map(|BusRange { address, length }| Mapped {
                     bus_address: address,
                     bus_length: length,
@@ -212,24 +213,24 @@ impl ConnectionProcess {
                 answer.send(&call, mapped)?;
             }
             Request::UnmapDma(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.and_then(|slot| slot.unmap(call.key)))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                answer.send(&call, function.and_then(|function| function.unmap(call.key)))?;
             }
             Request::GetStatistics(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.map(|slot| slot.statistics()))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                answer.send(&call, function.map(|function| function.statistics()))?;
             }
             Request::Reset(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.and_then(Slot::reset))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                answer.send(&call, function.and_then(ClaimedFunction::reset))?;
             }
             Request::Companion(call) => {
                 let joined = one_beside(handles).and_then(|fd| self.join(call.function, fd));
                 answer.send(&call, joined)?;
             }
             Request::ReleaseDma(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.map(|slot| slot.release_companion(None)))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                answer.send(&call, function.map(|function| function.release_companion(None)))?;
             }
             Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
             Request::Shutdown(call) => {
@@ -247,7 +248,7 @@ impl ConnectionProcess {
         &mut self,
         answer: Answer<'_>,
         call: &ipc::wire::connection::Attach,
-        attached: Result<slot::Exported, Failure>,
+        attached: Result<claimed::Exported, Failure>,
     ) -> Result<(), RoleError> {
         let (attached, windows) = match attached {
             Ok((attached, windows)) => (Ok(Box::new(attached)), windows),
@@ -261,29 +262,29 @@ impl ConnectionProcess {
         answer.send_with(call, attached, &handles)
     }
 
-    fn detach(&mut self, function: u8) -> Result<(), Failure> {
-        self.slot(function)?;
-        let is_it = |slot: &mut Slot| slot.address().function() == function;
-        self.slots.extract_if(.., is_it).for_each(Slot::release);
-        self.companions.retain(|one| one.function() != function);
+    fn detach(&mut self, number: u8) -> Result<(), Failure> {
+        self.function(number)?;
+        let is_it = |one: &mut ClaimedFunction| one.number() == number;
+        self.functions.extract_if(.., is_it).for_each(ClaimedFunction::release);
+        self.companions.retain(|one| one.function() != number);
         Ok(())
     }
 
-    fn join(&mut self, function: u8, fd: std::os::fd::OwnedFd) -> Result<(), Failure> {
-        self.slot(function)?;
-        self.companions.retain(|one| one.function() != function);
-        self.companions.push(Companion::new(function, fd));
+    fn join(&mut self, number: u8, fd: std::os::fd::OwnedFd) -> Result<(), Failure> {
+        self.function(number)?;
+        self.companions.retain(|one| one.function() != number);
+        self.companions.push(Companion::new(number, fd));
         Ok(())
     }
 
-    fn slot(&mut self, function: u8) -> Result<&mut Slot, Failure> {
+    fn function(&mut self, number: u8) -> Result<&mut ClaimedFunction, Failure> {
         let address = self.address;
-        let slot = self.slots.iter_mut().find(|slot| slot.address().function() == function);
-        slot.ok_or_else(|| Failure {
+        let function = self.functions.iter_mut().find(|one| one.number() == number);
+        function.ok_or_else(|| Failure {
             kind: FailureKind::NoDevice,
             code: None,
             message: format!(
-                "Function {function} of {:02x}:{:02x} is not open in its connection process",
+                "Function {number} of {:02x}:{:02x} is not open in its connection process",
                 address.bus(),
                 address.device()
             ),

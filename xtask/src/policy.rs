@@ -27,7 +27,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cordon-dext-sim", &["cordon-ipc"]),
     (
         "cordon-tests",
-        &["cordon-cli", "cordon-dext-client", "cordon-ipc", "cordon-vfio-user", "cordon-vmm"],
+        &[
+            "cordon-cli",
+            "cordon-device-proc",
+            "cordon-dext-client",
+            "cordon-ipc",
+            "cordon-vfio-user",
+            "cordon-vmm",
+        ],
     ),
     ("guest-agent", &[]),
     ("xtask", &[]),

@@ -7,7 +7,6 @@
 //!
 //! Only one holder claims a function, and only one has its notified interrupts; what needs a claim
 //! is refused without one.
-#![allow(clippy::missing_panics_doc, reason = "for tests")]
 
 mod description;
 mod group;

@@ -202,6 +202,7 @@ mod tests {
         bars.write(0, 0x8000 + 16 * 31 + 12, 4, 0xdead_beef).unwrap();
         assert_eq!(bars.read(0, 0x8000, 4).unwrap(), 0);
         assert_eq!(bars.read(0, 0x8000 + 16 * 31 + 12, 4).unwrap(), 0);
+        assert!(bars.write(0, 0x8000, 3, 0).is_err(), "no access, wherever it goes");
         bars.write(0, 0x8000 + 16 * 32, 4, 7).unwrap();
         assert_eq!(bars.read(0, 0x8000 + 16 * 32, 4).unwrap(), 7);
     }

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+pub use cordon_backend::fake;
 use cordon_backend::fake::{Fake, FakeProcess};
 use ipc::Tube;
 use ipc::wire::common::{Failure, FailureKind};

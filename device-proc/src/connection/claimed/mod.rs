@@ -1,5 +1,5 @@
 //! One function in the connection process: its claim and its windows; what it registered for DMA is
-//! in [`dma`].
+//! in `dma`.
 
 mod dma;
 

@@ -252,6 +252,13 @@ impl FakeProcess {
         self.shared.state().suspended.insert(self.number);
     }
 
+    /// Whether it is suspended and not killed.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        let state = self.shared.state();
+        state.suspended.contains(&self.number) && !state.dead.contains(&self.number)
+    }
+
     /// Waits for as long as the process is suspended and not killed.
     pub fn wait_while_suspended(&self) {
         drop(self.shared.while_suspended(self.number));

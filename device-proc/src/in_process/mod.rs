@@ -135,6 +135,12 @@ impl Child {
         self.process.suspend();
     }
 
+    /// Whether it was stopped, and not killed since.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.process.is_suspended()
+    }
+
     /// How it ended; `None` while it runs.
     #[must_use]
     pub fn ended(&self) -> Option<Ended> {

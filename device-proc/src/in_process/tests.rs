@@ -112,6 +112,12 @@ impl Driven {
 }
 
 #[test]
+fn a_child_can_be_looked_after_by_any_thread() {
+    fn any_thread<T: Send + Sync>() {}
+    any_thread::<Child>();
+}
+
+#[test]
 fn both_roles_serve_over_real_tubes() {
     let fake = fake(|_| {});
     let (mut connection, ready) = Driven::ready::<con::Ready>(&fake, Role::Connection, "");
@@ -329,7 +335,9 @@ fn a_suspended_role_answers_nothing_until_it_is_killed() {
     let fake = fake(|_| {});
     let mut connection = Driven::connection(&fake);
     connection.con(&Ping).unwrap();
+    assert!(!connection.child.is_suspended());
     connection.child.suspend();
+    assert!(connection.child.is_suspended());
     let request = Tagged::<con::Request, _>::new(&Ping);
     connection.tube.send(9, &request, &[], soon()).unwrap();
     let short = Deadline::after(Duration::from_millis(50));
@@ -337,6 +345,8 @@ fn a_suspended_role_answers_nothing_until_it_is_killed() {
     assert!(matches!(silent, Err(TubeError::TimedOut)), "{silent:?}");
     assert_eq!(connection.child.ended(), None);
     connection.child.kill();
+    assert!(!connection.child.is_suspended());
+
     assert_eq!(connection.ended().0, Ended::Killed);
 }
 

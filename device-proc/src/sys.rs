@@ -1,7 +1,7 @@
-//! What is unsafe here: taking over the inherited descriptor, and giving it up on purpose.
+//! What is unsafe here: taking over the inherited descriptor.
 #![expect(unsafe_code, reason = "the tube is inherited by number")]
 
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 
 /// Takes over the inherited descriptor `number`, if it is open. Called once, first thing in main.
 pub(crate) fn inherited(number: i32) -> std::io::Result<OwnedFd> {
@@ -17,16 +17,5 @@ pub(crate) fn inherited(number: i32) -> std::io::Result<OwnedFd> {
             std::mem::forget(fd);
             Err(error.into())
         }
-    }
-}
-
-/// Closes a descriptor under whoever owns it, and never gives control back, so that nobody uses it
-/// afterwards. The process is killed in the end.
-pub(crate) fn close_and_stay(fd: BorrowedFd<'_>) -> ! {
-    // SAFETY: the owner is never used again, nor dropped: this function does not return, and the
-    // process has one thread.
-    drop(unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) });
-    loop {
-        let _ = ipc::poll::wait::<()>(&[], None);
     }
 }

@@ -19,7 +19,8 @@ const STAMP: &str = "1";
 /// What runs on the host, or in a guest that is no Mac.
 const NOT_FOR_MACS: [&str; 4] = ["--exclude", "guest-agent", "--exclude", "xtask"];
 /// The programs.
-const PROGRAMS: [&str; 4] = ["cordon", "device-proc", "dext-sim", "sandbox-probe"];
+const PROGRAMS: [&str; 5] =
+    ["cordon", "device-proc", "dext-sim", "faulty-device-proc", "sandbox-probe"];
 
 const TOOLCHAIN: Bundle =
     Bundle { name: "toolchain", suites: &["bookworm"], prefer: "bookworm-security" };

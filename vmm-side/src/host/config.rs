@@ -53,7 +53,8 @@ pub struct HostConfig {
     /// macOS: the profile with which sandbox-exec starts every process, confined from its first
     /// instruction, instead of each confining itself with a tighter one.
     pub sandbox_exec: Option<PathBuf>,
-    /// What is to go wrong, for tests of whoever must survive it.
+    /// What is to go wrong, for tests of whoever must survive it. With faults, functions and devices are
+    /// served by `faulty-device-proc` from the folder of [`HostConfig::device_proc`].
     pub faults: Option<Arc<Faults>>,
     /// How children are started: as processes, unless a test puts something else in their place.
     pub launch: Arc<dyn Launch>,
@@ -135,11 +136,16 @@ impl HostConfig {
         let mode = if self.strict { "strict" } else { "relaxed" };
         let mut arguments = vec![format!("--dext={}", self.dext), format!("--sandbox={mode}")];
         arguments.extend(address.map(|address| format!("--address={address}")));
-        let roles = address.is_some();
-        arguments.extend((roles && self.faults.is_some()).then(|| "--misbehave".to_owned()));
+        // What only the process itself can do wrong is done by a program of its own.
+        let faulty = address.is_some() && self.faults.is_some();
+        let program = if faulty {
+            self.device_proc.with_file_name("faulty-device-proc")
+        } else {
+            self.device_proc.clone()
+        };
         let (program, before) = match &self.sandbox_exec {
-            None => (self.device_proc.clone(), Vec::new()),
-            Some(profile) => launched(profile, &self.device_proc),
+            None => (program, Vec::new()),
+            Some(profile) => launched(profile, &program),
         };
         Spec {
             launch: Arc::clone(&self.launch),

@@ -390,6 +390,7 @@ impl UserClient for IoKitClient {
         // SAFETY: the kernel mapped `length` bytes there, readable and writable; they stay for as
         // long as `mapping` lives, which the window keeps.
         let window = unsafe { Window::foreign(base, length, Access::ReadWrite, Box::new(mapping)) };
+        let window = window.map_err(|error| CallError::Invalid(error.to_string()))?;
         // Device memory has no descriptor: it is handed on by memory entries.
         Ok(Mapped { window, memory: None })
     }

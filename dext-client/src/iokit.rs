@@ -12,7 +12,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use core_foundation_sys::base::{CFGetTypeID, CFRelease, kCFAllocatorDefault};
 use core_foundation_sys::string::{
@@ -35,6 +35,7 @@ use io_kit_sys::{
     IOServiceOpen, kIOMasterPortDefault,
 };
 use ipc::event::Signaller;
+use ipc::sync::Mutex;
 use ipc::wire::common::BarInfo;
 use ipc::wire::dext::{Client as Peer, IoReturn, Service, memory, selector};
 use ipc::{Access, Event, Window};
@@ -253,7 +254,7 @@ unsafe extern "C" fn interest(
     if message == SERVICE_IS_TERMINATED {
         // SAFETY: as in `completed`.
         let alive = unsafe { &(*context.cast::<Context>()).alive };
-        drop(alive.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(alive.lock().take());
     }
 }
 

@@ -19,9 +19,10 @@ mod user_client;
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use clap::Parser as _;
+use ipc::sync::Mutex;
 use ipc::tube::Listener;
 use ipc::wire::common::Identity;
 

@@ -11,7 +11,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::{Errno, FdFlags};
@@ -23,6 +22,7 @@ use crate::deadline::Deadline;
 use crate::handles::Handles;
 use crate::poll::{self, Source};
 use crate::rights;
+use crate::sync::{Mutex, MutexGuard};
 
 /// A connected STREAM socket and what of a message has come so far.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl StreamTransport {
     }
 
     fn held(&self) -> MutexGuard<'_, VecDeque<Vec<OwnedFd>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Keeps what goes with a message until the receiver has it.

@@ -56,7 +56,7 @@ pub enum State {
     Enforced(String),
     /// In force as far as the kernel knows it; says what is lacking.
     Partial(String),
-    /// Not in force; says why.
+    /// Not in force; says why, and what helps.
     Missing(String),
 }
 
@@ -73,14 +73,11 @@ pub struct Report {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
     /// A layer is missing in strict mode.
-    #[error(
-        "Sandbox layer '{layer}' is missing: {why} \
-         (--sandbox=relaxed starts without it and says so)"
-    )]
+    #[error("Sandbox layer '{layer}' is missing: {why}, or start without it by --sandbox=relaxed")]
     Missing {
         /// Which.
         layer: &'static str,
-        /// Why.
+        /// Why, and what helps.
         why: String,
     },
 }

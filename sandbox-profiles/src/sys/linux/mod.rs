@@ -22,7 +22,7 @@ pub fn confine(role: Role, mode: Mode, keep: &[RawFd]) -> Result<Report, Confine
     for (layer, state) in root::namespaces() {
         layers.add(layer, state)?;
     }
-    layers.add("empty root", outcome(root::empty(), "tmpfs, read-only, one inode"))?;
+    layers.add("empty root", root::empty())?;
     layers.add("resource limits", process::limits())?;
     layers.add("capabilities", process::capabilities())?;
     layers.add("no new privileges", process::no_new_privileges())?;
@@ -31,14 +31,20 @@ pub fn confine(role: Role, mode: Mode, keep: &[RawFd]) -> Result<Report, Confine
     layers.add("landlock", landlock::restrict())?;
     let syscalls = policy::count(role);
     let said = format!("{syscalls} system calls, default kill");
-    layers.add("seccomp", outcome(seccomp::install(role), &said))?;
+    let cure = "a kernel with seccomp filters is needed, and no filter over this process that forbids \
+                another";
+    layers.add("seccomp", outcome(seccomp::install(role), &said, cure))?;
     Ok(layers.report(syscalls))
 }
 
-/// A layer that is either in force or not.
-fn outcome<E: std::fmt::Display>(result: Result<(), E>, said: &str) -> State {
+/// A layer that is either in force or not; `cure` says what helps when it is not.
+fn outcome<E: std::fmt::Display>(result: Result<(), E>, said: &str, cure: &str) -> State {
     match result {
         Ok(()) => State::Enforced(said.to_owned()),
-        Err(error) => State::Missing(error.to_string()),
+        Err(error) => State::Missing(format!("{error}; {cure}")),
     }
 }
+
+/// What helps against a refusal that the kernel alone would not give.
+const FORBIDDEN: &str = "a seccomp filter or a security module over this process forbids it: change \
+    its policy";

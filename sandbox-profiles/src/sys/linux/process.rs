@@ -7,15 +7,22 @@ use std::os::fd::RawFd;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::outcome;
+use super::{FORBIDDEN, outcome};
 use crate::State;
 use crate::policy::{MAX_DESCRIPTORS, MAX_PRIVATE_MEMORY};
+
+/// What helps when /proc does not say what it must.
+const NO_PROC: &str = "mount /proc where this process runs";
+/// What helps when a namespace is missing that a process cannot make for itself.
+const NOT_BORN_IN: &str = "the process was not started in one; its VMM side makes it";
 
 /// Nothing is open but 0, 1, 2 and `keep`.
 pub(super) fn descriptors(keep: &[RawFd]) -> State {
     let open = match open_descriptors() {
         Ok(open) => open,
-        Err(error) => return State::Missing(format!("cannot list the open descriptors: {error}")),
+        Err(error) => {
+            return State::Missing(format!("cannot list the open descriptors: {error}; {NO_PROC}"));
+        }
     };
     let stray: Vec<String> = open
         .iter()
@@ -28,7 +35,10 @@ pub(super) fn descriptors(keep: &[RawFd]) -> State {
     if stray.is_empty() {
         State::Enforced(format!("{} open, all expected", open.len()))
     } else {
-        State::Missing(format!("unexpected descriptors are open: {}", stray.join(", ")))
+        let stray = stray.join(", ");
+        State::Missing(format!(
+            "unexpected descriptors are open: {stray}; whoever starts this process must close them"
+        ))
     }
 }
 
@@ -59,10 +69,10 @@ pub(super) fn user_namespace() -> State {
             if let ["0", _, "1"] = fields[..] {
                 State::Enforced("one id mapped".to_owned())
             } else {
-                State::Missing("the process was not started in one".to_owned())
+                State::Missing(NOT_BORN_IN.to_owned())
             }
         }
-        Err(error) => State::Missing(format!("cannot read /proc/self/uid_map: {error}")),
+        Err(error) => State::Missing(format!("cannot read /proc/self/uid_map: {error}; {NO_PROC}")),
     }
 }
 
@@ -70,7 +80,7 @@ pub(super) fn user_namespace() -> State {
 pub(super) fn pid_namespace() -> State {
     match rustix::process::getpid().as_raw_nonzero().get() {
         1 => State::Enforced("process 1 of its own".to_owned()),
-        _ => State::Missing("the process was not started in one".to_owned()),
+        _ => State::Missing(NOT_BORN_IN.to_owned()),
     }
 }
 
@@ -91,7 +101,7 @@ pub(super) fn limits() -> State {
         let most = Some(most.min(hard));
         rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })
     });
-    outcome(set, "core, processes, files, descriptors, private memory")
+    outcome(set, "core, processes, files, descriptors, private memory", FORBIDDEN)
 }
 
 /// Drops every capability, ambient and bounding sets included.
@@ -111,7 +121,7 @@ pub(super) fn capabilities() -> State {
         Err(error) if has_no_capabilities() => {
             State::Partial(format!("none held, but the bounding set stays: {error}"))
         }
-        Err(error) => State::Missing(error.to_string()),
+        Err(error) => State::Missing(format!("{error}; {FORBIDDEN}")),
     }
 }
 
@@ -135,16 +145,16 @@ fn drop_bounding_set() -> io::Result<()> {
 }
 
 pub(super) fn no_new_privileges() -> State {
-    outcome(rustix::thread::set_no_new_privs(true), "for good")
+    outcome(rustix::thread::set_no_new_privs(true), "for good", FORBIDDEN)
 }
 
 pub(super) fn not_dumpable() -> State {
     let set = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    outcome(set, "no core, no attaching")
+    outcome(set, "no core, no attaching", FORBIDDEN)
 }
 
 /// A stopped or looping process would not see its tube close.
 pub(super) fn death_with_parent() -> State {
     let set = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    outcome(set, "killed when the VMM side dies")
+    outcome(set, "killed when the VMM side dies", FORBIDDEN)
 }

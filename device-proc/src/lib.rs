@@ -6,6 +6,7 @@
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
 //! | [`lister`] | lister | what the dext offers, for people |
 //! | [`dext`] | all | the dext's interface: a crate of its own |
+//! | [`budget`] | all | memory that comes after confinement |
 //! | [`doctor`] | none | what this program says of its own confinement |
 //! | [`memory`] | connection, function | the table of guest memory |
 //! | [`misbehave`] | connection, function | wrong on purpose, where a test asks for it |
@@ -15,6 +16,7 @@
 //! gone, and does nothing after confinement that could open, run or signal anything. The crate is
 //! a library so that the suites can run the same code; the product is the `device-proc` program.
 
+pub mod budget;
 pub mod capabilities;
 pub mod connection;
 pub mod doctor;

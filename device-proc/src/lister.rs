@@ -50,7 +50,7 @@ fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleErro
     entries.sort_by_key(|entry| entry.client.address());
     let mut open = vec![std::os::fd::AsFd::as_fd(tube)];
     open.extend(entries.iter().flat_map(|entry| entry.client.descriptors()));
-    let sandbox = start::confine(common, sandbox_profiles::Role::Lister, &open)?;
+    let sandbox = start::confine(common, sandbox_profiles::Role::Lister, &open, 0)?;
     let functions = u32::try_from(entries.len()).unwrap_or(u32::MAX);
     Ok((entries, Ready { functions, sandbox }))
 }

@@ -66,6 +66,10 @@ pub struct Common {
     /// The inherited descriptor of the tube.
     #[arg(long, default_value_t = 3)]
     pub tube_fd: i32,
+    /// Bytes of guest memory that one function will be handed, at most: counted into the process's
+    /// budget of addresses. Twice the machine's memory when it is not said.
+    #[arg(long, value_name = "BYTES")]
+    pub guest_memory: Option<u64>,
     /// Do wrong when the VMM side says so: for tests of whoever must survive it.
     #[arg(long)]
     pub misbehave: bool,

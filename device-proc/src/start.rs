@@ -78,7 +78,8 @@ fn tube(common: &Common, role: Role) -> Result<Tube, RoleError> {
     Ok(tube)
 }
 
-/// Confines the process; `open` are all descriptors that it goes on with.
+/// Confines the process; `open` are all descriptors that it goes on with, `later` the bytes of memory
+/// that it will be handed.
 ///
 /// # Errors
 /// [`RoleError::Sandbox`] when a layer is missing in strict mode.
@@ -86,9 +87,10 @@ pub fn confine(
     common: &Common,
     role: sandbox_profiles::Role,
     open: &[BorrowedFd<'_>],
+    later: u64,
 ) -> Result<SandboxReport, RoleError> {
     let keep: Vec<i32> = open.iter().map(|fd| fd.as_raw_fd()).collect();
-    let report = sandbox_profiles::confine(role, common.sandbox.into(), &keep)?;
+    let report = sandbox_profiles::confine(role, common.sandbox.into(), &keep, later)?;
     let state = |state| match state {
         sandbox_profiles::State::Enforced(said) => LayerState::Enforced(said),
         sandbox_profiles::State::Partial(said) => LayerState::Partial(said),

@@ -8,7 +8,7 @@
 //! 3. mount, network, ipc and uts namespaces;
 //! 4. an empty, read-only root directory;
 //! 5. no capabilities, not even in the bounding set; no new privileges; not dumpable;
-//! 6. resource limits; death with the parent;
+//! 6. resource limits, a budget of addresses; death with the parent;
 //! 7. Landlock: nothing of the file system, no network, no signals or sockets outside;
 //! 8. seccomp: the allow-list, anything else kills the process.
 //!
@@ -27,7 +27,7 @@ mod sys;
 
 #[cfg(target_os = "macos")]
 pub use sys::allows;
-pub use sys::confine;
+pub use sys::{confine, machine_memory};
 
 /// Whose policy applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

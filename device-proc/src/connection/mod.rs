@@ -71,15 +71,16 @@ pub fn prepare(
     let misbehave = Misbehave::new(common.misbehave);
     let port = MemoryPort::inherited();
     let registry = misbehave.over(dext::registry(&common.dext)?);
-    let clients = dext::open_matching(registry.as_ref(), |found| found.same_device(address))?;
+    let mut clients = dext::open_matching(registry.as_ref(), |found| found.same_device(address))?;
     if !clients.iter().any(|client| client.address() == address) {
         return Err(DextError::NoSuchDevice(address).into());
     }
+    let later = crate::budget::connection(common, &mut clients)?;
     let functions = clients.iter().map(dext::Client::identity).collect();
     let slots: Vec<Slot> = clients.into_iter().map(|client| Slot::new(client, windows)).collect();
     let mut open = vec![tube.as_fd()];
     open.extend(slots.iter().flat_map(Slot::descriptors));
-    let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
+    let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open, later)?;
     let companions = Vec::new();
     let process = ConnectionProcess { address, slots, companions, port, misbehave };
     Ok((process, Ready { functions, sandbox }))

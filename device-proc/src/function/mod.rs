@@ -90,7 +90,8 @@ pub fn prepare(
     let vectors = interrupts.as_ref().map_or(0, Interrupts::vectors);
     let mut open = vec![tube.as_fd()];
     open.extend(client.descriptors());
-    let sandbox = start::confine(common, sandbox_profiles::Role::Function, &open)?;
+    let later = crate::budget::guest_memory(common);
+    let sandbox = start::confine(common, sandbox_profiles::Role::Function, &open, later)?;
     let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
     let (memory, companion) = (MemoryTable::default(), None);
     let process =

@@ -19,9 +19,9 @@ use cordon_device_proc::{connection, function, start};
 use ipc::PciAddress;
 use ipc::wire::handshake::Role;
 #[cfg(target_os = "linux")]
-use linux::ATTEMPTS;
+use linux::{attempts, guest_memory};
 #[cfg(target_os = "macos")]
-use macos::ATTEMPTS;
+use macos::{attempts, guest_memory};
 
 /// The attempt came back with an error.
 const REFUSED: c_int = 3;
@@ -81,9 +81,14 @@ struct Target {
 type Entry = (&'static str, fn(&Target) -> c_long);
 
 fn main() -> ExitCode {
+    // On standard input, which leads nowhere otherwise: no role may have a descriptor more.
+    if let Err(error) = guest_memory() {
+        eprintln!("sandbox-probe: no memory to map: {error}");
+        return ExitCode::FAILURE;
+    }
     match Options::parse().role {
         RoleOptions::List => {
-            for (name, _) in ATTEMPTS {
+            for (name, _) in attempts() {
                 println!("{name}");
             }
             ExitCode::SUCCESS
@@ -120,7 +125,7 @@ fn confined(attempt: &Attempt, role: Role) -> ExitCode {
 }
 
 fn attempt_and_exit(name: &str, target: &Target) -> ! {
-    let Some((_, run)) = ATTEMPTS.iter().find(|(known, _)| *known == name) else {
+    let Some((_, run)) = attempts().find(|(known, _)| *known == name) else {
         std::process::exit(UNKNOWN);
     };
     let code = if run(target) < 0 { REFUSED } else { SUCCEEDED };

@@ -4,12 +4,13 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::{FORBIDDEN, outcome};
-use crate::State;
-use crate::policy::{MAX_DESCRIPTORS, MAX_PRIVATE_MEMORY};
+use crate::policy::{self, MAX_DESCRIPTORS, MAX_STACK};
+use crate::{Role, State};
 
 /// What helps when /proc does not say what it must.
 const NO_PROC: &str = "mount /proc where this process runs";
@@ -85,7 +86,7 @@ pub(super) fn pid_namespace() -> State {
 }
 
 /// Limits that hold even against code that gets past everything else.
-pub(super) fn limits() -> State {
+pub(super) fn limits(role: Role) -> State {
     let limits = [
         (Resource::Core, 0),
         (Resource::Nproc, 0),
@@ -93,15 +94,54 @@ pub(super) fn limits() -> State {
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
         (Resource::Nofile, MAX_DESCRIPTORS),
-        (Resource::Data, MAX_PRIVATE_MEMORY),
+        (Resource::Data, policy::private_memory(role)),
+        (Resource::Stack, MAX_STACK),
     ];
-    let set = limits.into_iter().try_for_each(|(resource, most)| {
-        // Never above what the process was started with: that would need a privilege.
-        let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        let most = Some(most.min(hard));
-        rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })
-    });
-    outcome(set, "core, processes, files, descriptors, private memory", FORBIDDEN)
+    let set = limits.into_iter().try_for_each(|(resource, most)| lower(resource, most));
+    outcome(set, "core, processes, files, descriptors, private memory, stack", FORBIDDEN)
+}
+
+/// Sets a limit for good, never above what the process was started with: that would need a privilege.
+fn lower(resource: Resource, most: u64) -> Result<(), Errno> {
+    let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let most = Some(most.min(hard));
+    rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })
+}
+
+/// Bytes of addresses that are in use, whatever is behind them.
+pub(super) fn mapped() -> io::Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split(' ').next().and_then(|pages| pages.parse::<u64>().ok());
+    let pages = pages.ok_or_else(|| io::Error::other("/proc/self/statm makes no sense"))?;
+    Ok(pages * rustix::param::page_size() as u64)
+}
+
+/// A budget of addresses: what is in use, its private memory and stack, and what is mapped `later`.
+/// It bounds what no other limit counts: how often shared memory is mapped, and with it page tables.
+pub(super) fn address_space(role: Role, mapped: io::Result<u64>, later: u64) -> State {
+    let mapped = match mapped {
+        Ok(mapped) => mapped,
+        Err(error) => {
+            return State::Missing(format!("cannot tell what is in use: {error}; {NO_PROC}"));
+        }
+    };
+    let own = policy::private_memory(role) + MAX_STACK;
+    let most = mapped.saturating_add(own).saturating_add(later);
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let said = format!(
+        "{} MiB: {} in use, {} for itself, {} to be handed over",
+        mib(most),
+        mib(mapped),
+        mib(own),
+        mib(later)
+    );
+    outcome(lower(Resource::As, most), &said, FORBIDDEN)
+}
+
+/// Bytes of memory that this machine has; 0 when it does not say.
+pub(super) fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
 /// Drops every capability, ambient and bounding sets included.

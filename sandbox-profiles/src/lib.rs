@@ -4,7 +4,8 @@
 //! [`seatbelt`] on macOS). [`confine`] applies every layer to the calling process, in this order, and reports what really holds:
 //!
 //! 1. the descriptors that are open are the expected ones;
-//! 2. user and pid namespaces, which the spawning VMM side made, are there;
+//! 2. user and pid namespaces, which the spawning VMM side made, are there, and a control group of
+//!    its own where it could make one;
 //! 3. mount, network, ipc and uts namespaces;
 //! 4. an empty, read-only root directory;
 //! 5. no capabilities, not even in the bounding set; no new privileges; not dumpable;
@@ -54,7 +55,8 @@ pub enum Mode {
 pub enum State {
     /// In force, with what there is to say of it.
     Enforced(String),
-    /// In force as far as the kernel knows it; says what is lacking.
+    /// In force as far as the kernel knows it, or as whoever started the process could make it; says
+    /// what is lacking.
     Partial(String),
     /// Not in force; says why, and what helps.
     Missing(String),

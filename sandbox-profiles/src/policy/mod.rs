@@ -57,13 +57,14 @@ pub fn count(role: Role) -> usize {
 pub const MAX_DESCRIPTORS: u64 = 4096;
 
 /// Bytes of private writable memory that a role may have: its heap. Windows are shared memory and do
-/// not count, nor does the stack. A function process uses some 2 MiB, a connection process about 100
-/// bytes for each of the 65,536 registrations that each of eight functions may have.
+/// not count, nor does the stack. A function process uses less than 1 MiB, and a few more while a
+/// companion's largest batch is in its hands; a connection process about 100 bytes for each of the
+/// 65,536 registrations that each of eight functions may have.
 #[must_use]
 pub fn private_memory(role: Role) -> u64 {
     match role {
         Role::Connection => 128 << 20,
-        Role::Function | Role::Lister => 64 << 20,
+        Role::Function | Role::Lister => 32 << 20,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Linux: every layer, in order. See the crate's documentation.
 
+mod cgroup;
 mod landlock;
 mod process;
 mod root;
@@ -21,6 +22,7 @@ pub fn confine(role: Role, mode: Mode, keep: &[RawFd], later: u64) -> Result<Rep
     layers.add("descriptors", process::descriptors(keep))?;
     layers.add("user namespace", process::user_namespace())?;
     layers.add("pid namespace", process::pid_namespace())?;
+    layers.add("control group", cgroup::group())?;
     for (layer, state) in root::namespaces() {
         layers.add(layer, state)?;
     }

@@ -2,6 +2,8 @@
 #![expect(unsafe_code, reason = "only system calls may be made here")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use crate::sys::Step;
 
@@ -16,6 +18,113 @@ pub(super) struct Context {
     pub(super) maps: Vec<(CString, Vec<u8>)>,
     /// Left by a child that could not go on: at what, and its errno.
     pub(super) failed: Option<(Step, c_int)>,
+}
+
+/// Makes a process in control group `group`, on `stack`, that shares our memory and has us wait, as
+/// [`libc::clone`] does without a group. Entering one later would take milliseconds.
+///
+/// # Safety
+/// `stack` is of nobody else, and `argument` is what [`run`] is given; both stay until the child has run
+/// exec or ended, which this call waits for.
+pub(super) unsafe fn clone_into(
+    group: BorrowedFd<'_>,
+    stack: &mut [u128],
+    flags: c_int,
+    argument: *mut c_void,
+    pidfd: *mut c_int,
+) -> io::Result<c_int> {
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
+    // SAFETY: all zeros ask for nothing.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // The signal at its end is an argument of its own here.
+    arguments.flags = u64::from((flags & !libc::SIGCHLD).unsigned_abs()) | INTO_CGROUP;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    arguments.pidfd = pidfd as u64;
+    arguments.stack = stack.as_mut_ptr() as u64;
+    arguments.stack_size = size_of_val(stack) as u64;
+    arguments.cgroup = u64::from(group.as_raw_fd().unsigned_abs());
+    // SAFETY: arguments of the size given. Ours goes on after the call as after any other. The child
+    // begins behind it too, on the upper end of `stack`, 16-byte aligned, with nothing above: it only
+    // calls `run` with `argument`, which both are in registers that the kernel keeps, and which ends
+    // it. `run` uses our memory as the caller allows it.
+    let answer = unsafe { call_clone3(&raw const arguments, run, argument) };
+    let answer = i32::try_from(answer).map_err(io::Error::other)?;
+    if answer < 0 { Err(io::Error::from_raw_os_error(-answer)) } else { Ok(answer) }
+}
+
+/// # Safety
+/// As said in [`clone_into`], which is its only caller.
+#[cfg(target_arch = "x86_64")]
+unsafe fn call_clone3(
+    arguments: *const libc::clone_args,
+    run: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> i64 {
+    let answer: i64;
+    // SAFETY: a system call that the caller vouches for; what it changes is declared.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => answer,
+            in("rdi") arguments,
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") argument,
+            in("r13") run,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    answer
+}
+
+/// # Safety
+/// As said in [`clone_into`], which is its only caller.
+#[cfg(target_arch = "aarch64")]
+unsafe fn call_clone3(
+    arguments: *const libc::clone_args,
+    run: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> i64 {
+    let answer: i64;
+    // SAFETY: a system call that the caller vouches for; what it changes is declared.
+    unsafe {
+        std::arch::asm!(
+            "svc 0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x30, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "brk 1",
+            "2:",
+            in("x8") libc::SYS_clone3,
+            inlateout("x0") arguments as i64 => answer,
+            in("x1") size_of::<libc::clone_args>(),
+            in("x20") argument,
+            in("x21") run,
+        );
+    }
+    answer
+}
+
+/// Elsewhere a child has no control group.
+///
+/// # Safety
+/// Nothing is done.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+unsafe fn call_clone3(
+    _: *const libc::clone_args,
+    _: extern "C" fn(*mut c_void) -> c_int,
+    _: *mut c_void,
+) -> i64 {
+    -i64::from(libc::ENOSYS)
 }
 
 /// The child between clone and exec. Only system calls; every failure ends it, with the step and the

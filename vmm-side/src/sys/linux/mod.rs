@@ -1,6 +1,7 @@
 //! Linux: a child in namespaces of its own by `clone`, watched through its pidfd.
 #![expect(unsafe_code, reason = "clone and exec with a closed descriptor set")]
 
+mod cgroup;
 mod child;
 mod cure;
 
@@ -14,6 +15,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 use super::{CURE_OF_NULL, SpawnError, Step, Words, cure_of_run, null_device};
 use crate::child::launch::Isolation;
 use crate::child::{ExitStatus, Process as _, Start};
+use cgroup::Group;
 use child::Context;
 pub(crate) use cure::cure;
 
@@ -22,6 +24,8 @@ pub(crate) use cure::cure;
 pub(crate) struct Process {
     pid: u32,
     pidfd: OwnedFd,
+    /// Removed with it.
+    _group: Option<Group>,
 }
 
 const STACK: usize = 64 * 1024;
@@ -91,29 +95,39 @@ fn start_child(context: &mut Context, namespaces: c_int) -> io::Result<Process> 
     let mut stack = vec![0u128; STACK / 16];
     let mut pidfd: c_int = -1;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD | namespaces;
-    let pid;
+    let argument: *mut c_void = std::ptr::from_mut(context).cast();
+    let mut group = Group::new();
     // SAFETY: sigfillset initialises `all`; both masks live through the block, in which no signal
     // handler can run on this thread, nor in the child while it shares our memory.
     // clone: `stack.as_mut_ptr_range().end` is the 16-byte aligned top of a stack that nobody else
     // uses; CLONE_VFORK suspends this thread until the child has run exec or _exit, so `context`,
     // `stack` and `pidfd` outlive the child's use of them, and nothing is used from both sides.
-    unsafe {
+    // clone_into: the same.
+    let cloned = unsafe {
         let mut all = std::mem::zeroed();
         let mut before = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        let top: *mut c_void = stack.as_mut_ptr_range().end.cast();
-        let argument: *mut c_void = std::ptr::from_mut(context).cast();
-        pid = libc::clone(child::run, top, flags, argument, &raw mut pidfd);
-        let cloned = io::Error::last_os_error();
+        let entered = group.as_ref().and_then(|group| {
+            let folder = group.folder();
+            child::clone_into(folder, &mut stack, flags, argument, &raw mut pidfd).ok()
+        });
+        let cloned = entered.map(Ok).unwrap_or_else(|| {
+            // It goes on without one, and says so.
+            group = None;
+            let top: *mut c_void = stack.as_mut_ptr_range().end.cast();
+            match libc::clone(child::run, top, flags, argument, &raw mut pidfd) {
+                pid if pid < 0 => Err(io::Error::last_os_error()),
+                pid => Ok(pid),
+            }
+        });
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
-        if pid < 0 {
-            return Err(cloned);
-        }
-    }
-    // SAFETY: clone succeeded with CLONE_PIDFD, so `pidfd` is a new descriptor that we own.
+        cloned
+    };
+    let pid = u32::try_from(cloned?).unwrap_or(0);
+    // SAFETY: the clone succeeded with CLONE_PIDFD, so `pidfd` is a new descriptor that we own.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Process { pid: u32::try_from(pid).unwrap_or(0), pidfd })
+    Ok(Process { pid, pidfd, _group: group })
 }
 
 impl crate::child::Process for Process {

@@ -11,6 +11,7 @@ use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::{DmaMode, PassthroughDevice as _};
 use ipc::Event;
 use ipc::wire::function::InterruptIndex;
+use ipc::wire::sandbox::LayerState;
 
 #[test]
 fn at_least_25_forbidden_things_are_refused_in_each_role() {
@@ -227,4 +228,60 @@ fn what_is_enforced_travels_up() {
         }
     }
     assert!(probe.sandbox().syscalls <= 24);
+}
+
+#[test]
+fn limits_are_set_for_good_and_a_function_process_has_no_room_for_guest_memory() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let limits = |pid: u32| -> BTreeMap<String, [u64; 2]> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let number = |field: &str| field.trim().parse().unwrap_or(u64::MAX);
+        // Columns of a fixed width: name, soft, hard.
+        let line = |line: &str| {
+            (line[..26].trim().to_owned(), [number(&line[26..47]), number(&line[47..68])])
+        };
+        text.lines().skip(1).map(line).collect()
+    };
+    let (function, connection) = (limits(probe.pid()), limits(probe.connection().pid()));
+    for (name, most) in [("Max data size", 32 << 20), ("Max stack size", 8 << 20)] {
+        assert_eq!(function[name], [most; 2], "{name}");
+    }
+    for name in ["Max processes", "Max file size", "Max locked memory", "Max core file size"] {
+        assert_eq!((function[name], connection[name]), ([0; 2], [0; 2]), "{name}");
+    }
+    // What it had when it confined itself, BARs included, and 40 MiB; a few for what there was.
+    let [soft, hard] = function["Max address space"];
+    assert!(soft == hard && hard > 40 << 20 && hard < 64 << 20, "{soft} {hard}");
+    // A connection process maps guest memory, of which there may be as much as the machine has.
+    let [soft, hard] = connection["Max address space"];
+    assert!(soft == hard && hard > 1 << 30 && hard < u64::MAX, "{soft} {hard}");
+}
+
+#[test]
+fn a_control_group_is_reported_as_it_is_and_not_left() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let report = probe.sandbox();
+    let layer = report.layers.iter().find(|layer| layer.name == "control group").unwrap();
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", probe.pid())).unwrap();
+    let own = groups.lines().find(|line| line.starts_with("0::") && line.contains("/cordon-"));
+    // Whether one can be made is the machine's to say; what is said of it must be so.
+    match &layer.state {
+        LayerState::Enforced(said) => {
+            assert!(said.starts_with("256 MiB") && said.ends_with("1 process"), "{said}");
+            assert!(own.is_some(), "{groups}");
+        }
+        LayerState::Partial(_) => assert_eq!(own, None, "{groups}"),
+        LayerState::Missing(why) => panic!("it is not required: {why}"),
+    }
+    announce(&format!("sandbox: control group: {:?}", layer.state));
+    let path = own.and_then(|own| own.strip_prefix("0::")).map(str::to_owned);
+    drop(probe);
+    drop(vmm);
+    if let Some(path) = path {
+        assert!(!std::path::Path::new("/sys/fs/cgroup").join(&path[1..]).exists(), "{path}");
+    }
 }

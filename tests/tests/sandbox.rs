@@ -7,11 +7,12 @@ use std::process::Command;
 
 use cordon_cli::selftest::{self, Outcome};
 use cordon_tests::{Simulator, Vmm, address, announce, bin_dir, config, program};
+use cordon_vmm::container::GuestRegion;
 use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::{DmaMode, PassthroughDevice as _};
-use ipc::Event;
 use ipc::wire::function::InterruptIndex;
 use ipc::wire::sandbox::LayerState;
+use ipc::{Event, SharedMemory};
 
 #[test]
 fn at_least_25_forbidden_things_are_refused_in_each_role() {
@@ -257,6 +258,35 @@ fn limits_are_set_for_good_and_a_function_process_has_no_room_for_guest_memory()
     // A connection process maps guest memory, of which there may be as much as the machine has.
     let [soft, hard] = connection["Max address space"];
     assert!(soft == hard && hard > 1 << 30 && hard < u64::MAX, "{soft} {hard}");
+}
+
+#[test]
+fn guest_memory_over_the_budget_is_refused_and_hurts_nobody() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let simulator = Simulator::usual();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("device-proc");
+    let script = format!(
+        "#!/bin/sh\nif [ $1 = connection ]; then set -- \"$@\" --guest-memory=8388608; fi\nexec {} \"$@\"",
+        program("device-proc").display()
+    );
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let config = cordon_vmm::HostConfig { device_proc: path, ..config(&simulator) };
+    let vmm = Vmm::new(config, DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let plug = |size| {
+        let memory = SharedMemory::create("plugged", size).unwrap();
+        let region = GuestRegion { iova: 0x1_0000_0000, size, memory, offset: 0, writable: true };
+        vmm.container.map(region)
+    };
+    let refused = plug(1 << 30).unwrap_err().to_string();
+    assert!(refused.contains("more than this process was started for"), "{refused}");
+    // The same process takes what it was started for, and the device goes on.
+    let before = probe.connection().pid();
+    plug(1 << 20).unwrap();
+    probe.config_read(0, &mut [0; 4]).unwrap();
+    assert_eq!(probe.connection().pid(), before);
 }
 
 #[test]

@@ -35,11 +35,11 @@ use io_kit_sys::{
     IOServiceOpen, kIOMasterPortDefault,
 };
 use ipc::event::Signaller;
-use ipc::sync::Mutex;
 use ipc::wire::common::BarInfo;
 use ipc::wire::dext::{Client as Peer, IoReturn, Service, memory, selector};
 use ipc::{Access, Event, Window};
 use mach2::traps::mach_task_self;
+use parking_lot::Mutex;
 
 use crate::{Behind, CallError, DextError, Mapped, Registry, UserClient};
 

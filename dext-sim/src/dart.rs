@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
-use ipc::sync::{Mutex, RwLock};
 use ipc::{Access, SharedMemory, Window};
+use parking_lot::{Mutex, RwLock};
 
 use crate::options::DartMode;
 

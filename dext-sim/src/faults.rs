@@ -7,8 +7,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use ipc::sync::{Mutex, MutexGuard};
 use ipc::wire::dext::IoReturn;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
 /// One thing that goes wrong.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipc::PciAddress;
-use ipc::sync::{Mutex, MutexGuard};
 use ipc::wire::common::Identity;
 use ipc::wire::dext::{Client, IoReturn};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::config_space::{BUS_MASTER, Effect, MEMORY_SPACE};
 use crate::device::Model;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipc::sync::{Condvar, Mutex, MutexGuard};
 use ipc::wire::common::BarInfo;
 use ipc::{Access, SharedMemory, Window};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::config_space::{BUS_MASTER, ConfigSpace, MEMORY_SPACE, Shape};
 use crate::dart::{Dart, DartError};
@@ -110,7 +110,8 @@ impl Hardware {
 
     /// The device model waits for `ring`, at most `time`: stores to shared registers ring nothing.
     pub(crate) fn wait_for_ring(&self, time: Duration) {
-        let bell = self.bell.lock();
-        *self.rung.wait_timeout_while(bell, time, |rung| !*rung) = false;
+        let mut bell = self.bell.lock();
+        self.rung.wait_while_for(&mut bell, |rung| !*rung, time);
+        *bell = false;
     }
 }

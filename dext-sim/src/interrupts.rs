@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use ipc::event::Signaller;
-use ipc::sync::{Mutex, MutexGuard};
 use ipc::wire::dext::{ENABLED_WORDS, INTERRUPT_PAGE, IoReturn};
 use ipc::{Access, SharedMemory, Window};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::faults::Faults;
 

@@ -22,9 +22,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser as _;
-use ipc::sync::Mutex;
 use ipc::tube::Listener;
 use ipc::wire::common::Identity;
+use parking_lot::Mutex;
 
 use crate::device::Model;
 use crate::faults::Faults;

@@ -7,7 +7,6 @@
 //! | [`codec`] | the one file that knows bincode |
 //! | [`event`] | a wake-up that crosses processes (eventfd; on macOS a pipe) |
 //! | [`rights`] | bytes with descriptors beside them, over a local socket |
-//! | [`sync`] | locks that go on after a panic |
 //! | [`shm`] | shared memory that a distrusted peer cannot shrink |
 //! | [`window`] | checked volatile access to shared memory |
 //! | [`poll`] | the one blocking wait, over tokens, always with a deadline |
@@ -26,7 +25,6 @@ pub mod handles;
 pub mod poll;
 pub mod rights;
 pub mod shm;
-pub mod sync;
 mod sys;
 pub mod tube;
 pub mod window;

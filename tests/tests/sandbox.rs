@@ -272,7 +272,8 @@ fn guest_memory_over_the_budget_is_refused_and_hurts_nobody() {
     );
     std::fs::write(&path, script).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let config = cordon_vmm::HostConfig { device_proc: path, ..config(&simulator) };
+    let mut config = config(&simulator);
+    config.device_proc = path;
     let vmm = Vmm::new(config, DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
     let plug = |size| {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipc::PciAddress;
-use ipc::sync::Mutex;
+use parking_lot::Mutex;
 
 use crate::config_space::Shape;
 use crate::hardware::Hardware;

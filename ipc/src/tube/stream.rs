@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -22,7 +23,6 @@ use crate::deadline::Deadline;
 use crate::handles::Handles;
 use crate::poll::{self, Source};
 use crate::rights;
-use crate::sync::{Mutex, MutexGuard};
 
 /// A connected STREAM socket and what of a message has come so far.
 #[derive(Debug)]

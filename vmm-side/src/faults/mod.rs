@@ -20,10 +20,10 @@ mod text;
 use std::sync::Arc;
 
 use ipc::PciAddress;
-use ipc::sync::{Mutex, MutexGuard};
 use ipc::wire::dext::IoReturn;
 pub use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 pub use text::FaultError;

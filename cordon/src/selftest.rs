@@ -99,6 +99,8 @@ pub fn run(
         spec.expendable = true;
         spec.arguments.push(format!("--attempt={name}"));
         spec.arguments.push(format!("--victim={}", std::process::id()));
+        // As without a companion; the probe brings guest memory along by itself.
+        spec.arguments.push("--guest-memory=0".to_owned());
         let both = [one::<ConnectionProtocol>(&spec, &name), one::<FunctionProtocol>(&spec, &name)];
         for attempt in both {
             let attempt = attempt.map_err(SelfTestError::Start)?;

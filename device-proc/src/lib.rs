@@ -19,6 +19,7 @@
 //! a library so that the suites can run the same code; the product is the `device-proc` program.
 
 pub mod backends;
+pub mod budget;
 pub mod capabilities;
 pub mod connection;
 pub mod doctor;

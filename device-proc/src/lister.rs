@@ -51,7 +51,7 @@ fn prepare(
     let entries = backend.list(MAX_FUNCTIONS)?;
     let mut open = vec![std::os::fd::AsFd::as_fd(tube)];
     open.extend(entries.iter().flat_map(|entry| entry.function.descriptors()));
-    let sandbox = start::confine(confinement, sandbox_profiles::Role::Lister, &open)?;
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Lister, &open, 0)?;
     let functions = u32::try_from(entries.len()).unwrap_or(u32::MAX);
     Ok((entries, Ready { functions, sandbox }))
 }

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use cordon_backend::Behind;
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::{Access, SharedMemory, Window};
+use ipc::{Access, SharedMemory, Window, WindowError};
 
 use crate::start;
 
@@ -80,20 +80,26 @@ impl MemoryTable {
             return Err(Failure { kind: FailureKind::NoSpace, code: None, message });
         }
         let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
+        let refuse = |why: &str| start::invalid(format!("{said} cannot be mapped: {why}"));
         // The VMM may shorten its own guest's memory; it can end this process anyway.
-        let mapped = SharedMemory::from_trusted(fd).map_err(|error| error.to_string());
+        let mapped = SharedMemory::from_trusted(fd).map_err(|error| refuse(&ipc::chain(&error)));
         let mapped = mapped.and_then(|memory| {
             if !self.mapped {
                 let held = offset.checked_add(size).is_some_and(|end| end <= memory.size());
-                let short = || format!("its descriptor holds {:#x} bytes", memory.size());
+                let short = || refuse(&format!("its descriptor holds {:#x} bytes", memory.size()));
                 return if held { Ok((memory, None)) } else { Err(short()) };
             }
-            let length = usize::try_from(size).map_err(|error| error.to_string())?;
-            let window = memory.map(offset, length, access).map_err(|e| ipc::chain(&e))?;
+            let length = usize::try_from(size).map_err(|error| refuse(&error.to_string()))?;
+            let window = memory.map(offset, length, access).map_err(|error| match &error {
+                WindowError::Map { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
+                    let why = "it is more than this process was started for (--guest-memory)";
+                    Failure { kind: FailureKind::NoSpace, ..refuse(why) }
+                }
+                other => refuse(&ipc::chain(other)),
+            })?;
             Ok((memory, Some(window)))
         });
-        let (memory, window) =
-            mapped.map_err(|why| start::invalid(format!("{said} cannot be mapped: {why}")))?;
+        let (memory, window) = mapped?;
         self.regions.insert(base, Region { size, memory, offset, window, writable, users: 0 });
         Ok(())
     }

@@ -95,6 +95,9 @@ pub struct Common {
     pub sandbox: Sandbox,
     /// The inherited descriptor of the tube.
     pub tube_fd: i32,
+    /// Bytes of guest memory that one function will be handed, at most: counted into the process's
+    /// budget of addresses. Twice the machine's memory when it is not said.
+    pub guest_memory: Option<u64>,
 }
 
 /// What becomes of the BARs that a guest may have.
@@ -132,7 +135,8 @@ impl Common {
     /// How a process with these options is confined.
     #[must_use]
     pub fn confinement(&self) -> Confinement {
-        Confinement::Process(self.sandbox.into())
+        let guest_memory = self.guest_memory;
+        Confinement::Process { mode: self.sandbox.into(), guest_memory }
     }
 }
 
@@ -142,6 +146,7 @@ pub struct CommonOptions {
     dext: Option<Endpoint>,
     sandbox: Sandbox,
     tube_fd: Option<i32>,
+    guest_memory: Option<u64>,
 }
 
 impl CommonOptions {
@@ -152,6 +157,7 @@ impl CommonOptions {
     pub fn take(&mut self, name: &str, parser: &mut lexopt::Parser) -> Result<bool, UsageError> {
         match name {
             "dext" => self.dext = Some(parser.value()?.parse()?),
+            "guest-memory" => self.guest_memory = Some(parser.value()?.parse()?),
             "tube-fd" => self.tube_fd = Some(parser.value()?.parse()?),
             "sandbox" => {
                 let known = [("strict", Sandbox::Strict), ("relaxed", Sandbox::Relaxed)];
@@ -167,9 +173,9 @@ impl CommonOptions {
     /// # Errors
     /// [`UsageError::Missing`].
     pub fn finish(self) -> Result<Common, UsageError> {
-        let Self { dext, sandbox, tube_fd } = self;
+        let Self { dext, sandbox, tube_fd, guest_memory } = self;
         let dext = dext.ok_or(UsageError::Missing("--dext"))?;
-        Ok(Common { dext, sandbox, tube_fd: tube_fd.unwrap_or(3) })
+        Ok(Common { dext, sandbox, tube_fd: tube_fd.unwrap_or(3), guest_memory })
     }
 }
 
@@ -261,8 +267,8 @@ mod tests {
 
     #[test]
     fn a_role_is_what_its_command_line_says() {
-        let common =
-            Common { dext: "sim:/run/dext".parse().unwrap(), sandbox: Sandbox::Strict, tube_fd: 3 };
+        let dext: Endpoint = "sim:/run/dext".parse().unwrap();
+        let common = Common { dext, sandbox: Sandbox::Strict, tube_fd: 3, guest_memory: None };
         let address = "01:00.1".parse().unwrap();
         assert_eq!(
             parse("function --dext=sim:/run/dext --address=01:00.1 --standby"),
@@ -275,6 +281,11 @@ mod tests {
                  --windows=trapped"
             ),
             Ok(Command::Connection { address, windows: Windows::Trapped, common: relaxed })
+        );
+        let some = Common { guest_memory: Some(4096), ..common.clone() };
+        assert_eq!(
+            parse("lister --dext=sim:/run/dext --guest-memory=4096"),
+            Ok(Command::Lister { common: some })
         );
         assert_eq!(parse("lister --dext=sim:/run/dext"), Ok(Command::Lister { common }));
         let confine = Some("function".to_owned());

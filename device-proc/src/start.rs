@@ -90,13 +90,20 @@ pub fn announce<S, R: Serialize>(
 /// How a role is confined once it has opened everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Confinement {
-    /// It is a process, which confines itself.
-    Process(Mode),
+    /// It is a process, which confines itself. `guest_memory` are the bytes that one function will be
+    /// handed at most; twice the machine's memory when nobody says.
+    Process {
+        /// What to do about a missing layer.
+        mode: Mode,
+        /// See above.
+        guest_memory: Option<u64>,
+    },
     /// It is a thread of its VMM's process, for tests, and cannot be confined.
     Thread(Mode),
 }
 
-/// Confines the process; `open` are all descriptors that it goes on with.
+/// Confines the process; `open` are all descriptors that it goes on with, `later` the bytes of memory
+/// that it will be handed.
 ///
 /// # Errors
 /// [`RoleError::Sandbox`] when a layer is missing in strict mode.
@@ -104,13 +111,14 @@ pub fn confine(
     confinement: Confinement,
     role: sandbox_profiles::Role,
     open: &[BorrowedFd<'_>],
+    later: u64,
 ) -> Result<SandboxReport, RoleError> {
     let mode = match confinement {
-        Confinement::Process(mode) => mode,
+        Confinement::Process { mode, .. } => mode,
         Confinement::Thread(mode) => return not_confined(mode),
     };
     let keep: Vec<i32> = open.iter().map(|fd| fd.as_raw_fd()).collect();
-    let report = sandbox_profiles::confine(role, mode, &keep)?;
+    let report = sandbox_profiles::confine(role, mode, &keep, later)?;
     let state = |state| match state {
         sandbox_profiles::State::Enforced(said) => LayerState::Enforced(said),
         sandbox_profiles::State::Partial(said) => LayerState::Partial(said),

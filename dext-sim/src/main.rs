@@ -19,11 +19,12 @@ mod user_client;
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use clap::Parser as _;
 use ipc::tube::Listener;
 use ipc::wire::common::Identity;
+use parking_lot::Mutex;
 
 use crate::device::Model;
 use crate::faults::Faults;

@@ -5,7 +5,9 @@
 
 mod apt;
 mod guest;
+mod licences;
 mod macos;
+mod package;
 mod policy;
 
 use std::io::{BufRead as _, BufReader};
@@ -35,9 +37,12 @@ enum Task {
         #[arg(long)]
         prepare: bool,
     },
+    /// Only what needs no program: licences, the crate graph, packages.
+    Policy,
     /// Lint and link everything for macOS (aarch64-apple-darwin), with a toolchain that is fetched.
     Macos,
-    /// Everything CI runs: format, lints, dependency policy, documentation, macOS, demo, tests.
+    /// Everything CI runs: format, lints, dependency policy, documentation, packages, macOS, demo,
+    /// tests.
     Test,
 }
 
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
             guest::folder().map(|folder| println!("{}", folder.display()))
         }
         Task::Guest { prepare: false } => guest::interactive(),
+        Task::Policy => policy().and_then(|()| package::check()),
         Task::Macos => macos::check(),
         Task::Test => test(),
     };
@@ -101,11 +107,11 @@ fn test() -> Result {
     // missing_docs warns while one writes and is an error here.
     lint.args(["-D", "missing_docs"]);
     run("lints", lint)?;
-    println!("\n== dependency policy");
-    policy::check(&root())?;
+    policy()?;
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     run("documentation", docs)?;
+    package::check()?;
     macos::check()?;
     run("building the programs", cargo(&["build", "--workspace", "--bins", "--quiet"]))?;
     demo(&["--json".to_owned()])?;
@@ -114,6 +120,11 @@ fn test() -> Result {
     tests.env("CORDON_GUEST_DIR", guest::folder()?);
     tests.env("CORDON_BIN_DIR", target().join("debug"));
     run_tests(tests)
+}
+
+fn policy() -> Result {
+    println!("\n== dependency policy");
+    policy::check(&root())
 }
 
 /// Runs the tests, passes their output on, and closes with the sum of all suites.

@@ -95,12 +95,13 @@ pub fn prepare(
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
     let OpenGroup { group, functions } = backend.open_group(address, Origin::Own)?;
     let identities = functions.iter().map(|function| function.identity()).collect();
-    let functions: Vec<ClaimedFunction> =
+    let mut functions: Vec<ClaimedFunction> =
         functions.into_iter().map(|function| ClaimedFunction::new(function, windows)).collect();
+    let later = crate::budget::connection(confinement, &mut functions)?;
     let mut open = vec![tube.as_fd()];
     open.extend(group.descriptors());
     open.extend(functions.iter().flat_map(ClaimedFunction::descriptors));
-    let sandbox = start::confine(confinement, sandbox_profiles::Role::Connection, &open)?;
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Connection, &open, later)?;
     let companions = Vec::new();
     let process = ConnectionProcess { address, group, functions, companions, port };
     Ok((process, Ready { functions: identities, sandbox }))

@@ -110,7 +110,8 @@ pub fn prepare(
     let vectors = interrupts.as_ref().map_or(0, Interrupts::vectors);
     let mut open = vec![tube.as_fd()];
     open.extend(function.descriptors());
-    let sandbox = start::confine(confinement, sandbox_profiles::Role::Function, &open)?;
+    let later = confinement.guest_memory();
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Function, &open, later)?;
     let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
     let (memory, companion) = (MemoryTable::new(true), None);
     let process = FunctionProcess { function, bars, entries, interrupts, memory, companion };

@@ -98,10 +98,12 @@ pub(crate) fn written_extents(
     Ok(extents)
 }
 
+/// How sockets that carry tubes keep messages apart.
+pub(crate) const SOCKET_TYPE: SocketType = SocketType::SEQPACKET;
+
 /// A socket of the kind that carries tubes.
 pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::CLOEXEC;
-    rustix::net::socket_with(crate::tube::FAMILY, SocketType::SEQPACKET, flags, None)
+    rustix::net::socket_with(crate::tube::FAMILY, SOCKET_TYPE, SocketFlags::CLOEXEC, None)
 }
 
 /// The next connection of a listening socket.

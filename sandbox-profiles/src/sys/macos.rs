@@ -25,17 +25,29 @@ unsafe extern "C" {
 const MOST: RawFd = 4096;
 
 /// Confines the calling process for good. `keep` are the descriptors that it has open beside
-/// 0, 1 and 2.
+/// 0, 1 and 2. `_later` are the bytes of memory that it will be handed and map afterwards: the
+/// system has no limit of addresses that could count them.
 ///
 /// # Errors
 /// [`ConfineError`] in strict mode; the process is partly confined then and must exit.
-pub fn confine(role: Role, mode: Mode, keep: &[RawFd]) -> Result<Report, ConfineError> {
+pub fn confine(
+    role: Role,
+    mode: Mode,
+    keep: &[RawFd],
+    _later: u64,
+) -> Result<Report, ConfineError> {
     let mut layers = Collector::new(mode);
     layers.add("descriptors", descriptors(keep))?;
     layers.add("resource limits", limits())?;
     let profile = seatbelt::profile(role);
     layers.add("seatbelt", if is_confined() { launched() } else { apply(profile) })?;
     Ok(layers.report(0))
+}
+
+/// Bytes of memory that this machine has, in all: nobody asks here, since nothing is counted by it.
+#[must_use]
+pub fn machine_memory() -> u64 {
+    0
 }
 
 /// Nothing is open but 0, 1, 2 and `keep`. The system's libraries open kernel queues of their own,

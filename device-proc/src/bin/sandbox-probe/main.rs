@@ -20,9 +20,9 @@ use ipc::wire::handshake::Role;
 use ipc::{MemoryPort, PciAddress};
 use lexopt::{Arg, ValueExt as _};
 #[cfg(target_os = "linux")]
-use linux::ATTEMPTS;
+use linux::{attempts, guest_memory};
 #[cfg(target_os = "macos")]
-use macos::ATTEMPTS;
+use macos::{attempts, guest_memory};
 
 /// The attempt came back with an error.
 const REFUSED: c_int = 3;
@@ -85,6 +85,11 @@ struct Target {
 type Entry = (&'static str, fn(&Target) -> c_long);
 
 fn main() -> ExitCode {
+    // On standard input, which leads nowhere otherwise: no role may have a descriptor more.
+    if let Err(error) = guest_memory() {
+        eprintln!("sandbox-probe: no memory to map: {error}");
+        return ExitCode::FAILURE;
+    }
     match Attempt::parse().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -97,7 +102,7 @@ fn main() -> ExitCode {
 fn run(attempt: Attempt) -> Result<(), UsageError> {
     let Attempt { role, address, common, name, victim } = attempt;
     if role == "list" {
-        for (name, _) in ATTEMPTS {
+        for (name, _) in attempts() {
             println!("{name}");
         }
         return Ok(());
@@ -137,7 +142,7 @@ fn confined(address: PciAddress, common: &Common, role: Role, name: &str, target
 }
 
 fn attempt_and_exit(name: &str, target: &Target) -> ! {
-    let Some((_, run)) = ATTEMPTS.iter().find(|(known, _)| *known == name) else {
+    let Some((_, run)) = attempts().find(|(known, _)| *known == name) else {
         std::process::exit(UNKNOWN);
     };
     let code = if run(target) < 0 { REFUSED } else { SUCCEEDED };

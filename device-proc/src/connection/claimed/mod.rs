@@ -79,6 +79,15 @@ impl ClaimedFunction {
         self.address().function()
     }
 
+    /// Bytes of its BARs, which are mapped once it is claimed.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the backend is gone.
+    pub(crate) fn bar_bytes(&mut self) -> Result<u64, BackendError> {
+        let sizes = self.function.bars()?.into_iter().flatten().map(|bar| bar.size);
+        Ok(sizes.fold(0, u64::saturating_add))
+    }
+
     /// Descriptors that it needs.
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

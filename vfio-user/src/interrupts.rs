@@ -78,11 +78,22 @@ fn assign(
     let signallers = match descriptors.len() {
         0 => (0..count).map(|_| None).collect(),
         given if given == usize::from(count) => {
-            descriptors.into_iter().map(|one| Some(Signaller::from_fd(one))).collect()
+            let each = (start..).zip(descriptors);
+            each.map(|(vector, one)| taken(vector, one, said)).collect::<Result<_, _>>()?
         }
         given => return refuse(libc::EINVAL, format!("{said}: {given} descriptors")),
     };
     Ok(device.set_interrupts(index, InterruptSetup::Assign { start, signallers })?)
+}
+
+/// A descriptor that can be signalled without waiting for anybody.
+fn taken(vector: u16, descriptor: OwnedFd, said: &str) -> Result<Option<Signaller>, Refusal> {
+    match Signaller::from_peer(descriptor) {
+        Ok(signaller) => Ok(Some(signaller)),
+        Err(error) => {
+            refuse(libc::EINVAL, format!("{said}: vector {vector}: {}", ipc::chain(&error)))
+        }
+    }
 }
 
 fn act(

@@ -3,7 +3,7 @@
 //! The dext's notification wakes the main loop, which drains the state page, signals every vector
 //! in use in ascending order and arms again. The VMM side is not involved.
 
-use ipc::event::Signaller;
+use ipc::event::{self, Signaller};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::dext::MAX_VECTORS;
 use ipc::wire::function::{InterruptAction, InterruptIndex, MAX_ASSIGN, Statistics};
@@ -134,7 +134,7 @@ impl Interrupts {
                 let bits = (0..MAX_VECTORS).filter(|vector| is_set(&pending, *vector));
                 let in_use =
                     bits.filter_map(|vector| signallers.get(usize::from(vector))?.as_ref());
-                in_use.map(Signaller::signal).count() as u64
+                event::signal_all(in_use)
             }
         };
         self.statistics.delivered += delivered;
@@ -235,7 +235,7 @@ impl Interrupts {
             let message = format!("{}: another interrupt index is in use", self.subject);
             return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
-        let mut handles = handles.map(Signaller::from_fd);
+        let mut handles = handles.map(Signaller::from_trusted);
         let mut given = present.iter().map(|present| if *present { handles.next() } else { None });
         if index == InterruptIndex::Intx {
             self.mode = match given.next().flatten() {
@@ -267,7 +267,7 @@ impl Interrupts {
                 intx.fire();
             }
             Mode::Messages(used, signallers) if *used == index => {
-                signallers[range].iter().flatten().for_each(Signaller::signal);
+                event::signal_all(signallers[range].iter().flatten());
             }
             _ => {}
         }

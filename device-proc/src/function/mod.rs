@@ -79,6 +79,8 @@ pub fn prepare(
     common: &Common,
     tube: &Tube,
 ) -> Result<(FunctionProcess, Ready), RoleError> {
+    // Whoever brought a signaller may have it hang, and it must not hang this process.
+    ipc::event::bound_signals().map_err(RoleError::Timer)?;
     let misbehave = Misbehave::new(common.misbehave);
     let registry = misbehave.over(dext::registry(&common.dext)?);
     let mut client = dext::open_function(registry.as_ref(), address)?;

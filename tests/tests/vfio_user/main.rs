@@ -6,6 +6,7 @@
 mod device_reset;
 mod dma_map;
 mod dma_unmap;
+mod events;
 mod get_info;
 mod irq_info;
 mod region_info;

@@ -10,9 +10,11 @@ use rustix::net::SocketType;
 use rustix::shm;
 
 mod mach;
+mod timer;
 
 pub use mach::{MemoryEntry, MemoryInbox, MemoryPort};
 pub(crate) use mach::{map_again, put_again_under};
+pub(super) use timer::Timer;
 
 pub(crate) use crate::tube::stream::StreamTransport as Transport;
 
@@ -66,8 +68,12 @@ pub(crate) fn close_on_exec(fd: &OwnedFd) {
 /// There is no flag for it: a socket has SO_NOSIGPIPE, or the process ignores the signal.
 pub(crate) const SEND_WITHOUT_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::empty();
 
-pub(crate) fn signal(fd: BorrowedFd<'_>) {
-    while rustix::io::write(fd, &[1]) == Err(Errno::INTR) {}
+/// What is written to signal.
+pub(crate) const SIGNAL: &[u8] = &[1];
+
+/// There are none.
+pub(crate) fn is_eventfd(_: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Memory without a name: created, unlinked, sized once. macOS sizes such an object only once, so

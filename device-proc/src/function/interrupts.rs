@@ -33,7 +33,13 @@ enum Mode {
     Messages(InterruptIndex, Vec<Option<Signaller>>),
 }
 
-/// INTx is level-triggered for the guest: it is held back after each signal until unmasked.
+/// INTx is level-triggered for the guest, and the dext tells of edges: it is held back after each
+/// signal until unmasked, which says that the guest has looked at the device. An edge meanwhile is
+/// signalled then, since the guest may have looked before it; but not if it came before anybody had
+/// taken the signal: whoever takes it looks at the device later than that. Such an edge must not be
+/// signalled again, for there is nothing left for its driver to do, and a driver that finds nothing
+/// touches no register: the VMM, which takes the line down at the next access, leaves it up, and
+/// the guest is interrupted until it gives up on the line ("nobody cared").
 struct Intx {
     signaller: Signaller,
     masked: bool,
@@ -44,7 +50,7 @@ impl Intx {
     /// Signals, or holds back; whether it was signalled.
     fn fire(&mut self) -> bool {
         if self.masked {
-            self.held_back = true;
+            self.held_back |= !self.signaller.is_pending();
             return false;
         }
         self.masked = true;

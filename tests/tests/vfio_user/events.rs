@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::EINVAL;
-use cordon_tests::vfio_user::{Client, Served, words};
+use cordon_tests::vfio_user::{Served, words};
 use cordon_vfio_user::Event as ServerEvent;
 use cordon_vfio_user::protocol::command::SET_IRQS;
 use ipc::{Deadline, Event};

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cordon_vfio_user::protocol::{HEADER, Header, command, flag};
-use cordon_vfio_user::{Event, Server};
+use cordon_vfio_user::{Event, Options, Server};
 use cordon_vmm::{Container, DmaMode, Function, Host, HostConfig, PassthroughDevice};
 use ipc::SharedMemory;
 use rustix::net::{
@@ -51,6 +51,19 @@ impl Served {
     /// When that fails.
     #[must_use]
     pub fn start_with(function: &str, change: impl FnOnce(&mut HostConfig)) -> Self {
+        Self::start_as(function, change, Options::default())
+    }
+
+    /// Serves a function of the usual simulator otherwise.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn start_as(
+        function: &str,
+        change: impl FnOnce(&mut HostConfig),
+        options: Options,
+    ) -> Self {
         let simulator = Simulator::usual();
         let mut config = config(&simulator);
         change(&mut config);
@@ -62,7 +75,7 @@ impl Served {
         let (sender, events) = channel();
         let device: Arc<dyn PassthroughDevice> = Arc::clone(&proxy) as _;
         let log = move |event| drop(sender.send(event));
-        let server = Server::start(&path, device, Arc::clone(&container), log).unwrap();
+        let server = Server::start(&path, device, Arc::clone(&container), options, log).unwrap();
         Self {
             simulator,
             proxy,
@@ -228,6 +241,12 @@ impl Client {
     pub fn still_works(&mut self) {
         let info = self.ok(command::GET_INFO, &words(&[16, 0, 0, 0]));
         assert_eq!(info.len(), 16);
+    }
+
+    /// Turns bus mastering on, as a driver does: without it the device reaches no memory, and no
+    /// message of an interrupt leaves it.
+    pub fn master_bus(&mut self) {
+        self.write(7, 4, &[6, 0]);
     }
 
     /// Whether the server has closed the connection.

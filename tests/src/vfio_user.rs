@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -64,12 +64,31 @@ impl Served {
         change: impl FnOnce(&mut HostConfig),
         options: Options,
     ) -> Self {
+        Self::start_in(function, change, options, |_| {})
+    }
+
+    /// Serves a function of the usual simulator that was used otherwise before.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn start_after(function: &str, used: impl FnOnce(&Proxy)) -> Self {
+        Self::start_in(function, |_| {}, Options::default(), used)
+    }
+
+    fn start_in(
+        function: &str,
+        change: impl FnOnce(&mut HostConfig),
+        options: Options,
+        used: impl FnOnce(&Proxy),
+    ) -> Self {
         let simulator = Simulator::usual();
         let mut config = config(&simulator);
         change(&mut config);
         let host = Host::new(config);
         let container = Arc::new(Container::new(DmaMode::Direct));
         let proxy = host.attach(address(function), &container, None).unwrap();
+        used(&proxy);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let (sender, events) = channel();
@@ -106,17 +125,13 @@ impl Served {
     /// When nobody listens.
     #[must_use]
     pub fn connect(&self) -> Client {
-        let stream = UnixStream::connect(&self.path).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Client { stream, next: 1 }
+        Client::connect(&self.path)
     }
 
     /// A client that has negotiated.
     #[must_use]
     pub fn client(&self) -> Client {
-        let mut client = self.connect();
-        client.ok(command::VERSION, b"\0\0\0\0{\"capabilities\":{}}\0");
-        client
+        Client::of(&self.path)
     }
 
     /// Waits until the server logs something that `wanted` picks.
@@ -147,6 +162,25 @@ pub struct Client {
 }
 
 impl Client {
+    /// One that has said nothing yet.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[must_use]
+    pub fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self { stream, next: 1 }
+    }
+
+    /// One that has negotiated.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        let mut client = Self::connect(path);
+        client.ok(command::VERSION, b"\0\0\0\0{\"capabilities\":{}}\0");
+        client
+    }
+
     /// Sends bytes as they are, with descriptors beside the first.
     ///
     /// # Panics

@@ -7,9 +7,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use ipc::Deadline;
 use ipc::event::{Event, Signaller};
 
+/// Who has a seat.
+#[derive(Default)]
+struct State {
+    taken: bool,
+    /// How many have had it.
+    number: u64,
+}
+
 /// The one client that a server has.
 pub(super) struct Seat {
-    taken: Mutex<bool>,
+    state: Mutex<State>,
     changed: Condvar,
     /// Signalled when whoever has the seat is to leave.
     leave: Event,
@@ -21,19 +29,19 @@ impl Seat {
     pub(super) fn new() -> io::Result<Self> {
         let leave = Event::new()?;
         let tell = leave.signaller()?;
-        Ok(Self { taken: Mutex::new(false), changed: Condvar::new(), leave, tell })
+        Ok(Self { state: Mutex::default(), changed: Condvar::new(), leave, tell })
     }
 
-    fn taken(&self) -> MutexGuard<'_, bool> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client has it, until the value is dropped and nothing of the client is left.
     pub(super) fn take(&self) -> Taken<'_> {
-        let mut taken = self.taken();
+        let mut state = self.state();
         // What the one before was told is not for this one.
         let _ = self.leave.clear();
-        *taken = true;
+        *state = State { taken: true, number: state.number + 1 };
         Taken(self)
     }
 
@@ -42,16 +50,17 @@ impl Seat {
         &self.leave
     }
 
-    /// Has the client leave; whether it has before the deadline.
+    /// Has the client leave that has it now; whether it has before the deadline.
     pub(super) fn vacate(&self, deadline: Deadline) -> bool {
-        let mut taken = self.taken();
-        if *taken {
+        let mut state = self.state();
+        let number = state.number;
+        if state.taken {
             self.tell.signal();
         }
-        while *taken {
+        while state.taken && state.number == number {
             let Some(left) = deadline.remaining() else { return false };
-            let waited = self.changed.wait_timeout(taken, left);
-            taken = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
@@ -62,7 +71,7 @@ pub(super) struct Taken<'s>(&'s Seat);
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        *self.0.taken() = false;
+        self.0.state().taken = false;
         self.0.changed.notify_all();
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType};
 
@@ -106,6 +106,12 @@ pub(crate) fn written_extents(
         at = end.max(begin.saturating_add(1));
     }
     Ok(extents)
+}
+
+/// Punches a hole over all of it: holes read as zero.
+pub(crate) fn give_back(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(fd, hole, 0, size)?)
 }
 
 /// A socket of the kind that carries tubes.

@@ -3,11 +3,13 @@
 //! wherever the stream is still in step.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod companion_client;
 mod device_reset;
 mod dma_map;
 mod dma_unmap;
 mod events;
 mod get_info;
+mod handover;
 mod irq_info;
 mod region_info;
 mod region_read;

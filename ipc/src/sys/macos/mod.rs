@@ -96,11 +96,12 @@ pub(crate) fn cannot_shrink(_fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Shared memory does not say what it is here.
-pub(crate) fn written_extents(
-    _: BorrowedFd<'_>,
-    _: u64,
-    _: usize,
-) -> io::Result<Vec<(u64, u64)>> {
+pub(crate) fn written_extents(_: BorrowedFd<'_>, _: u64, _: usize) -> io::Result<Vec<(u64, u64)>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Shared memory has no holes.
+pub(crate) fn give_back(_: BorrowedFd<'_>, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

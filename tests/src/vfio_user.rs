@@ -72,7 +72,7 @@ impl Served {
     /// # Panics
     /// When that fails.
     #[must_use]
-    pub fn start_after(function: &str, used: impl FnOnce(&Proxy)) -> Self {
+    pub fn start_after(function: &str, used: impl FnOnce(&Function)) -> Self {
         Self::start_in(function, |_| {}, Options::default(), used)
     }
 
@@ -80,7 +80,7 @@ impl Served {
         function: &str,
         change: impl FnOnce(&mut HostConfig),
         options: Options,
-        used: impl FnOnce(&Proxy),
+        used: impl FnOnce(&Function),
     ) -> Self {
         let simulator = Simulator::usual();
         let mut config = config(&simulator);

@@ -2,10 +2,11 @@
 //! client leave: what a companion does, it does in the memory of the function's client.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use ipc::Deadline;
 use ipc::event::{Event, Signaller};
+use parking_lot::{Condvar, Mutex};
 
 /// Who has a seat.
 #[derive(Default)]
@@ -32,13 +33,9 @@ impl Seat {
         Ok(Self { state: Mutex::default(), changed: Condvar::new(), leave, tell })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A client has it, until the value is dropped and nothing of the client is left.
     pub(super) fn take(&self) -> Taken<'_> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         // What the one before was told is not for this one.
         let _ = self.leave.clear();
         *state = State { taken: true, number: state.number + 1 };
@@ -52,15 +49,15 @@ impl Seat {
 
     /// Has the client leave that has it now; whether it has before the deadline.
     pub(super) fn vacate(&self, deadline: Deadline) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let number = state.number;
         if state.taken {
             self.tell.signal();
         }
         while state.taken && state.number == number {
-            let Some(left) = deadline.remaining() else { return false };
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if self.changed.wait_until(&mut state, deadline.instant()).timed_out() {
+                return false;
+            }
         }
         true
     }
@@ -71,7 +68,7 @@ pub(super) struct Taken<'s>(&'s Seat);
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.0.state().taken = false;
+        self.0.state.lock().taken = false;
         self.0.changed.notify_all();
     }
 }
@@ -81,20 +78,16 @@ impl Drop for Taken<'_> {
 pub(super) struct Beside(Arc<Mutex<Vec<Arc<Seat>>>>);
 
 impl Beside {
-    fn seats(&self) -> MutexGuard<'_, Vec<Arc<Seat>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// One more. Those of servers that are gone are forgotten.
     pub(super) fn add(&self, seat: &Arc<Seat>) {
-        let mut seats = self.seats();
+        let mut seats = self.0.lock();
         seats.retain(|seat| Arc::strong_count(seat) > 1);
         seats.push(Arc::clone(seat));
     }
 
     /// Has the clients of all leave; whether they have before the deadline.
     pub(super) fn vacate(&self, deadline: Deadline) -> bool {
-        let seats = self.seats().clone();
+        let seats = self.0.lock().clone();
         seats.iter().all(|seat| seat.vacate(deadline))
     }
 }

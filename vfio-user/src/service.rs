@@ -20,7 +20,8 @@ use crate::seat::{Beside, Seat};
 use crate::server::Event;
 use crate::session::Session;
 use crate::socket::{Socket, SocketError};
-use cordon_vmm::{Container, DeviceError, PassthroughDevice};
+use cordon_vmm::error::{DeviceError, ErrorKind};
+use cordon_vmm::{Container, PassthroughDevice};
 
 /// Pauses between attempts to take back what a client left.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -118,8 +119,8 @@ impl<L: Fn(Event)> Service<L> {
 
     fn try_to_clean(&self, handover: &mut Handover) -> Result<(), DeviceError> {
         if !self.beside.vacate(Deadline::after(LEAVING)) {
-            let message = "the client of its companion is still there".to_owned();
-            return Err(DeviceError::Busy(message));
+            let message = "the client of its companion is still there";
+            return Err(DeviceError::new(ErrorKind::Busy, message));
         }
         handover.clean(&*self.device)
     }

@@ -1,37 +1,34 @@
-//! A device with a client waiting: what does not fit into the time of one command is not begun.
+//! A device with a client waiting: one deadline for all calls that a command consists of.
 //!
 //! A command may take many calls of the device, a config write of a few registers or a long trapped
 //! read, and each may find its process hanging, killed and replaced. QEMU gives up on its server
-//! after five seconds, for good. So one deadline covers the command, and once it is too late for
-//! another call, the rest is as on a bus where nobody answers: it reads as all ones, and writes go
-//! nowhere. An error would say more, but clients do not take one: cloud-hypervisor's reads the
-//! data that it asked for whatever the reply says, and would take the next reply for it.
+//! after five seconds, for good. So the deadline covers the command, and what is not done by then is
+//! as on a bus where nobody answers: it reads as all ones, and writes go nowhere. An error would say
+//! more, but clients do not take one: cloud-hypervisor's reads the data that it asked for whatever
+//! the reply says, and would take the next reply for it.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipc::Deadline;
-use ipc::wire::function::InterruptIndex;
+use ipc::wire::function::{Access, InterruptIndex, Space};
+use parking_lot::Mutex;
 
+use cordon_vmm::PassthroughDevice;
 use cordon_vmm::device::{
     BarMemory, DeviceInfo, GuestWindow, InterruptInfo, InterruptSetup, RegionInfo,
 };
-use cordon_vmm::{DeviceError, PassthroughDevice};
+use cordon_vmm::error::{DeviceError, ErrorKind};
 
-/// How long one command may take. The client waits five seconds for its answer.
-pub(super) const COMMAND: Duration = Duration::from_secs(4);
-
-/// How long one call of a device may take whose process hangs: the deadline after which that is
-/// killed. The first call of a command is made in any case, another one only with this much left.
-const CALL: Duration = Duration::from_secs(3);
+/// How long one command may take, of the five seconds that its client waits for the answer.
+const COMMAND: Duration = Duration::from_secs(4);
 
 /// See the module. Made for one command.
 pub(super) struct Timed<'d> {
     device: &'d dyn PassthroughDevice,
     deadline: Deadline,
-    begun: AtomicBool,
     late: AtomicBool,
     wrote: Mutex<Vec<Range<u32>>>,
 }
@@ -39,30 +36,44 @@ pub(super) struct Timed<'d> {
 impl<'d> Timed<'d> {
     /// For a command that came just now.
     pub(super) fn new(device: &'d dyn PassthroughDevice) -> Self {
-        let (begun, late, wrote) = Default::default();
-        Self { device, deadline: Deadline::after(COMMAND), begun, late, wrote }
+        let (late, wrote) = (AtomicBool::new(false), Mutex::default());
+        Self { device, deadline: Deadline::after(COMMAND), late, wrote }
     }
 
-    /// Whether a call was not made.
+    /// Whether an access was not made in time.
     pub(super) fn was_late(&self) -> bool {
         self.late.load(Ordering::Relaxed)
     }
 
     /// What was written to the device's config space.
     pub(super) fn wrote(self) -> Vec<Range<u32>> {
-        self.wrote.into_inner().unwrap_or_else(PoisonError::into_inner)
+        self.wrote.into_inner()
     }
 
-    /// The device, if there is time for another call.
-    fn in_time(&self) -> Result<&'d dyn PassthroughDevice, DeviceError> {
-        let first = !self.begun.swap(true, Ordering::Relaxed);
-        let left = self.deadline.remaining().unwrap_or_default();
-        if first || left >= CALL {
-            return Ok(self.device);
+    /// What `call` answers, if there is time for it.
+    fn in_time<T>(
+        &self,
+        call: impl FnOnce(&'d dyn PassthroughDevice) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        if self.deadline.passed() {
+            let message = format!("{}: no time is left for it", self.device.info().name);
+            return Err(DeviceError::new(ErrorKind::TimedOut, message));
         }
-        self.late.store(true, Ordering::Relaxed);
-        let name = &self.device.info().name;
-        Err(DeviceError::NoDevice(format!("{name} took too long over the same command")))
+        call(self.device)
+    }
+
+    /// The same for an access, whose lateness is the bus's: nobody answers.
+    fn on_bus<T>(
+        &self,
+        call: impl FnOnce(&'d dyn PassthroughDevice) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        self.in_time(call).map_err(|error| {
+            if error.kind() != ErrorKind::TimedOut {
+                return error;
+            }
+            self.late.store(true, Ordering::Relaxed);
+            DeviceError::new(ErrorKind::NoDevice, error.to_string())
+        })
     }
 }
 
@@ -75,26 +86,29 @@ impl PassthroughDevice for Timed<'_> {
         self.device.region_info(index)
     }
 
-    fn interrupt_info(&self, index: u32) -> Result<InterruptInfo, DeviceError> {
+    fn interrupt_info(&self, index: InterruptIndex) -> InterruptInfo {
         self.device.interrupt_info(index)
     }
 
-    fn config_read(&self, offset: u32, data: &mut [u8]) -> Result<(), DeviceError> {
-        self.in_time()?.config_read(offset, data)
+    fn deadline(&self) -> Deadline {
+        self.deadline
     }
 
-    fn config_write(&self, offset: u32, data: &[u8]) -> Result<(), DeviceError> {
-        let end = offset.saturating_add(u32::try_from(data.len()).unwrap_or(u32::MAX));
-        self.wrote.lock().unwrap_or_else(PoisonError::into_inner).push(offset..end);
-        self.in_time()?.config_write(offset, data)
+    fn access(&self, access: Access, deadline: Deadline) -> Result<u64, DeviceError> {
+        if access.write && access.space == Space::Config {
+            let first = u32::try_from(access.offset).unwrap_or(u32::MAX);
+            self.wrote.lock().push(first..first.saturating_add(access.width.into()));
+        }
+        self.on_bus(|device| device.access(access, deadline.min(self.deadline)))
     }
 
-    fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
-        self.in_time()?.bar_read(bar, offset, data)
-    }
-
-    fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
-        self.in_time()?.bar_write(bar, offset, data)
+    fn read_config(
+        &self,
+        offset: u32,
+        data: &mut [u8],
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        self.on_bus(|device| device.read_config(offset, data, deadline.min(self.deadline)))
     }
 
     fn windows(&self) -> Result<Vec<BarMemory>, DeviceError> {
@@ -114,14 +128,14 @@ impl PassthroughDevice for Timed<'_> {
         index: InterruptIndex,
         setup: InterruptSetup,
     ) -> Result<(), DeviceError> {
-        self.in_time()?.set_interrupts(index, setup)
+        self.in_time(|device| device.set_interrupts(index, setup))
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
-        self.in_time()?.reset()
+        self.in_time(|device| device.reset())
     }
 
     fn quiesce(&self) -> Result<(), DeviceError> {
-        self.in_time()?.quiesce()
+        self.in_time(|device| device.quiesce())
     }
 }

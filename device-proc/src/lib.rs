@@ -23,6 +23,7 @@ pub mod lister;
 pub mod memory;
 pub mod misbehave;
 pub mod options;
+pub mod panics;
 pub mod start;
 mod sys;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use cordon_device_proc::options::{Options, RoleOptions};
-use cordon_device_proc::{connection, doctor as findings, function, lister};
+use cordon_device_proc::{connection, doctor as findings, function, lister, panics};
 
 /// Prints what is found.
 fn doctor(confine: Option<&str>) -> ExitCode {
@@ -24,6 +24,7 @@ fn doctor(confine: Option<&str>) -> ExitCode {
 }
 
 fn main() -> ExitCode {
+    panics::exit_on_panic();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)

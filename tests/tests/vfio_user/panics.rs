@@ -48,3 +48,10 @@ fn a_log_that_panics_ends_its_function_only() {
     drop(server);
     good.client().still_works();
 }
+
+#[test]
+fn no_profile_ends_the_process_over_a_panic() {
+    // This suite is built by one profile, and what people run by another.
+    let workspace = include_str!("../../../Cargo.toml");
+    assert!(!workspace.lines().any(|line| line.trim_start().starts_with("panic")));
+}

@@ -138,7 +138,7 @@ impl Served {
     ///
     /// # Panics
     /// When it does not within ten seconds.
-    pub fn until(&self, wanted: impl Fn(&Event) -> bool) {
+    pub fn until(&self, mut wanted: impl FnMut(&Event) -> bool) {
         let events = self.events.lock().unwrap();
         while !wanted(&events.recv_timeout(Duration::from_secs(10)).unwrap()) {}
     }

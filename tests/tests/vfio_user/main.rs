@@ -3,6 +3,7 @@
 //! wherever the stream is still in step.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod budgets;
 mod companion_client;
 mod deadlines;
 mod device_reset;

@@ -34,12 +34,15 @@ enum Mode {
 }
 
 /// INTx is level-triggered for the guest, and the dext tells of edges: it is held back after each
-/// signal until unmasked, which says that the guest has looked at the device. An edge meanwhile is
-/// signalled then, since the guest may have looked before it; but not if it came before anybody had
-/// taken the signal: whoever takes it looks at the device later than that. Such an edge must not be
-/// signalled again, for there is nothing left for its driver to do, and a driver that finds nothing
-/// touches no register: the VMM, which takes the line down at the next access, leaves it up, and
-/// the guest is interrupted until it gives up on the line ("nobody cared").
+/// signal until unmasked, which says that the guest has accessed the device. An edge meanwhile is
+/// signalled then, since the guest may have looked for work before it; but not if it came before
+/// anybody had taken the signal, for whoever takes it looks later than that. Such an edge must not
+/// be signalled again. There is nothing left for its driver to do, and one that finds nothing in
+/// memory touches no register: a VMM that takes the line down at the next access leaves it up, and
+/// its guest is interrupted over and over until it gives up on the line ("nobody cared").
+///
+/// An edge after the signal was taken may have been seen by the guest or not. It is signalled: a
+/// spurious interrupt, whatever a VMM makes of it, is better than one that is lost.
 struct Intx {
     signaller: Signaller,
     masked: bool,

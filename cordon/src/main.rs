@@ -6,6 +6,7 @@ mod devices;
 mod doctor;
 mod faults;
 mod inspect;
+mod limits;
 mod output;
 mod programs;
 mod rig;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use cordon_vfio_user::{Event, Server};
+use cordon_vfio_user::{Budget, Event, Options, Server};
 use cordon_vmm::companion::Layout;
 use cordon_vmm::{
     Companion, CompanionConfig, Container, DmaMode, Function, Host, PassthroughDevice, Presence,
@@ -54,6 +54,9 @@ pub(crate) struct ServeOptions {
     /// How BARs become windows of the guest's.
     #[arg(long, value_enum, default_value_t = Windows::Handed)]
     windows: Windows,
+    /// Refuse guest memory that its VMM could still shorten; not every VMM can seal its.
+    #[arg(long)]
+    sealed_memory: bool,
     /// Keep a standby for each function process, which takes over within a millisecond.
     #[arg(long)]
     standby: bool,
@@ -62,6 +65,16 @@ pub(crate) struct ServeOptions {
     /// Log as JSON lines on standard output.
     #[arg(long)]
     json: bool,
+}
+
+impl ServeOptions {
+    /// How each function is served: every server, of a function or a companion, has an equal share
+    /// of the descriptors that this process may have.
+    fn how(&self) -> Options {
+        let servers = u64::try_from(self.sockets.len() + self.companions.len()).unwrap_or(u64::MAX);
+        let share = crate::limits::descriptors() / servers.max(1);
+        Options { sealed_memory: self.sealed_memory, budget: Budget::within(share) }
+    }
 }
 
 /// Who maps guest memory for the device.
@@ -149,6 +162,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
         return Err("--companion-socket needs --dma companion".into());
     }
     let log = Log { json: options.json };
+    crate::limits::raise_descriptors();
     let (signals, ring) = UnixStream::pair()?;
     for signal in [libc::SIGTERM, libc::SIGINT] {
         signal_hook::low_level::pipe::register(signal, ring.try_clone()?)?;
@@ -240,21 +254,22 @@ fn start_servers(
 ) -> Result<(), Failure> {
     let address = one.proxy.address();
     let device: Arc<dyn PassthroughDevice> = Arc::clone(&one.proxy) as _;
-    let server = Server::start(path, device, Arc::clone(container), logged(address, log, None))?;
+    let (how, container) = (options.how(), Arc::clone(container));
+    let server = Server::start(path, device, container, how, logged(address, log, None))?;
     let mut detail = json!({
         "socket": server.path().display().to_string(),
         "function_process": one.proxy.pid(),
         "connection_process": one.proxy.connection().pid(),
     });
-    one.server = Some(server);
     if let (Some(companion), Some(path)) = (companion, options.companions.get(at)) {
         // Its client announces the guest's memory too; the function's client gives it.
         let container = Arc::new(Container::new(DmaMode::Companion));
-        let server =
-            Server::start(path, companion, container, logged(address, log, Some("companion")))?;
-        detail["companion_socket"] = server.path().display().to_string().into();
-        one.companion = Some(server);
+        let log = logged(address, log, Some("companion"));
+        let beside = server.start_beside(path, companion, container, how, log)?;
+        detail["companion_socket"] = beside.path().display().to_string().into();
+        one.companion = Some(beside);
     }
+    one.server = Some(server);
     log.line(Some(address), "listening", Some(&detail.to_string()));
     Ok(())
 }
@@ -271,6 +286,9 @@ fn logged(
             Event::Detached(why) => ("detach", Some(why)),
             Event::Refused(why) => ("error", Some(why)),
             Event::Busy => ("error", Some("another client was sent away".to_owned())),
+            Event::Delayed(why) => ("delayed", Some(why)),
+            Event::Withheld(why) => ("withheld", Some(why)),
+            Event::Available => ("available", None),
             Event::Failed(why) => ("failed", Some(why)),
         };
         let event = beside.map_or_else(|| event.to_owned(), |what| format!("{what}-{event}"));

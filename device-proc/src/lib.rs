@@ -32,6 +32,7 @@ pub mod lister;
 pub mod log;
 pub mod memory;
 pub mod options;
+pub mod panics;
 pub mod program;
 pub mod start;
 mod sys;

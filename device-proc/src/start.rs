@@ -41,6 +41,9 @@ pub enum RoleError {
     /// The process is not confined and must not go on.
     #[error(transparent)]
     Sandbox(#[from] ConfineError),
+    /// There is no timer to bound signals with.
+    #[error("No timer for signals")]
+    Timer(#[source] std::io::Error),
     /// The wait failed.
     #[error("Cannot wait")]
     Wait(#[source] std::io::Error),

@@ -131,6 +131,9 @@ impl Function {
     /// the dext tries first, so the hot reset of the upstream port is never reached.
     pub(crate) fn function_level_reset(&self) {
         let mut model = self.model.lock();
+        // PCI Express: nothing that software can read of what the function was used for may be
+        // left, and that includes its memory.
+        self.hardware.clear_bars();
         model.reset(&self.hardware);
         self.hardware.config().reset();
     }

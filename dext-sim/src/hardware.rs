@@ -66,6 +66,15 @@ impl Hardware {
         self.bars[bar].as_ref().map(|bar| &bar.window)
     }
 
+    /// A reset: all BAR memory is zero.
+    pub(crate) fn clear_bars(&self) {
+        for bar in self.bars.iter().flatten() {
+            if let Err(error) = bar.memory.clear() {
+                tracing::error!("BAR memory cannot be cleared: {error}");
+            }
+        }
+    }
+
     /// Whether the function decodes memory accesses.
     pub(crate) fn memory_enabled(&self) -> bool {
         self.config().command() & MEMORY_SPACE != 0

@@ -131,7 +131,7 @@ impl Connection<'_> {
                     if self.client.is_some() {
                         return Err(IoReturn::STILL_OPEN);
                     }
-                    let completion = Signaller::from_fd(fd);
+                    let completion = Signaller::from_trusted(fd);
                     self.registry.open(service, kind, completion, peer.clone())
                 });
                 let opened = opened.map(|client| self.client = Some(client));

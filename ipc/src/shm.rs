@@ -104,6 +104,23 @@ impl SharedMemory {
         self.map(0, length, access)
     }
 
+    /// Makes every byte zero again, and gives back what the system held for them where it can.
+    ///
+    /// # Errors
+    /// When the memory is not writable.
+    pub fn clear(&self) -> io::Result<()> {
+        const STEP: usize = 1 << 20;
+        if sys::give_back(self.fd.as_fd(), self.size).is_ok() {
+            return Ok(());
+        }
+        let window = self.map_all(Access::ReadWrite).map_err(io::Error::other)?;
+        let zeros = vec![0; STEP.min(window.length())];
+        (0..window.length()).step_by(STEP).try_for_each(|at| {
+            let length = STEP.min(window.length() - at);
+            window.copy_in(at as u64, &zeros[..length]).map_err(io::Error::other)
+        })
+    }
+
     /// Another handle for the same memory.
     ///
     /// # Errors
@@ -143,6 +160,20 @@ mod tests {
         let memory = SharedMemory::create("test", 8192).unwrap();
         assert!(rustix::fs::ftruncate(&memory, 0).is_err());
         assert_eq!(SharedMemory::from_peer(memory.into_fd()).unwrap().size(), 8192);
+    }
+
+    #[test]
+    fn cleared_memory_is_zero_for_whoever_maps_it() {
+        let memory = SharedMemory::create("test", 0x4_1000).unwrap();
+        let window = memory.map_all(Access::ReadWrite).unwrap();
+        for at in [0, 0x1234, 0x4_0fff] {
+            window.write(at, 7u8).unwrap();
+        }
+        memory.clear().unwrap();
+        for at in [0, 0x1234, 0x4_0fff] {
+            assert_eq!(window.read::<u8>(at).unwrap(), 0, "{at:#x}");
+        }
+        assert_eq!(memory.size(), 0x4_1000);
     }
 
     #[test]

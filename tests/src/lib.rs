@@ -265,7 +265,13 @@ impl Vmm {
         let ram = memory.map_all(Access::ReadWrite).unwrap();
         let container = Arc::new(Container::new(mode));
         container
-            .map(GuestRegion { iova: RAM_BASE, size: RAM, memory, offset: 0, writable: true })
+            .map(GuestRegion {
+                iova: RAM_BASE,
+                size: RAM,
+                memory: memory.into(),
+                offset: 0,
+                writable: true,
+            })
             .unwrap();
         Self { host: Host::new(config), container, ram }
     }

@@ -4,13 +4,13 @@ use std::io::{IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cordon_vfio_user::protocol::{HEADER, Header, command, flag};
-use cordon_vfio_user::{Event, Server};
+use cordon_vfio_user::{Event, Options, Server};
 use cordon_vmm::{Container, DmaMode, Function, Host, HostConfig, PassthroughDevice};
 use ipc::SharedMemory;
 use rustix::net::{
@@ -51,18 +51,50 @@ impl Served {
     /// When that fails.
     #[must_use]
     pub fn start_with(function: &str, change: impl FnOnce(&mut HostConfig)) -> Self {
+        Self::start_as(function, change, Options::default())
+    }
+
+    /// Serves a function of the usual simulator otherwise.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn start_as(
+        function: &str,
+        change: impl FnOnce(&mut HostConfig),
+        options: Options,
+    ) -> Self {
+        Self::start_in(function, change, options, |_| {})
+    }
+
+    /// Serves a function of the usual simulator that was used otherwise before.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn start_after(function: &str, used: impl FnOnce(&Function)) -> Self {
+        Self::start_in(function, |_| {}, Options::default(), used)
+    }
+
+    fn start_in(
+        function: &str,
+        change: impl FnOnce(&mut HostConfig),
+        options: Options,
+        used: impl FnOnce(&Function),
+    ) -> Self {
         let simulator = Simulator::usual();
         let mut config = config(&simulator);
         change(&mut config);
         let host = Host::new(config);
         let container = Arc::new(Container::new(DmaMode::Direct));
         let proxy = host.attach(address(function), &container, None).unwrap();
+        used(&proxy);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let (sender, events) = channel();
         let device: Arc<dyn PassthroughDevice> = Arc::clone(&proxy) as _;
         let log = move |event| drop(sender.send(event));
-        let server = Server::start(&path, device, Arc::clone(&container), log).unwrap();
+        let server = Server::start(&path, device, Arc::clone(&container), options, log).unwrap();
         Self {
             simulator,
             proxy,
@@ -93,24 +125,20 @@ impl Served {
     /// When nobody listens.
     #[must_use]
     pub fn connect(&self) -> Client {
-        let stream = UnixStream::connect(&self.path).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Client { stream, next: 1 }
+        Client::connect(&self.path)
     }
 
     /// A client that has negotiated.
     #[must_use]
     pub fn client(&self) -> Client {
-        let mut client = self.connect();
-        client.ok(command::VERSION, b"\0\0\0\0{\"capabilities\":{}}\0");
-        client
+        Client::of(&self.path)
     }
 
     /// Waits until the server logs something that `wanted` picks.
     ///
     /// # Panics
     /// When it does not within ten seconds.
-    pub fn until(&self, wanted: impl Fn(&Event) -> bool) {
+    pub fn until(&self, mut wanted: impl FnMut(&Event) -> bool) {
         let events = self.events.lock().unwrap();
         while !wanted(&events.recv_timeout(Duration::from_secs(10)).unwrap()) {}
     }
@@ -134,6 +162,25 @@ pub struct Client {
 }
 
 impl Client {
+    /// One that has said nothing yet.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[must_use]
+    pub fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self { stream, next: 1 }
+    }
+
+    /// One that has negotiated.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        let mut client = Self::connect(path);
+        client.ok(command::VERSION, b"\0\0\0\0{\"capabilities\":{}}\0");
+        client
+    }
+
     /// Sends bytes as they are, with descriptors beside the first.
     ///
     /// # Panics
@@ -228,6 +275,12 @@ impl Client {
     pub fn still_works(&mut self) {
         let info = self.ok(command::GET_INFO, &words(&[16, 0, 0, 0]));
         assert_eq!(info.len(), 16);
+    }
+
+    /// Turns bus mastering on, as a driver does: without it the device reaches no memory, and no
+    /// message of an interrupt leaves it.
+    pub fn master_bus(&mut self) {
+        self.write(7, 4, &[6, 0]);
     }
 
     /// Whether the server has closed the connection.

@@ -142,7 +142,8 @@ fn p2_4_memory_that_comes_and_goes_is_registered_and_removed() {
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let (a, _b) = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
     let memory = SharedMemory::create("more", 1 << 20).unwrap();
-    let region = GuestRegion { iova: 0, size: 1 << 20, memory, offset: 0, writable: false };
+    let region =
+        GuestRegion { iova: 0, size: 1 << 20, memory: memory.into(), offset: 0, writable: false };
     vmm.container.map(region).unwrap();
     assert_eq!((simulator.held("01:00.0").2, simulator.held("01:00.1").2), (2, 2));
     assert_eq!(a.connection().statistics(address("01:00.0")).unwrap().regions, 2);
@@ -160,7 +161,8 @@ fn memory_that_one_function_cannot_have_is_given_to_none() {
     let _both = (vmm.attach("01:00.0"), vmm.attach("01:00.1"));
     simulator.fault("fail:selector=5,nth=2,code=0xe00002db");
     let memory = SharedMemory::create("more", 1 << 20).unwrap();
-    let region = GuestRegion { iova: 0, size: 1 << 20, memory, offset: 0, writable: true };
+    let region =
+        GuestRegion { iova: 0, size: 1 << 20, memory: memory.into(), offset: 0, writable: true };
     let refused = vmm.container.map(region).unwrap_err();
     assert!(refused.kind() == ErrorKind::NoSpace, "{refused}");
     assert_eq!((simulator.held("01:00.0").2, simulator.held("01:00.1").2), (1, 1));

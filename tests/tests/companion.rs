@@ -309,7 +309,8 @@ fn c5_3_a_limit_fails_its_entries_and_unmapping_makes_room() {
     let ranges: Vec<_> = (0..513u64).map(|number| (DATA + 16 * number, 3 << 20)).collect();
     let big = SharedMemory::create("big", 8 << 20).unwrap();
     let base = 0x10_0000_0000;
-    let region = GuestRegion { iova: base, size: 8 << 20, memory: big, offset: 0, writable: true };
+    let region =
+        GuestRegion { iova: base, size: 8 << 20, memory: big.into(), offset: 0, writable: true };
     s.vmm.container.map(region).unwrap();
     let ranges: Vec<_> =
         ranges.into_iter().map(|(address, size)| (base + address - DATA, size)).collect();
@@ -341,7 +342,8 @@ fn c5_4_everything_is_released_with_the_guest_the_device_or_the_connection_proce
     assert_eq!(s.guest().ring(PAGE), INVALID);
     let memory = SharedMemory::create("ram", RAM).unwrap();
     let ram = memory.map_all(ipc::Access::ReadWrite).unwrap();
-    let region = GuestRegion { iova: RAM_BASE, size: RAM, memory, offset: 0, writable: true };
+    let region =
+        GuestRegion { iova: RAM_BASE, size: RAM, memory: memory.into(), offset: 0, writable: true };
     s.vmm.container.map(region).unwrap();
     let guest = Guest { companion: &*s.companion, ram: &ram, layout: Layout::Packed32 };
     assert_eq!(guest.map(&pages).0, OK);

@@ -185,7 +185,13 @@ fn provoke(s: &Setup, request: &str) -> Option<Arc<Function>> {
     match request {
         "AddMemory" | "MapDma" | "RemoveMemory" | "UnmapDma" => {
             let memory = memory();
-            let region = GuestRegion { iova, size: 0x4000, memory, offset: 0, writable: true };
+            let region = GuestRegion {
+                iova,
+                size: 0x4000,
+                memory: memory.into(),
+                offset: 0,
+                writable: true,
+            };
             s.vmm.container.map(region).unwrap();
             s.vmm.container.unmap(iova, 0x4000).unwrap();
             None

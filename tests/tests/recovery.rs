@@ -286,7 +286,7 @@ fn a_connection_process_that_dies_is_a_surprise_removal_and_return() {
     // Memory that comes and goes meanwhile, and interrupts that are set up.
     let more = SharedMemory::create("more", 0x4000).unwrap();
     let iova = RAM_BASE + RAM;
-    let region = GuestRegion { iova, size: 0x4000, memory: more, offset: 0, writable: true };
+    let region = GuestRegion { iova, size: 0x4000, memory: more.into(), offset: 0, writable: true };
     s.vmm.container.map(region).unwrap();
     let two = s.assign(InterruptIndex::Msix, 2);
     assert!(

@@ -1,7 +1,7 @@
 //! REGION_READ and REGION_WRITE: config space and trapped BAR access.
 
 use crate::config::VirtualConfig;
-use crate::protocol::{MAX_DATA, Refusal, at_least, refuse};
+use crate::protocol::{Refusal, at_least, refuse};
 use cordon_vmm::PassthroughDevice;
 use cordon_vmm::device::CONFIG_REGION;
 use cordon_vmm::error::answered;
@@ -15,13 +15,13 @@ struct Access {
 
 impl Access {
     /// Checks the request against the region.
-    fn parse(device: &dyn PassthroughDevice, body: &[u8]) -> Result<Self, Refusal> {
+    fn parse(device: &dyn PassthroughDevice, body: &[u8], most: u32) -> Result<Self, Refusal> {
         let mut fields = at_least(body, 16)?;
         let access = Self { offset: fields.double(), region: fields.word(), count: fields.word() };
         let Self { offset, region, count } = access;
         let said = format!("region {region}, {count} bytes at {offset:#x}");
-        if count == 0 || count > MAX_DATA {
-            return refuse(libc::EINVAL, format!("{said}: 1 to {MAX_DATA} bytes are allowed"));
+        if count == 0 || count > most {
+            return refuse(libc::EINVAL, format!("{said}: 1 to {most} bytes are allowed"));
         }
         let size = device.region_info(region)?.size;
         match offset.checked_add(count.into()) {
@@ -56,8 +56,9 @@ fn width(offset: u64, left: usize) -> usize {
 pub(super) fn read_nothing(
     device: &dyn PassthroughDevice,
     body: &[u8],
+    most: u32,
 ) -> Result<Vec<u8>, Refusal> {
-    let access = Access::parse(device, body)?;
+    let access = Access::parse(device, body, most)?;
     let mut answer = access.answer();
     answer.resize(answer.len() + access.count as usize, 0xff);
     Ok(answer)
@@ -67,8 +68,9 @@ pub(super) fn read_nothing(
 pub(super) fn write_nothing(
     device: &dyn PassthroughDevice,
     body: &[u8],
+    most: u32,
 ) -> Result<Vec<u8>, Refusal> {
-    Ok(Access::parse(device, body)?.answer())
+    Ok(Access::parse(device, body, most)?.answer())
 }
 
 /// REGION_READ; the body of the answer.
@@ -76,8 +78,9 @@ pub(super) fn read(
     device: &dyn PassthroughDevice,
     config: &VirtualConfig,
     body: &[u8],
+    most: u32,
 ) -> Result<Vec<u8>, Refusal> {
-    let access = Access::parse(device, body)?;
+    let access = Access::parse(device, body, most)?;
     let mut answer = access.answer();
     let begin = answer.len();
     answer.resize(begin + access.count as usize, 0);
@@ -104,8 +107,9 @@ pub(super) fn write(
     device: &dyn PassthroughDevice,
     config: &mut VirtualConfig,
     body: &[u8],
+    most: u32,
 ) -> Result<Vec<u8>, Refusal> {
-    let access = Access::parse(device, body)?;
+    let access = Access::parse(device, body, most)?;
     let data = &body[16..];
     if data.len() != access.count as usize {
         let why = format!("{} bytes of data for a write of {}", data.len(), access.count);

@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use ipc::SharedMemory;
-
-use crate::protocol::{MAX_MAPS, Refusal, at_least, refuse};
+use crate::files::{FileError, Files};
+use crate::options::Options;
+use crate::protocol::{Refusal, at_least, refuse};
 use cordon_vmm::Container;
 use cordon_vmm::container::GuestRegion;
 
@@ -23,10 +23,32 @@ struct Map {
 }
 
 /// The client's maps.
-#[derive(Default)]
-pub(super) struct Maps(BTreeMap<u64, Map>);
+pub(super) struct Maps {
+    options: Options,
+    regions: BTreeMap<u64, Map>,
+    files: Files,
+}
+
+/// A DMA_MAP whose range can be.
+struct Range {
+    iova: u64,
+    size: u64,
+    offset: u64,
+    writable: bool,
+}
+
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "map {:#x}+{:#x}", self.iova, self.size)
+    }
+}
 
 impl Maps {
+    /// None yet.
+    pub(super) fn new(options: Options) -> Self {
+        Self { options, regions: BTreeMap::new(), files: Files::default() }
+    }
+
     /// DMA_MAP.
     pub(super) fn map(
         &mut self,
@@ -34,44 +56,57 @@ impl Maps {
         body: &[u8],
         mut descriptors: Vec<OwnedFd>,
     ) -> Result<(), Refusal> {
+        let range = self.range(body)?;
+        let backing = match (descriptors.pop(), descriptors.len()) {
+            (_, 1..) => return refuse(libc::EINVAL, format!("{range}: more than one descriptor")),
+            (one, 0) => one,
+        };
+        let (iova, size, backed) = (range.iova, range.size, backing.is_some());
+        if let Some(descriptor) = backing {
+            container.map(self.region(&range, descriptor)?)?;
+        }
+        self.regions.insert(iova, Map { size, backed });
+        Ok(())
+    }
+
+    /// Checks a DMA_MAP against what is mapped.
+    fn range(&self, body: &[u8]) -> Result<Range, Refusal> {
         let mut fields = at_least(body, 32)?;
         let (argument, flags) = (fields.word(), fields.word());
         let (offset, iova, size) = (fields.double(), fields.double(), fields.double());
-        let said = format!("map {iova:#x}+{size:#x}");
+        let range = Range { iova, size, offset, writable: flags & WRITABLE != 0 };
         if argument < 32 || flags & !(READABLE | WRITABLE) != 0 || flags == 0 {
-            return refuse(libc::EINVAL, format!("{said}: argsz {argument}, flags {flags:#x}"));
+            return refuse(libc::EINVAL, format!("{range}: argsz {argument}, flags {flags:#x}"));
         }
         let Some(end) = iova.checked_add(size).filter(|_| size > 0) else {
-            return refuse(libc::EINVAL, format!("{said} is empty or wraps"));
+            return refuse(libc::EINVAL, format!("{range} is empty or wraps"));
         };
-        let before = self.0.range(..end).next_back();
+        let before = self.regions.range(..end).next_back();
         if before.is_some_and(|(start, map)| start + map.size > iova) {
-            return refuse(libc::EEXIST, format!("{said} overlaps another map"));
+            return refuse(libc::EEXIST, format!("{range} overlaps another map"));
         }
-        if self.0.len() >= MAX_MAPS {
-            return refuse(libc::ENOSPC, format!("{said}: {MAX_MAPS} maps are the limit"));
+        let most = self.options.budget.regions;
+        if self.regions.len() >= most {
+            let why = format!("{range}: the memory of one client may have {most} regions");
+            return refuse(libc::ENOSPC, why);
         }
-        let backing = match (descriptors.pop(), descriptors.len()) {
-            (_, 1..) => return refuse(libc::EINVAL, format!("{said}: more than one descriptor")),
-            (None, 0) => None,
-            (Some(one), 0) => Some(one),
-        };
-        let backed = backing.is_some();
-        if let Some(descriptor) = backing {
-            let memory = match SharedMemory::from_trusted(descriptor) {
-                Ok(memory) => memory,
-                Err(error) => {
-                    return refuse(libc::EINVAL, format!("{said}: {}", ipc::chain(&error)));
-                }
-            };
-            if offset.checked_add(size).is_none_or(|end| end > memory.size()) {
-                return refuse(libc::EINVAL, format!("{said}: its memory does not hold it"));
-            }
-            let writable = flags & WRITABLE != 0;
-            container.map(GuestRegion { iova, size, memory, offset, writable })?;
+        Ok(range)
+    }
+
+    /// The region, with the memory behind it.
+    fn region(&mut self, range: &Range, descriptor: OwnedFd) -> Result<GuestRegion, Refusal> {
+        let Options { sealed_memory, budget } = self.options;
+        let memory = self.files.take(descriptor, sealed_memory, budget.files).map_err(|error| {
+            let errno =
+                if matches!(error, FileError::TooMany(_)) { libc::EMFILE } else { libc::EINVAL };
+            Refusal { errno, why: format!("{range}: {}", ipc::chain(&error)) }
+        })?;
+        let Range { iova, size, offset, writable } = *range;
+        if offset.checked_add(size).is_none_or(|end| end > memory.size()) {
+            let why = format!("{range}: its memory has {:#x}, not +{offset:#x}", memory.size());
+            return refuse(libc::EINVAL, why);
         }
-        self.0.insert(iova, Map { size, backed });
-        Ok(())
+        Ok(GuestRegion { iova, size, memory, offset, writable })
     }
 
     /// DMA_UNMAP; the body of the answer, which repeats the request.
@@ -89,11 +124,11 @@ impl Maps {
             }
             self.clear(container);
         } else {
-            match self.0.get(&iova) {
+            match self.regions.get(&iova) {
                 Some(map) if map.size == size => {}
                 _ => return refuse(libc::ENOENT, format!("{said}: no such map")),
             }
-            if let Some(map) = self.0.remove(&iova)
+            if let Some(map) = self.regions.remove(&iova)
                 && map.backed
             {
                 container.unmap(iova, size)?;
@@ -104,7 +139,7 @@ impl Maps {
 
     /// Takes everything back: the client is gone.
     pub(super) fn clear(&mut self, container: &Container) {
-        for (iova, map) in std::mem::take(&mut self.0) {
+        for (iova, map) in std::mem::take(&mut self.regions) {
             if map.backed
                 && let Err(error) = container.unmap(iova, map.size)
             {

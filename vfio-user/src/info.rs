@@ -40,15 +40,19 @@ pub(super) struct Region {
 }
 
 /// DEVICE_GET_REGION_INFO. Where only parts of a region can be mapped, the client asks twice: the
-/// first answer says how long the second is.
-pub(super) fn region(device: &dyn PassthroughDevice, body: &[u8]) -> Result<Region, Refusal> {
+/// first answer says how long the second is. A client that takes no descriptor maps nothing.
+pub(super) fn region(
+    device: &dyn PassthroughDevice,
+    body: &[u8],
+    takes_descriptors: bool,
+) -> Result<Region, Refusal> {
     let mut fields = at_least(body, 32)?;
     let (argument, _, index) = (fields.word(), fields.word(), fields.word());
     if argument < REGION {
         return refuse(libc::EINVAL, format!("argsz {argument} is below {REGION}"));
     }
     let info = device.region_info(index)?;
-    let mut windows = shared(device.windows()?, index);
+    let mut windows = if takes_descriptors { shared(device.windows()?, index) } else { Vec::new() };
     let whole = matches!(&windows[..], [one] if one.offset == 0 && one.length == info.size);
     let count = u32::try_from(windows.len()).unwrap_or_default();
     let full = if count == 0 || whole { REGION } else { REGION + 16 + 16 * count };

@@ -7,13 +7,19 @@
 //! stream is still in step.
 //!
 //! ```text
-//!           accept             VERSION
-//! Listening ──────▶ Connected ─────────▶ Serving ──┐ commands, in order
-//!     ▲                 │                   │ ▲────┘
-//!     └─────────────────┴───────────────────┘
-//!       end of file, out of step, stalled: bus mastering off, interrupts and memory taken
-//!       back; the device stays, and the next client may come
+//!            cleaned            accept             VERSION
+//! Cleaning ──────────▶ Listening ──────▶ Connected ─────────▶ Serving ──┐ commands, in order
+//!   ▲ ▲──┐ not yet                           │                   │ ▲────┘
+//!   │ └──┘                                   │                   │
+//!   └────────────────────────────────────────┴───────────────────┘
+//!     end of file, out of step, stalled: bus mastering off, interrupts and memory taken back
 //! ```
+//!
+//! Cleaning is a reset and everything else that leaves nothing of one client for the next. A
+//! function that cannot be cleaned is handed to nobody, and it is tried again.
+//!
+//! What a client can have the server hold has a [`Budget`] that is the client's own. A panic ends
+//! the service of its function only.
 //!
 //! | file | commands |
 //! | --- | --- |
@@ -23,16 +29,26 @@
 //! | `interrupts` | DEVICE_SET_IRQS |
 //! | `access` | REGION_READ, REGION_WRITE |
 //! | `session` | DEVICE_RESET, and the order of things |
+//! | `timed` | the one deadline of each |
 
 mod access;
 mod config;
 mod dma;
+mod entrance;
+mod files;
+mod handover;
 mod info;
 mod interrupts;
 mod negotiate;
+mod options;
 pub mod protocol;
+mod reports;
+mod seat;
 mod server;
+mod service;
 mod session;
 mod socket;
+mod timed;
 
+pub use options::{Budget, Options};
 pub use server::{Event, Server, ServerError};

@@ -12,9 +12,6 @@ pub const MAX_MESSAGE: usize = HEADER + 16 + MAX_DATA as usize;
 /// Most descriptors beside one message: what the clients send at most.
 pub const MAX_DESCRIPTORS: usize = 16;
 
-/// Most regions of guest memory of one client.
-pub const MAX_MAPS: usize = 65_535;
-
 /// Commands.
 #[expect(missing_docs, reason = "the protocol's own names")]
 pub mod command {

@@ -1,7 +1,6 @@
-//! The thread of one served function: listens, serves one client at a time, until it is stopped.
+//! A served function: its socket and its thread.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,10 +9,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipc::event::Signaller;
-use ipc::poll::{self, Source};
 
-use crate::session::Session;
-use crate::socket::{Socket, SocketError};
+use crate::options::Options;
+use crate::seat::{Beside, Seat};
+use crate::service::Service;
 use cordon_vmm::{Container, PassthroughDevice};
 
 /// Why a function is not served.
@@ -34,20 +33,20 @@ pub enum Event {
     Attached,
     /// A client is gone; why.
     Detached(String),
-    /// A client asked for something that was refused; the client goes on.
+    /// A client asked for something that was refused, or not done in time; the client goes on.
     Refused(String),
-    /// Another client came while one was there, and was sent away.
+    /// Another client came while one was there, or while the function is withheld, and was sent
+    /// away.
     Busy,
-    /// The listening socket failed; the function is served no more.
+    /// No client can be let in for now; why. It is tried again.
+    Delayed(String),
+    /// What a client left in the function could not be taken back; why. No other client gets the
+    /// function until it has been, which is tried again.
+    Withheld(String),
+    /// The function is not withheld any more.
+    Available,
+    /// The server has a bug or cannot wait; the function is served no more.
     Failed(String),
-}
-
-/// What the thread waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
-    Stop,
-    Listener,
-    Client,
 }
 
 /// A served function. Dropping it stops serving; the device stays attached.
@@ -56,11 +55,13 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
     finished: Receiver<()>,
     path: PathBuf,
+    beside: Beside,
 }
 
 impl Server {
     /// Serves `device` at `path` to one client after the other; `log` is told what happens. A
-    /// socket file that a dead server left there is replaced.
+    /// socket file that a dead server left there is replaced. The device is reset before the first
+    /// client, and after each.
     ///
     /// # Errors
     /// [`ServerError`].
@@ -68,6 +69,40 @@ impl Server {
         path: &Path,
         device: Arc<dyn PassthroughDevice>,
         container: Arc<Container>,
+        options: Options,
+        log: impl Fn(Event) + Send + 'static,
+    ) -> Result<Self, ServerError> {
+        let start = |error| ServerError::Start(path.to_owned(), error);
+        let seat = Arc::new(Seat::new().map_err(start)?);
+        Self::start_in(&seat, path, device, container, options, log)
+    }
+
+    /// Serves what belongs to this server's function, its companion, as [`Server::start`]. Since
+    /// that acts in the memory of the function's client, its client leaves with the function's.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn start_beside(
+        &self,
+        path: &Path,
+        device: Arc<dyn PassthroughDevice>,
+        container: Arc<Container>,
+        options: Options,
+        log: impl Fn(Event) + Send + 'static,
+    ) -> Result<Self, ServerError> {
+        let start = |error| ServerError::Start(path.to_owned(), error);
+        let seat = Arc::new(Seat::new().map_err(start)?);
+        let server = Self::start_in(&seat, path, device, container, options, log)?;
+        self.beside.add(&seat);
+        Ok(server)
+    }
+
+    fn start_in(
+        seat: &Arc<Seat>,
+        path: &Path,
+        device: Arc<dyn PassthroughDevice>,
+        container: Arc<Container>,
+        options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
         let listener = listen(path).map_err(|e| ServerError::Listen(path.to_owned(), e))?;
@@ -76,13 +111,15 @@ impl Server {
         let stop = stopped.signaller().map_err(start)?;
         let (sender, finished) = channel();
         let name = format!("vfio-user {}", device.info().identity.address);
+        let (seat, beside) = (Arc::clone(seat), Beside::default());
+        let service =
+            Service { stopped, device, container, options, seat, beside: beside.clone(), log };
         let run = move || {
-            let thread = Thread { listener, stopped, device: &*device, container: &container, log };
-            thread.run();
+            service.run(listener);
             let _ = sender.send(());
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
-        Ok(Self { stop, thread: Some(thread), finished, path: path.to_owned() })
+        Ok(Self { stop, thread: Some(thread), finished, path: path.to_owned(), beside })
     }
 
     /// Where it listens.
@@ -124,88 +161,4 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     // Whoever can connect owns the device.
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(listener)
-}
-
-struct Thread<'d, L> {
-    listener: UnixListener,
-    stopped: ipc::Event,
-    device: &'d dyn PassthroughDevice,
-    container: &'d Container,
-    log: L,
-}
-
-impl<L: Fn(Event)> Thread<'_, L> {
-    fn run(&self) {
-        loop {
-            match self.wait(None) {
-                Ok(tokens) if tokens.contains(&Token::Stop) => return,
-                Ok(_) => {}
-                Err(error) => return (self.log)(Event::Failed(error.to_string())),
-            }
-            let stream = match self.accept() {
-                Ok(Some(stream)) => stream,
-                Ok(None) => continue,
-                Err(error) => return (self.log)(Event::Failed(error.to_string())),
-            };
-            (self.log)(Event::Attached);
-            let mut session = Session::new(Socket::new(stream), self.device, self.container);
-            let ended = self.converse(&mut session);
-            session.end();
-            match ended {
-                Some(why) => (self.log)(Event::Detached(why)),
-                None => return (self.log)(Event::Detached("the server stops".to_owned())),
-            }
-        }
-    }
-
-    /// Serves a client until it is gone, and why; `None` when the server is to stop.
-    fn converse(&self, session: &mut Session<'_>) -> Option<String> {
-        loop {
-            let tokens = match self.wait(Some(session.socket())) {
-                Ok(tokens) => tokens,
-                Err(error) => return Some(error.to_string()),
-            };
-            for token in tokens {
-                match token {
-                    Token::Stop => return None,
-                    Token::Listener => {
-                        if let Ok(Some(_sent_away)) = self.accept() {
-                            (self.log)(Event::Busy);
-                        }
-                    }
-                    Token::Client => match session.serve_one() {
-                        Ok(None) => {}
-                        Ok(Some(why)) => (self.log)(Event::Refused(why)),
-                        Err(SocketError::EndOfFile) => return Some("end of file".to_owned()),
-                        Err(error) => return Some(error.to_string()),
-                    },
-                }
-            }
-        }
-    }
-
-    fn wait(&self, client: Option<BorrowedFd<'_>>) -> io::Result<Vec<Token>> {
-        let stopped = self.stopped.as_fd();
-        let mut sources = vec![
-            Source::readable(&stopped, Token::Stop),
-            Source::readable(&self.listener, Token::Listener),
-        ];
-        if let Some(client) = &client {
-            sources.push(Source::readable(client, Token::Client));
-        }
-        poll::wait(&sources, None)
-    }
-
-    /// The next client; `None` when it is gone again.
-    fn accept(&self) -> io::Result<Option<UnixStream>> {
-        match self.listener.accept() {
-            Ok((stream, _)) => Ok(Some(stream)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock
-                | io::ErrorKind::Interrupted
-                | io::ErrorKind::ConnectionAborted => Ok(None),
-                _ => Err(error),
-            },
-        }
-    }
 }

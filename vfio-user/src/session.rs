@@ -1,12 +1,19 @@
 //! One client: its commands in order, and what is taken back when it is gone.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Instant;
 
 use crate::config::VirtualConfig;
 use crate::dma::Maps;
-use crate::protocol::{Refusal, command, flag, refuse};
+use crate::handover::Handover;
+use crate::interrupts::Events;
+use crate::negotiate::Capabilities;
+use crate::options::Options;
+use crate::protocol::{Header, Refusal, command, flag, refuse};
+use crate::reports::Reports;
 use crate::socket::{Message, Socket, SocketError};
-use crate::{access, info, interrupts, negotiate};
+use crate::timed::Timed;
+use crate::{access, info, negotiate};
 use cordon_vmm::device::BarMemory;
 use cordon_vmm::{Container, PassthroughDevice};
 
@@ -15,9 +22,14 @@ pub(super) struct Session<'d> {
     socket: Socket,
     device: &'d dyn PassthroughDevice,
     container: &'d Container,
+    handover: &'d mut Handover,
+    options: Options,
     config: VirtualConfig,
     maps: Maps,
-    negotiated: bool,
+    events: Events,
+    reports: Reports,
+    /// Once it has said what it takes.
+    negotiated: Option<Capabilities>,
     /// Of the memory behind the windows when this client came.
     windows: u64,
 }
@@ -40,10 +52,22 @@ impl<'d> Session<'d> {
         socket: Socket,
         device: &'d dyn PassthroughDevice,
         container: &'d Container,
+        handover: &'d mut Handover,
+        options: Options,
     ) -> Self {
-        let config = VirtualConfig::new(&device.info().bars);
-        let (maps, windows) = (Maps::default(), device.windows_generation());
-        Self { socket, device, container, config, maps, negotiated: false, windows }
+        Self {
+            socket,
+            device,
+            container,
+            handover,
+            options,
+            config: VirtualConfig::new(&device.info().bars),
+            maps: Maps::new(options),
+            events: Events::new(options.budget.events),
+            reports: Reports::new(options.budget.reports, Instant::now()),
+            negotiated: None,
+            windows: device.windows_generation(),
+        }
     }
 
     /// Whether this client may still map windows of memory that is not the device's any more: its
@@ -56,12 +80,12 @@ impl<'d> Session<'d> {
         self.socket.as_fd()
     }
 
-    /// Receives one message and answers it; why it was refused, if it was.
+    /// Receives one message and answers it; what to report of it, if anything.
     pub(super) fn serve_one(&mut self) -> Result<Option<String>, SocketError> {
         let message = match self.socket.receive() {
             Err(error @ SocketError::Size { id, command, .. }) => {
                 // Out of step from here on, but the client may still be told.
-                let header = crate::protocol::Header { id, command, size: 0, flags: 0, error: 0 };
+                let header = Header { id, command, size: 0, flags: 0, error: 0 };
                 let _ = self.socket.error(&header, libc::EINVAL);
                 return Err(error);
             }
@@ -69,46 +93,56 @@ impl<'d> Session<'d> {
         };
         let header = message.header;
         let silent = header.flags & flag::NO_REPLY != 0;
-        match self.handle(message) {
-            Ok(answer) if !silent => {
+        let timed = Timed::new(self.device);
+        let answer = self.handle(message, &timed);
+        let late = timed.was_late();
+        timed.wrote().into_iter().for_each(|bytes| self.handover.note_write(bytes));
+        let why = match answer {
+            Ok(answer) => {
                 let memory = answer.memory.as_ref().and_then(|memory| memory.memory.descriptor());
-                self.socket.reply(&header, &answer.body, memory)?;
-                Ok(None)
+                if !silent {
+                    self.socket.reply(&header, &answer.body, memory)?;
+                }
+                let why =
+                    "it took too long: from some point on it reads as ones and writes nothing";
+                late.then(|| why.to_owned())
             }
-            Ok(_) => Ok(None),
             Err(refusal) => {
                 if !silent {
                     self.socket.error(&header, refusal.errno)?;
                 }
-                Ok(Some(format!("command {}: {}", header.command, refusal.why)))
+                Some(refusal.why)
             }
-        }
+        };
+        let why = why.map(|why| format!("command {}: {why}", header.command));
+        Ok(why.and_then(|why| self.reports.admit(why, Instant::now())))
     }
 
-    fn handle(&mut self, message: Message) -> Result<Answer, Refusal> {
-        let Message { header, body, descriptors, too_many } = message;
+    fn handle(&mut self, message: Message, device: &Timed<'_>) -> Result<Answer, Refusal> {
+        let Message { header, body, mut descriptors, too_many } = message;
         if header.flags & flag::TYPE != flag::COMMAND {
             return refuse(libc::EINVAL, format!("flags {:#x} are no command's", header.flags));
         }
-        if too_many {
+        if !matches!(header.command, command::DMA_MAP | command::SET_IRQS) {
+            // SPDK's client sends its memory along with DMA_UNMAP: refused for that, it would
+            // believe that the device does not reach the memory any more.
+            descriptors.clear();
+        } else if too_many {
             return refuse(libc::EINVAL, "too many descriptors came and were closed");
         }
-        let takes_descriptors = matches!(header.command, command::DMA_MAP | command::SET_IRQS);
-        if !takes_descriptors && !descriptors.is_empty() {
-            return refuse(libc::EINVAL, format!("{} descriptors came", descriptors.len()));
-        }
-        if self.negotiated == (header.command == command::VERSION) {
-            let why =
-                if self.negotiated { "VERSION came twice" } else { "VERSION must come first" };
-            return refuse(libc::EINVAL, why);
-        }
-        let device = self.device;
-        Ok(match header.command {
-            command::VERSION => {
-                let answer = negotiate::version(&body)?;
-                self.negotiated = true;
-                answer.into()
+        let capabilities = match (self.negotiated, header.command) {
+            (None, command::VERSION) => {
+                let regions = self.options.budget.regions;
+                let (capabilities, answer) = negotiate::version(&body, regions)?;
+                self.negotiated = Some(capabilities);
+                return Ok(answer.into());
             }
+            (None, _) => return refuse(libc::EINVAL, "VERSION must come first"),
+            (Some(_), command::VERSION) => return refuse(libc::EINVAL, "VERSION came twice"),
+            (Some(capabilities), _) => capabilities,
+        };
+        let most = capabilities.data;
+        Ok(match header.command {
             command::DMA_MAP => {
                 self.maps.map(self.container, &body, descriptors)?;
                 Answer::default()
@@ -116,20 +150,22 @@ impl<'d> Session<'d> {
             command::DMA_UNMAP => self.maps.unmap(self.container, &body)?.into(),
             command::GET_INFO => info::device(&body)?.into(),
             command::REGION_INFO => {
-                let region = info::region(device, &body)?;
+                let region = info::region(device, &body, capabilities.descriptors > 0)?;
                 Answer { body: region.body, memory: region.memory }
             }
             command::IRQ_INFO => info::interrupt(device, &body)?.into(),
             command::SET_IRQS => {
-                interrupts::set(device, &body, descriptors)?;
+                self.events.set(device, &body, descriptors)?;
                 Answer::default()
             }
-            command::REGION_READ if self.is_stale() => access::read_nothing(device, &body)?.into(),
-            command::REGION_WRITE if self.is_stale() => {
-                access::write_nothing(device, &body)?.into()
+            command::REGION_READ if self.is_stale() => {
+                access::read_nothing(device, &body, most)?.into()
             }
-            command::REGION_READ => access::read(device, &self.config, &body)?.into(),
-            command::REGION_WRITE => access::write(device, &mut self.config, &body)?.into(),
+            command::REGION_WRITE if self.is_stale() => {
+                access::write_nothing(device, &body, most)?.into()
+            }
+            command::REGION_READ => access::read(device, &self.config, &body, most)?.into(),
+            command::REGION_WRITE => access::write(device, &mut self.config, &body, most)?.into(),
             command::RESET => {
                 device.reset()?;
                 self.config.reset();
@@ -139,14 +175,11 @@ impl<'d> Session<'d> {
         })
     }
 
-    /// The client is gone: the device may not touch its memory any more, and wakes nobody. The
-    /// device itself stays as it is for the next client.
-    pub(super) fn end(mut self) {
-        if let Err(error) = self.device.quiesce()
-            && !error.is_absent()
-        {
-            tracing::warn!("quiescing after a client: {error}");
-        }
+    /// The client is gone, and its memory is taken back; what to report, if anything. The device
+    /// was stopped before, as far as that was possible, and in any case nothing reaches the memory
+    /// after this.
+    pub(super) fn end(&mut self) -> Option<String> {
         self.maps.clear(self.container);
+        self.reports.end()
     }
 }

@@ -541,7 +541,7 @@ mod tests {
 
     fn region(iova: u64, size: u64) -> GuestRegion {
         let memory = SharedMemory::create("ram", 0x10000).unwrap();
-        GuestRegion { iova, size, memory, offset: 0, writable: true }
+        GuestRegion { iova, size, memory: memory.into(), offset: 0, writable: true }
     }
 
     #[test]

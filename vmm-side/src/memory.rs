@@ -13,8 +13,8 @@ pub struct GuestRegion {
     pub iova: u64,
     /// Bytes.
     pub size: u64,
-    /// The memory.
-    pub memory: SharedMemory,
+    /// The memory. Regions of one file share it, and with it its descriptor.
+    pub memory: Arc<SharedMemory>,
     /// Where in the memory the region begins.
     pub offset: u64,
     /// Whether devices may write it.

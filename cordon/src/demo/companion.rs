@@ -87,7 +87,13 @@ pub(super) fn run(rig: &RigOptions, voice: &Voice, summary: &mut Summary) -> Res
         let container = Arc::new(Container::new(DmaMode::Companion));
         let memory = SharedMemory::create("guest-ram", RAM)?;
         let ram = memory.map_all(Access::ReadWrite)?;
-        let region = GuestRegion { iova: RAM_BASE, size: RAM, memory, offset: 0, writable: true };
+        let region = GuestRegion {
+            iova: RAM_BASE,
+            size: RAM,
+            memory: memory.into(),
+            offset: 0,
+            writable: true,
+        };
         container.map(region)?;
         let guest = CompanionConfig::new("00:05.0".parse()?);
         let (proxy, companion) = host.attach_with_companion(probe, &container, None, guest)?;

@@ -113,7 +113,8 @@ fn drive(
     let container = Arc::new(Container::new(DmaMode::Direct));
     let ram = SharedMemory::create("guest-ram", RAM)?;
     let window = ram.map_all(Access::ReadWrite)?;
-    let region = GuestRegion { iova: RAM_BASE, size: RAM, memory: ram, offset: 0, writable: true };
+    let region =
+        GuestRegion { iova: RAM_BASE, size: RAM, memory: ram.into(), offset: 0, writable: true };
     container.map(region)?;
     let disk = host.attach(nvme, &container, None)?;
     let other = host.attach(probe, &container, None)?;

@@ -204,7 +204,13 @@ fn dma(proxy: &Function) -> Result<Dma, Failure> {
     const SIZE: u64 = 16 * 1024;
     let container = Container::new(DmaMode::Direct);
     let memory = SharedMemory::create("inspect", SIZE)?;
-    container.map(GuestRegion { iova: BASE, size: SIZE, memory, offset: 0, writable: true })?;
+    container.map(GuestRegion {
+        iova: BASE,
+        size: SIZE,
+        memory: memory.into(),
+        offset: 0,
+        writable: true,
+    })?;
     let addresses = match proxy.try_direct(&container) {
         Ok(()) => "bus address == iova: direct mode works",
         Err(error) if error.kind() == cordon_vmm::ErrorKind::NotSupported => {

@@ -141,7 +141,7 @@ pub(crate) fn run(options: &TortureOptions) -> Result<(), Failure> {
     container.map(GuestRegion {
         iova: RAM_BASE,
         size: RAM,
-        memory: ram,
+        memory: ram.into(),
         offset: 0,
         writable: true,
     })?;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use cordon_backend::{BackendError, Delivery, KernelInterrupts, ServedFunction, VectorSet};
 use ipc::Handles;
-use ipc::event::Signaller;
+use ipc::event::{self, Signaller};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::{InterruptAction, InterruptIndex, MAX_ASSIGN, Statistics};
 
@@ -33,7 +33,16 @@ enum Mode {
     Messages(InterruptIndex, Vec<Option<Signaller>>),
 }
 
-/// INTx is level-triggered for the guest: it is held back after each signal until unmasked.
+/// INTx is level-triggered for the guest, and the dext tells of edges: it is held back after each
+/// signal until unmasked, which says that the guest has accessed the device. An edge meanwhile is
+/// signalled then, since the guest may have looked for work before it; but not if it came before
+/// anybody had taken the signal, for whoever takes it looks later than that. Such an edge must not
+/// be signalled again. There is nothing left for its driver to do, and one that finds nothing in
+/// memory touches no register: a VMM that takes the line down at the next access leaves it up, and
+/// its guest is interrupted over and over until it gives up on the line ("nobody cared").
+///
+/// An edge after the signal was taken may have been seen by the guest or not. It is signalled: a
+/// spurious interrupt, whatever a VMM makes of it, is better than one that is lost.
 struct Intx {
     signaller: Signaller,
     masked: bool,
@@ -44,7 +53,7 @@ impl Intx {
     /// Signals, or holds back; whether it was signalled.
     fn fire(&mut self) -> bool {
         if self.masked {
-            self.held_back = true;
+            self.held_back |= !self.signaller.is_pending();
             return false;
         }
         self.masked = true;
@@ -115,7 +124,7 @@ impl Interrupts {
             Mode::Messages(_, signallers) => {
                 let signaller = |vector| signallers.get(usize::from(vector))?.as_ref();
                 let in_use = pending.iter().filter_map(signaller);
-                in_use.map(Signaller::signal).count() as u64
+                event::signal_all(in_use)
             }
         };
         self.statistics.delivered += delivered;
@@ -254,7 +263,7 @@ impl Interrupts {
             let message = format!("{}: another interrupt index is in use", self.subject);
             return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
-        let mut handles = handles.map(Signaller::from_fd);
+        let mut handles = handles.map(Signaller::from_trusted);
         let mut given = present.iter().map(|present| if *present { handles.next() } else { None });
         if index == InterruptIndex::Intx {
             self.mode = match given.next().flatten() {
@@ -286,7 +295,7 @@ impl Interrupts {
                 intx.fire();
             }
             Mode::Messages(used, signallers) if *used == index => {
-                signallers[range].iter().flatten().for_each(Signaller::signal);
+                event::signal_all(signallers[range].iter().flatten());
             }
             _ => {}
         }

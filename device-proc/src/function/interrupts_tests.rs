@@ -124,6 +124,41 @@ fn intx_is_held_back_until_unmasked() {
 }
 
 #[test]
+fn intx_that_fires_before_its_signal_is_taken_is_one_interrupt() {
+    let mut s = setup();
+    let [line] = events();
+    s.assign(IntxIndex, 0, &[&line]);
+    s.fire(&[0]);
+    s.fire(&[0]);
+    s.fire(&[0]);
+    assert!(line.clear().unwrap());
+    // The guest has looked at the device later than all three.
+    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    assert!(!line.clear().unwrap());
+    // And what comes after it was taken is another one's, however many.
+    s.fire(&[0]);
+    assert!(line.clear().unwrap());
+    s.fire(&[0]);
+    s.fire(&[0]);
+    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    assert!(line.clear().unwrap());
+    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    assert!(!line.clear().unwrap());
+}
+
+#[test]
+fn intx_that_fires_while_the_guest_masks_it_is_held_back() {
+    let mut s = setup();
+    let [line] = events();
+    s.assign(IntxIndex, 0, &[&line]);
+    s.change(IntxIndex, InterruptAction::Mask, &[]).unwrap();
+    s.fire(&[0]);
+    assert!(!line.clear().unwrap());
+    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    assert!(line.clear().unwrap());
+}
+
+#[test]
 fn p9_3_a_closed_receiver_is_ignored() {
     let mut s = setup();
     let [a, b] = events();

@@ -100,6 +100,10 @@ pub fn prepare(
     confinement: Confinement,
     tube: &Tube,
 ) -> Result<(FunctionProcess, Ready), RoleError> {
+    // Whoever brought a signaller may have it hang, and it must not hang this process.
+    if matches!(confinement, Confinement::Process { .. }) {
+        ipc::event::bound_signals().map_err(RoleError::Timer)?;
+    }
     let mut function = backend.open_function(address, Origin::Own)?;
     let msix = capabilities::msix(function.as_mut())?;
     let bars = Bars::new(function.as_mut(), msix)?;

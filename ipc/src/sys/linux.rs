@@ -1,16 +1,20 @@
 //! Linux: eventfd, sealed memfd, SEQPACKET.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType};
 
 use crate::deadline::Deadline;
 use crate::window::{Access, Window, WindowError};
+
+mod timer;
+
+pub(super) use timer::Timer;
 
 pub(crate) use crate::tube::packet::PacketTransport as Transport;
 
@@ -53,8 +57,14 @@ pub(crate) fn close_on_exec(_: &OwnedFd) {}
 /// A peer that is gone is an error, not a signal.
 pub(crate) const SEND_WITHOUT_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::NOSIGNAL;
 
-pub(crate) fn signal(fd: BorrowedFd<'_>) {
-    while rustix::io::write(fd, &1u64.to_ne_bytes()) == Err(Errno::INTR) {}
+/// What is written to signal: an eventfd takes no less.
+pub(crate) const SIGNAL: &[u8] = &1u64.to_ne_bytes();
+
+/// Whether the descriptor is an eventfd. All anonymous objects share one inode, so that only their
+/// names tell them apart.
+pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    Ok(std::fs::read_link(link)?.as_os_str() == "anon_inode:[eventfd]")
 }
 
 /// Anonymous memory of `size` bytes that can neither shrink nor grow from here on.
@@ -100,6 +110,11 @@ pub(crate) fn written_extents(
 
 /// How sockets that carry tubes keep messages apart.
 pub(crate) const SOCKET_TYPE: SocketType = SocketType::SEQPACKET;
+/// Punches a hole over all of it: holes read as zero.
+pub(crate) fn give_back(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(fd, hole, 0, size)?)
+}
 
 /// A socket of the kind that carries tubes.
 pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {

@@ -1,6 +1,9 @@
 //! What differs between systems: events, anonymous shared memory, and how a tube carries bytes.
 //! One file per system, with identical signatures.
 
+mod interval;
+pub(crate) use interval::{Interval, ticks};
+
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]

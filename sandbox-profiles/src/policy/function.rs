@@ -128,7 +128,19 @@ pub const FUNCTION: &[Syscall] = &[
         name: "rt_sigreturn",
         number: libc::SYS_rt_sigreturn,
         conditions: &[],
-        needed_by: "the runtime's handler for stack overflow",
+        needed_by: "the runtime's handler for stack overflow; the one that interrupts signals that wait",
+    },
+    Syscall {
+        name: "timer_settime",
+        number: libc::SYS_timer_settime,
+        conditions: &[],
+        needed_by: "signallers: a VMM's event that is full holds nobody up. Makes no timer",
+    },
+    Syscall {
+        name: "timer_delete",
+        number: libc::SYS_timer_delete,
+        conditions: &[],
+        needed_by: "the timer of the row above, at the end",
     },
     Syscall {
         name: "rt_sigaction",

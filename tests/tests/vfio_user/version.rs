@@ -1,6 +1,7 @@
 use crate::EINVAL;
-use cordon_tests::vfio_user::{Served, words};
-use cordon_vfio_user::protocol::command::{GET_INFO, VERSION};
+use cordon_tests::vfio_user::{Served, access, words};
+use cordon_vfio_user::protocol::command::{GET_INFO, REGION_INFO, REGION_READ, VERSION};
+use cordon_vfio_user::{Budget, Event, Options};
 
 #[test]
 fn the_reply_is_what_stock_clients_take() {
@@ -20,9 +21,11 @@ fn the_reply_is_what_stock_clients_take() {
         let json: serde_json::Value = serde_json::from_slice(text).unwrap();
         let capabilities = &json["capabilities"];
         assert!(capabilities["max_msg_fds"].as_u64().unwrap() <= 16);
-        assert_eq!(capabilities["migration"]["pgsize"], 4096);
+        assert_eq!(capabilities["pgsizes"], rustix::param::page_size());
+        // Its presence says that the device migrates.
+        assert!(capabilities.get("migration").is_none());
         assert!(capabilities["write_multiple"].is_null());
-        served.until(|event| matches!(event, cordon_vfio_user::Event::Detached(_)));
+        served.until(|event| matches!(event, Event::Detached(_)));
     }
 }
 
@@ -53,4 +56,56 @@ fn version_comes_first_and_once() {
     assert_eq!(client.ask(GET_INFO, &words(&[16, 0, 0, 0]), &[]).error, 22);
     client.ok(VERSION, b"\0\0\0\0{}\0");
     assert_eq!(client.refused(VERSION, b"\0\0\0\0{}\0", &[]), EINVAL);
+}
+
+#[test]
+fn capabilities_of_another_kind_are_refused_by_name() {
+    let budget = Budget { reports: 100, ..Budget::default() };
+    let options = Options { budget, ..Options::default() };
+    let served = Served::start_as("01:00.1", |_| {}, options);
+    let mut client = served.connect();
+    for (capability, wrong) in [
+        ("capabilities", r#"{"capabilities":"all"}"#),
+        ("capabilities", r#"{"capabilities":[]}"#),
+        ("capabilities", r#"{"capabilities":null}"#),
+        ("max_msg_fds", r#"{"capabilities":{"max_msg_fds":-1}}"#),
+        ("max_msg_fds", r#"{"capabilities":{"max_msg_fds":"16"}}"#),
+        ("max_msg_fds", r#"{"capabilities":{"max_msg_fds":1.5}}"#),
+        ("max_msg_fds", r#"{"capabilities":{"max_msg_fds":1000000}}"#),
+        ("max_data_xfer_size", r#"{"capabilities":{"max_data_xfer_size":-1}}"#),
+        ("max_data_xfer_size", r#"{"capabilities":{"max_data_xfer_size":0}}"#),
+        ("max_data_xfer_size", r#"{"capabilities":{"max_data_xfer_size":1099511627776}}"#),
+        ("max_data_xfer_size", r#"{"capabilities":{"max_data_xfer_size":{}}}"#),
+        ("max_dma_maps", r#"{"capabilities":{"max_dma_maps":"many"}}"#),
+        ("pgsizes", r#"{"capabilities":{"pgsizes":0}}"#),
+        ("pgsizes", r#"{"capabilities":{"pgsizes":4095}}"#),
+        ("pgsizes", r#"{"capabilities":{"pgsizes":[4096]}}"#),
+        ("migration", r#"{"capabilities":{"migration":true}}"#),
+        ("migration.pgsize", r#"{"capabilities":{"migration":{"pgsize":5000}}}"#),
+        ("migration.pgsize", r#"{"capabilities":{"migration":{"pgsize":12288}}}"#),
+        ("max_bitmap_size", r#"{"capabilities":{"migration":{"max_bitmap_size":-2}}}"#),
+        ("twin_socket", r#"{"capabilities":{"twin_socket":1}}"#),
+        ("write_multiple", r#"{"capabilities":{"write_multiple":1}}"#),
+    ] {
+        let body = format!("\0\0\0\0{wrong}\0");
+        assert_eq!(client.ask(VERSION, body.as_bytes(), &[]).error, 22, "{wrong}");
+        served.until(|event| matches!(event, Event::Refused(why) if why.contains(capability)));
+    }
+    // What is not known is the client's own, and no capability is needed.
+    client.ok(VERSION, b"\0\0\0\0{\"capabilities\":{\"own\":[1]},\"more\":2}\0");
+    client.still_works();
+}
+
+#[test]
+fn what_a_client_takes_bounds_what_it_is_sent() {
+    let served = Served::probe();
+    let mut client = served.connect();
+    let said = r#"{"capabilities":{"max_msg_fds":0,"max_data_xfer_size":64}}"#;
+    client.ok(VERSION, format!("\0\0\0\0{said}\0").as_bytes());
+    assert_eq!(client.read(7, 0, 64).len(), 64);
+    assert_eq!(client.refused(REGION_READ, &access(7, 0, 65, &[]), &[]), EINVAL);
+    // No descriptor can be sent, so nothing can be mapped.
+    let reply = client.ask(REGION_INFO, &words(&[32, 0, 2, 0, 0, 0, 0, 0]), &[]);
+    assert_eq!((reply.error, reply.descriptors.len()), (0, 0));
+    assert_eq!(reply.body[4..8], [3, 0, 0, 0], "it can be read and written, and not mapped");
 }

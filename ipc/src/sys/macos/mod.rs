@@ -10,9 +10,11 @@ use rustix::net::SocketType;
 use rustix::shm;
 
 mod mach;
+mod timer;
 
 pub use mach::{MemoryEntry, MemoryInbox, MemoryPort};
 pub(crate) use mach::{map_again, put_again_under};
+pub(super) use timer::Timer;
 
 pub(crate) use crate::tube::stream::StreamTransport as Transport;
 
@@ -66,8 +68,12 @@ pub(crate) fn close_on_exec(fd: &OwnedFd) {
 /// There is no flag for it: a socket has SO_NOSIGPIPE, or the process ignores the signal.
 pub(crate) const SEND_WITHOUT_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::empty();
 
-pub(crate) fn signal(fd: BorrowedFd<'_>) {
-    while rustix::io::write(fd, &[1]) == Err(Errno::INTR) {}
+/// What is written to signal.
+pub(crate) const SIGNAL: &[u8] = &[1];
+
+/// There are none.
+pub(crate) fn is_eventfd(_: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Memory without a name: created, unlinked, sized once. macOS sizes such an object only once, so
@@ -91,6 +97,11 @@ pub(crate) fn cannot_shrink(_fd: BorrowedFd<'_>) -> bool {
 
 /// Shared memory does not say what it is here.
 pub(crate) fn written_extents(_: BorrowedFd<'_>, _: u64, _: usize) -> io::Result<Vec<(u64, u64)>> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Shared memory has no holes.
+pub(crate) fn give_back(_: BorrowedFd<'_>, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

@@ -1,0 +1,227 @@
+//! The thread of one served function: listens, serves one client at a time, until it is stopped.
+//!
+//! A bug in it, a panic, ends this function's service and nothing else: it is caught, what the
+//! client had is taken back, and it is told as an event.
+
+use std::any::Any;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipc::Deadline;
+use ipc::poll::{self, Source};
+
+use crate::entrance::Entrance;
+use crate::handover::Handover;
+use crate::options::Options;
+use crate::seat::{Beside, Seat};
+use crate::server::Event;
+use crate::session::Session;
+use crate::socket::{Socket, SocketError};
+use cordon_vmm::error::{DeviceError, ErrorKind};
+use cordon_vmm::{Container, PassthroughDevice};
+
+/// Pauses between attempts to take back what a client left.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the client of a companion may take to leave.
+const LEAVING: Duration = Duration::from_secs(1);
+
+/// What the thread waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Stop,
+    /// Another client.
+    Entrance,
+    /// Something from the client, or its end.
+    Client,
+    /// The client is to leave.
+    Leave,
+}
+
+/// Why a client is served no more.
+enum End {
+    Stopped,
+    Left(String),
+}
+
+/// See the module.
+pub(super) struct Service<L> {
+    pub(super) stopped: ipc::Event,
+    pub(super) device: Arc<dyn PassthroughDevice>,
+    pub(super) container: Arc<Container>,
+    pub(super) options: Options,
+    pub(super) seat: Arc<Seat>,
+    pub(super) beside: Beside,
+    pub(super) log: L,
+}
+
+impl<L: Fn(Event)> Service<L> {
+    /// Serves until it is stopped.
+    pub(super) fn run(&self, listener: UnixListener) {
+        // What a panic leaves behind is this function's alone, and used by nobody afterwards.
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve(Entrance::new(listener))));
+        let why = match served {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => format!("a bug in its server: {}", said(&*panic)),
+        };
+        // The log may be what panicked.
+        let _ = catch_unwind(AssertUnwindSafe(|| (self.log)(Event::Failed(why))));
+    }
+
+    fn serve(&self, mut entrance: Entrance) -> io::Result<()> {
+        let mut handover = Handover::new();
+        loop {
+            if !self.clean(&mut entrance, &mut handover)? {
+                return Ok(());
+            }
+            let Some(stream) = self.next_client(&mut entrance)? else { return Ok(()) };
+            match self.serve_client(stream, &mut entrance, &mut handover)? {
+                End::Left(why) => (self.log)(Event::Detached(why)),
+                End::Stopped => {
+                    (self.log)(Event::Detached("the server stops".to_owned()));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes back what the last client left, however often that has to be tried; `false` when the
+    /// server is to stop.
+    fn clean(&self, entrance: &mut Entrance, handover: &mut Handover) -> io::Result<bool> {
+        let (mut pause, mut withheld) = (FIRST_PAUSE, false);
+        while let Err(error) = self.try_to_clean(handover) {
+            if !withheld {
+                (self.log)(Event::Withheld(error.to_string()));
+                withheld = true;
+            }
+            let until = Deadline::after(pause);
+            while !until.passed() {
+                let tokens = self.wait(entrance, None, Some(until))?;
+                if tokens.contains(&Token::Stop) {
+                    return Ok(false);
+                }
+                if tokens.contains(&Token::Entrance) {
+                    self.send_away(entrance);
+                }
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        if withheld {
+            (self.log)(Event::Available);
+        }
+        Ok(true)
+    }
+
+    fn try_to_clean(&self, handover: &mut Handover) -> Result<(), DeviceError> {
+        if !self.beside.vacate(Deadline::after(LEAVING)) {
+            let message = "the client of its companion is still there";
+            return Err(DeviceError::new(ErrorKind::Busy, message));
+        }
+        handover.clean(&*self.device)
+    }
+
+    /// `None` when the server is to stop.
+    fn next_client(&self, entrance: &mut Entrance) -> io::Result<Option<UnixStream>> {
+        loop {
+            let tokens = self.wait(entrance, None, None)?;
+            if tokens.contains(&Token::Stop) {
+                return Ok(None);
+            }
+            if tokens.contains(&Token::Entrance)
+                && let Some(stream) = self.accept(entrance)
+            {
+                return Ok(Some(stream));
+            }
+        }
+    }
+
+    fn accept(&self, entrance: &mut Entrance) -> Option<UnixStream> {
+        entrance.accept().unwrap_or_else(|error| {
+            (self.log)(Event::Delayed(format!("no client can be let in: {error}")));
+            None
+        })
+    }
+
+    fn send_away(&self, entrance: &mut Entrance) {
+        if self.accept(entrance).is_some() {
+            (self.log)(Event::Busy);
+        }
+    }
+
+    /// Serves a client until it is gone, and takes back its memory.
+    fn serve_client(
+        &self,
+        stream: UnixStream,
+        entrance: &mut Entrance,
+        handover: &mut Handover,
+    ) -> io::Result<End> {
+        let _taken = self.seat.take();
+        (self.log)(Event::Attached);
+        let (device, container) = (&*self.device, &*self.container);
+        let mut session =
+            Session::new(Socket::new(stream), device, container, handover, self.options);
+        let talk = AssertUnwindSafe(|| self.converse(&mut session, entrance));
+        let ended = catch_unwind(talk);
+        // Whatever happened, its memory is not the device's any more.
+        if let Err(error) = device.quiesce()
+            && !error.is_absent()
+        {
+            tracing::warn!("quiescing after a client: {error}");
+        }
+        if let Some(why) = session.end() {
+            (self.log)(Event::Refused(why));
+        }
+        ended.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    fn converse(&self, session: &mut Session<'_>, entrance: &mut Entrance) -> io::Result<End> {
+        loop {
+            for token in self.wait(entrance, Some(session), None)? {
+                match token {
+                    Token::Stop => return Ok(End::Stopped),
+                    Token::Leave => {
+                        return Ok(End::Left("the client of its function has left".to_owned()));
+                    }
+                    Token::Entrance => self.send_away(entrance),
+                    Token::Client => match session.serve_one() {
+                        Ok(None) => {}
+                        Ok(Some(why)) => (self.log)(Event::Refused(why)),
+                        Err(SocketError::EndOfFile) => {
+                            return Ok(End::Left("end of file".to_owned()));
+                        }
+                        Err(error) => return Ok(End::Left(error.to_string())),
+                    },
+                }
+            }
+        }
+    }
+
+    /// Waits; nothing when it is time to look again.
+    fn wait(
+        &self,
+        entrance: &Entrance,
+        session: Option<&Session<'_>>,
+        until: Option<Deadline>,
+    ) -> io::Result<Vec<Token>> {
+        let client = session.map(Session::socket);
+        let mut sources = vec![Source::readable(&self.stopped, Token::Stop)];
+        sources.extend(entrance.source(Token::Entrance));
+        if let Some(client) = &client {
+            sources.push(Source::readable(self.seat.leave(), Token::Leave));
+            sources.push(Source::readable(client, Token::Client));
+        }
+        let soonest = [entrance.opens(), until].into_iter().flatten().min();
+        poll::wait(&sources, soonest)
+    }
+}
+
+/// What a panic says.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it panicked".into())
+}

@@ -16,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::{LeftOut, Spool, complain};
 
 /// How long whoever reads the log may hold up the end of the program.
-const PATIENCE: Duration = Duration::from_millis(300);
+const TIMEOUT: Duration = Duration::from_millis(300);
 
 /// The program's log. Dropping it waits a moment for what was logged to be written.
 #[must_use = "what was logged last is written when this is dropped"]
@@ -59,7 +59,7 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         // Of no consequence: there is nobody left to tell.
-        let _ = self.0.as_ref().map(|spool| spool.flush(PATIENCE));
+        let _ = self.0.as_ref().map(|spool| spool.flush(TIMEOUT));
     }
 }
 
@@ -79,7 +79,7 @@ fn log_panics(spool: Arc<Spool<String>>) {
         let backtrace = if shown { format!("\n{backtrace}") } else { String::new() };
         let thread = std::thread::current();
         spool.line(format!("thread '{}' {panic}{backtrace}", thread.name().unwrap_or("?")));
-        let _ = spool.flush(PATIENCE);
+        let _ = spool.flush(TIMEOUT);
     }));
 }
 

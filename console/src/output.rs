@@ -21,7 +21,7 @@ pub struct OutputError(#[from] pub io::Error);
 /// POSIX promises of a pipe, if nobody else writes to it.
 const PIECE: usize = 512;
 /// How long a reader may take for a piece once the program was told to end.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Standard output. With an [`Interrupt`] a reader that does not read holds the program up only until
 /// a signal comes.
@@ -97,7 +97,7 @@ pub(crate) fn write_all(
 fn until_writable(to: &impl AsFd, interrupt: &Interrupt) -> Result<(), OutputError> {
     let sources = [(to.as_fd(), PollFlags::OUT), (interrupt.as_fd(), PollFlags::IN)];
     let [writable, _] = wait(sources, None)?;
-    if writable || crate::wait::writable(to, Some(PATIENCE))? {
+    if writable || crate::wait::writable(to, Some(TIMEOUT))? {
         return Ok(());
     }
     Err(OutputError(io::ErrorKind::TimedOut.into()))

@@ -3,6 +3,7 @@
 //! The `sandbox-probe` program confines itself as a role does and tries one thing. It is started
 //! once for each attempt, since most end it. How it ends tells whether it was refused.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +78,7 @@ pub enum SelfTestError {
 }
 
 /// Makes every attempt from inside the sandbox of both roles, on a free function, which is claimed
-/// meanwhile as a function process needs it. `progress` is told each outcome.
+/// meanwhile as a function process needs it. `progress` is told each outcome, and may break off.
 ///
 /// # Errors
 /// [`SelfTestError`]; a hole is an [`Outcome`], not an error.
@@ -85,7 +86,7 @@ pub fn run(
     config: &HostConfig,
     probe: &Path,
     address: PciAddress,
-    mut progress: impl FnMut(&Attempt),
+    mut progress: impl FnMut(&Attempt) -> ControlFlow<()>,
 ) -> Result<Vec<Attempt>, SelfTestError> {
     let names = names(probe).map_err(|error| SelfTestError::Program(probe.to_owned(), error))?;
     let claim = |error| SelfTestError::Claim(address, error);
@@ -93,17 +94,20 @@ pub fn run(
         .map_err(SelfTestError::Start)?;
     connection.attach(address).map_err(claim)?;
     let mut attempts = Vec::new();
-    for name in names {
+    'names: for name in names {
         let mut spec = config.spec(Some(address));
         spec.program = probe.to_owned();
         spec.expendable = true;
-        spec.arguments.push(format!("--attempt={name}"));
-        spec.arguments.push(format!("--victim={}", std::process::id()));
+        spec.arguments.push(format!("--attempt={name}").into());
+        spec.arguments.push(format!("--victim={}", std::process::id()).into());
         let both = [one::<ConnectionProtocol>(&spec, &name), one::<FunctionProtocol>(&spec, &name)];
         for attempt in both {
             let attempt = attempt.map_err(SelfTestError::Start)?;
-            progress(&attempt);
+            let next = progress(&attempt);
             attempts.push(attempt);
+            if next.is_break() {
+                break 'names;
+            }
         }
     }
     let soon = Deadline::after(Duration::from_secs(3));

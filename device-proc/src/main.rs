@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use console::{exit, say};
 use cordon_device_proc::options::{Options, RoleOptions};
 use cordon_device_proc::{connection, doctor as findings, function, lister};
 
@@ -16,9 +16,10 @@ fn doctor(confine: Option<&str>) -> ExitCode {
             None => vec![(false, format!("there is no role '{name}'"))],
         },
     };
-    let mut output = std::io::stdout().lock();
     for (good, text) in &found {
-        let _ = writeln!(output, "{} {text}", if *good { "ok   " } else { "WRONG" });
+        if say!("{} {text}", if *good { "ok   " } else { "WRONG" }).is_err() {
+            return ExitCode::from(exit::UNWRITTEN);
+        }
     }
     if found.iter().all(|(good, _)| *good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -32,7 +33,11 @@ fn main() -> ExitCode {
         // Standard error does not block: what does not fit is lost, and that is no reason to panic.
         .log_internal_errors(false)
         .init();
-    let ended = match Options::parse().role {
+    let options = match console::parse::<Options>() {
+        Ok(options) => options,
+        Err(status) => return status,
+    };
+    let ended = match options.role {
         RoleOptions::Connection { address, windows, common } => {
             connection::run(address, windows, &common)
         }

@@ -1,5 +1,6 @@
 //! The command line of `device-proc`, written by the VMM side and by nobody else.
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use dext_client::Endpoint;
 use ipc::PciAddress;
@@ -58,7 +59,7 @@ pub enum RoleOptions {
 #[derive(Clone, Debug, Args)]
 pub struct Common {
     /// Where the dext is: sim:PATH for a simulated one, iokit for the real one.
-    #[arg(long)]
+    #[arg(long, value_parser = endpoint())]
     pub dext: Endpoint,
     /// Refuse to start without a layer of the sandbox, or report it.
     #[arg(long, value_enum, default_value_t = Sandbox::Strict)]
@@ -69,6 +70,11 @@ pub struct Common {
     /// Do wrong when the VMM side says so: for tests of whoever must survive it.
     #[arg(long)]
     pub misbehave: bool,
+}
+
+/// Any path, not only one that is text.
+fn endpoint() -> impl TypedValueParser<Value = Endpoint> {
+    OsStringValueParser::new().try_map(|text| Endpoint::try_from(text.as_os_str()))
 }
 
 /// What becomes of the BARs that a guest may have.

@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -93,17 +93,13 @@ impl Served {
     /// When nobody listens.
     #[must_use]
     pub fn connect(&self) -> Client {
-        let stream = UnixStream::connect(&self.path).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Client { stream, next: 1 }
+        Client::connect(&self.path)
     }
 
     /// A client that has negotiated.
     #[must_use]
     pub fn client(&self) -> Client {
-        let mut client = self.connect();
-        client.ok(command::VERSION, b"\0\0\0\0{\"capabilities\":{}}\0");
-        client
+        Client::negotiated(&self.path)
     }
 
     /// Waits until the server logs something that `wanted` picks.
@@ -134,6 +130,28 @@ pub struct Client {
 }
 
 impl Client {
+    /// A client of whoever listens at `path`, that has said nothing yet.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[must_use]
+    pub fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self { stream, next: 1 }
+    }
+
+    /// [`Client::connect`], and negotiated.
+    ///
+    /// # Panics
+    /// When nobody listens, or the server refuses.
+    #[must_use]
+    pub fn negotiated(path: &Path) -> Self {
+        let mut client = Self::connect(path);
+        client.ok(command::VERSION, b"\0\0\0\0{\"capabilities\":{}}\0");
+        client
+    }
+
     /// Sends bytes as they are, with descriptors beside the first.
     ///
     /// # Panics

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::process::Command;
 
 use cordon_cli::selftest::{self, Outcome};
@@ -17,7 +18,8 @@ fn at_least_25_forbidden_things_are_refused_in_each_role() {
     let simulator = Simulator::usual();
     let config = config(&simulator);
     let probe = program("sandbox-probe");
-    let attempts = selftest::run(&config, &probe, address("01:00.0"), |_| {}).unwrap();
+    let attempts =
+        selftest::run(&config, &probe, address("01:00.0"), |_| ControlFlow::Continue(())).unwrap();
     for role in ["function", "connection"] {
         let of_role: Vec<_> = attempts.iter().filter(|attempt| attempt.role == role).collect();
         let holes: Vec<_> = of_role.iter().filter(|attempt| !attempt.outcome.held()).collect();

@@ -7,28 +7,33 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use console::say;
 use serde_json::Value;
 
-use crate::Result;
+use crate::{Result, process};
 
 /// Crate edges that are allowed inside the workspace. `cordon-tests` and `xtask` are no product.
 const EDGES: &[(&str, &[&str])] = &[
+    ("cordon-console", &[]),
     ("cordon-ipc", &[]),
     ("cordon-pci", &[]),
     ("cordon-sandbox-profiles", &[]),
     ("cordon-dext-client", &["cordon-ipc"]),
-    ("cordon-device-proc", &["cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"]),
+    (
+        "cordon-device-proc",
+        &["cordon-console", "cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"],
+    ),
     ("cordon-vmm", &["cordon-dext-client", "cordon-ipc"]),
     ("cordon-vfio-user", &["cordon-ipc", "cordon-vmm"]),
-    ("cordon-cli", &["cordon-ipc", "cordon-vfio-user", "cordon-vmm"]),
-    ("cordon-dext-sim", &["cordon-ipc"]),
+    ("cordon-cli", &["cordon-console", "cordon-ipc", "cordon-vfio-user", "cordon-vmm"]),
+    ("cordon-dext-sim", &["cordon-console", "cordon-ipc"]),
     (
         "cordon-tests",
         &["cordon-cli", "cordon-device-proc", "cordon-ipc", "cordon-vfio-user", "cordon-vmm"],
     ),
     ("cordon-examples", &["cordon-vmm"]),
     ("guest-agent", &[]),
-    ("xtask", &[]),
+    ("xtask", &["cordon-console"]),
 ];
 
 /// Crates that only the named ones may use directly.
@@ -44,21 +49,20 @@ pub(crate) fn check(root: &Path) -> Result {
     let licences = licences(packages, &deny)?;
     let edges = edges(packages)?;
     one_file_knows_bincode(root)?;
-    println!("{licences} packages have allowed licences; {edges} crates have allowed edges");
+    say!("{licences} packages have allowed licences; {edges} crates have allowed edges")?;
     Ok(())
 }
 
 fn metadata(root: &Path) -> Result<Value> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["metadata", "--format-version=1", "--locked"])
-        .current_dir(root)
-        .output()
-        .map_err(|error| format!("cargo metadata: {error}"))?;
+    let mut command = Command::new(cargo);
+    command.args(["metadata", "--format-version=1", "--locked"]).current_dir(root);
+    let output = process::output("cargo metadata", &mut command)?;
     if !output.status.success() {
-        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)));
+        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("cargo metadata: {error}"))
+    let metadata = serde_json::from_slice(&output.stdout);
+    Ok(metadata.map_err(|error| format!("cargo metadata: {error}"))?)
 }
 
 /// Every package is under a licence that deny.toml allows, and comes from the registry or here.
@@ -72,11 +76,13 @@ fn licences(packages: &[Value], deny: &toml::Table) -> Result<usize> {
         let name = package["name"].as_str().unwrap_or("?");
         let licence = package["license"].as_str().unwrap_or("none");
         if !satisfied(licence, &allowed) {
-            return Err(format!("{name} is under '{licence}', which deny.toml does not allow"));
+            return Err(
+                format!("{name} is under '{licence}', which deny.toml does not allow").into()
+            );
         }
         let source = package["source"].as_str();
         if source.is_some_and(|source| !source.starts_with("registry+")) {
-            return Err(format!("{name} does not come from the registry"));
+            return Err(format!("{name} does not come from the registry").into());
         }
     }
     Ok(packages.len())
@@ -98,11 +104,11 @@ fn edges(packages: &[Value]) -> Result<usize> {
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let to = dependency["name"].as_str().unwrap_or("?");
             if ours.contains_key(to) && !allowed.contains(&to) {
-                return Err(format!("{name} must not depend on {to}"));
+                return Err(format!("{name} must not depend on {to}").into());
             }
             let reserved = RESERVED.iter().find(|(reserved, _)| *reserved == to);
             if reserved.is_some_and(|(_, users)| !users.contains(&name)) {
-                return Err(format!("{name} must not use {to} directly"));
+                return Err(format!("{name} must not use {to} directly").into());
             }
         }
     }
@@ -118,7 +124,7 @@ fn one_file_knows_bincode(root: &Path) -> Result {
             code.contains("bincode::")
         });
         if uses && !entry.ends_with("codec.rs") {
-            return Err(format!("{} uses bincode: only codec.rs may", entry.display()));
+            return Err(format!("{} uses bincode: only codec.rs may", entry.display()).into());
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ use std::ffi::{c_int, c_long};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use console::{exit, say};
 use cordon_device_proc::options::{Common, Windows};
 use cordon_device_proc::{connection, function, start};
 use ipc::PciAddress;
@@ -81,12 +82,17 @@ struct Target {
 type Entry = (&'static str, fn(&Target) -> c_long);
 
 fn main() -> ExitCode {
-    match Options::parse().role {
+    let options = match console::parse::<Options>() {
+        Ok(options) => options,
+        Err(status) => return status,
+    };
+    match options.role {
         RoleOptions::List => {
-            for (name, _) in ATTEMPTS {
-                println!("{name}");
+            let mut names = ATTEMPTS.iter().map(|(name, _)| *name);
+            match names.try_for_each(|name| say!("{name}")) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::from(exit::UNWRITTEN),
             }
-            ExitCode::SUCCESS
         }
         RoleOptions::Unconfined { attempt, victim } => {
             attempt_and_exit(&attempt, &Target { victim: victim.into(), tube: -1 })

@@ -1,5 +1,6 @@
 //! A running `cordon serve`, and the events that it prints.
 
+use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,6 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Serve {
     child: Child,
     events: Receiver<Event>,
+    seen: RefCell<Vec<Event>>,
     directory: tempfile::TempDir,
 }
 
@@ -63,7 +65,7 @@ impl Serve {
                 let _ = sender.send(event.unwrap_or_else(|error| panic!("{line}: {error}")));
             }
         });
-        let serve = Self { child, events, directory };
+        let serve = Self { child, events, seen: RefCell::default(), directory };
         serve.until(|event| *event == Event::Ready);
         serve
     }
@@ -92,24 +94,23 @@ impl Serve {
         Client::negotiated(&self.socket(device))
     }
 
-    /// Waits for an event that `wanted` picks; it and all before it.
+    /// Waits for another event that `wanted` picks.
     ///
     /// # Panics
     /// When it does not come.
-    pub fn until(&self, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
-        let mut seen = Vec::new();
+    pub fn until(&self, wanted: impl Fn(&Event) -> bool) -> Event {
         loop {
-            match self.events.recv_timeout(TIMEOUT) {
-                Ok(event) => seen.push(event),
-                Err(_) => panic!("what was waited for did not come, only {seen:?}"),
-            }
-            if seen.last().is_some_and(&wanted) {
-                return seen;
+            let Ok(event) = self.events.recv_timeout(TIMEOUT) else {
+                panic!("what was waited for did not come, only {:?}", self.seen.borrow());
+            };
+            self.seen.borrow_mut().push(event.clone());
+            if wanted(&event) {
+                return event;
             }
         }
     }
 
-    /// Tells it to end; how it ended, how long that took, and its last events.
+    /// Tells it to end; how it ended, how long that took, and all its events.
     ///
     /// # Panics
     /// When it does not end.
@@ -117,15 +118,22 @@ impl Serve {
         let before = Instant::now();
         signal(self.child.id(), with);
         let status = self.child.wait().unwrap();
-        (status, before.elapsed(), self.events.iter().collect())
+        (status, before.elapsed(), self.all())
     }
 
-    /// Waits for it to end by itself; how it ended, and its last events.
+    /// Waits for it to end by itself; how it ended, and all its events.
     ///
     /// # Panics
     /// When it cannot be waited for.
     pub fn ended(&mut self) -> (ExitStatus, Vec<Event>) {
-        (self.child.wait().unwrap(), self.events.iter().collect())
+        (self.child.wait().unwrap(), self.all())
+    }
+
+    /// All events of one that has ended.
+    fn all(&self) -> Vec<Event> {
+        let mut seen = self.seen.take();
+        seen.extend(self.events.iter());
+        seen
     }
 
     /// Whether every socket file of its is gone.

@@ -145,6 +145,15 @@ pub(crate) fn run(options: &TortureOptions) -> Result<(), Failure> {
     }
 }
 
+/// Whether processes are struck so that they fall silent, which only a deadline ends.
+fn is_silence_expected(options: &TortureOptions, faults: &Faults) -> bool {
+    let silent = [Blow::Stop, Blow::Hang, Blow::Truncated];
+    let planned = faults.report();
+    let mut planned = planned.iter().map(|report| report.fault.what);
+    options.blows.iter().any(|blow| silent.contains(blow))
+        || planned.any(|what| matches!(what, What::Stop | What::Hang | What::Truncated))
+}
+
 fn under_load(
     options: &TortureOptions,
     faults: &Arc<Faults>,
@@ -163,7 +172,7 @@ fn under_load(
     let by_kills_only = options.blows == [Blow::Kill] && !options.faults.any();
     let armed = (!by_kills_only).then(|| Arc::clone(faults));
     let (simulator, mut config) = options.rig.start(&devices, recovery, armed)?;
-    if !by_kills_only {
+    if is_silence_expected(options, faults) {
         config.deadlines.call = DEADLINE;
     }
     let before = Belongings::now()?;

@@ -31,18 +31,8 @@ impl Log {
             // No descriptor or thread is left: the program will not get far, and says so itself.
             return Self(None);
         };
-        let lines = Lines(Arc::clone(&spool));
-        let format = tracing_subscriber::fmt::layer()
-            .with_writer(lines)
-            .with_target(false)
-            .without_time()
-            .log_internal_errors(false);
         // Only one log in a program: a second one would not be started by it.
-        let _ = tracing_subscriber::registry()
-            .with(LevelFilter::from_level(level))
-            .with(format)
-            .with(Limit(Arc::clone(&spool)))
-            .try_init();
+        let _ = subscriber(&spool, level).try_init();
         log_panics(Arc::clone(&spool));
         Self(Some(spool))
     }
@@ -61,6 +51,19 @@ impl Drop for Log {
         // Of no consequence: there is nobody left to tell.
         let _ = self.0.as_ref().map(|spool| spool.flush(TIMEOUT));
     }
+}
+
+/// Formats what may be logged, and puts it in the queue.
+fn subscriber(spool: &Arc<Spool<String>>, level: Level) -> impl Subscriber + Send + Sync {
+    let format = tracing_subscriber::fmt::layer()
+        .with_writer(Lines(Arc::clone(spool)))
+        .with_target(false)
+        .without_time()
+        .log_internal_errors(false);
+    tracing_subscriber::registry()
+        .with(LevelFilter::from_level(level))
+        .with(format)
+        .with(Limit(Arc::clone(spool)))
 }
 
 fn notice(LeftOut { source, lines }: LeftOut<String>) -> String {
@@ -114,5 +117,50 @@ impl io::Write for Line<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead as _, BufReader};
+
+    /// Logs `count` warnings on a thread of this name.
+    fn warn(subscriber: &tracing::Dispatch, name: &str, count: usize) {
+        let subscriber = subscriber.clone();
+        let run = move || {
+            tracing::dispatcher::with_default(&subscriber, || {
+                for number in 0..count {
+                    tracing::warn!("number {number}");
+                    tracing::debug!("not asked for");
+                }
+            });
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(run).unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn each_thread_logs_as_much_as_it_may_and_the_rest_is_counted() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let spool = Arc::new(Spool::start("test", writer, notice).unwrap());
+        let subscriber = tracing::Dispatch::new(subscriber(&spool, Level::WARN));
+        warn(&subscriber, "function 01:00.0", 5000);
+        warn(&subscriber, "function 01:00.1", 10);
+        spool.flush(Duration::from_secs(10)).unwrap();
+        drop((subscriber, spool));
+        let lines = BufReader::new(std::fs::File::from(reader)).lines().map(Result::unwrap);
+        let (told, counted): (Vec<_>, Vec<_>) = lines.partition(|line| line.contains("number"));
+        let first = |line: &&String| **line == " WARN number 0";
+        assert_eq!(told.iter().filter(first).count(), 2);
+        let left: usize = counted
+            .iter()
+            .map(|line| {
+                let rest = line.strip_prefix(" WARN ").unwrap();
+                assert!(rest.ends_with("log lines were left out of function 01:00.0"), "{line}");
+                rest.split(' ').next().unwrap().parse::<usize>().unwrap()
+            })
+            .sum();
+        assert_eq!(told.len() + left, 5010);
+        assert!(left > 4000, "{left}");
     }
 }

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![cfg(target_os = "linux")]
 
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -288,10 +287,7 @@ fn process(serve: u32, role: &str) -> u32 {
 /// Stops `cordon serve` in a state that `change` brings about, and says how that went.
 fn stop_in(state: &str, change: impl FnOnce(&Serve, &Simulator) -> Option<Client>) {
     let simulator = Simulator::usual();
-    let mut serve = Serve::start_with(&simulator, &["01:00.0", "01:00.1"], |command| {
-        // Not a leader's own group: whatever the test stops is not stopped with it.
-        command.process_group(0);
-    });
+    let mut serve = Serve::start(&simulator, &["01:00.0", "01:00.1"]);
     let pids = children(serve.pid());
     let held = change(&serve, &simulator);
     let (status, taken, events) = serve.end(Signal::TERM);

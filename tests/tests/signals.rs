@@ -207,6 +207,25 @@ fn a_demo_whose_dext_does_not_answer_ends_all_the_same() {
 }
 
 #[test]
+fn a_second_signal_ends_at_once_what_the_first_one_does_not() {
+    let _ = bin_dir();
+    let mut run = torture_under_way();
+    let processes = processes_of(run.folder.path());
+    let (dext, _) = processes.iter().find(|(_, line)| line.contains("--exit-with-stdin")).unwrap();
+    signal(*dext, Signal::STOP);
+    signal(run.child.id(), Signal::TERM);
+    // It would wait for what it struck last, for up to ten seconds.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(run.child.try_wait().unwrap().is_none());
+    let before = Instant::now();
+    signal(run.child.id(), Signal::TERM);
+    let status = run.ends_within(Duration::from_secs(6));
+    assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
+    assert_eq!(status.code(), Some(143));
+    run.assert_nothing_left("a second signal");
+}
+
+#[test]
 fn whoever_does_not_read_cannot_hold_up_the_end() {
     let _ = bin_dir();
     for arguments in [&["demo"][..], &["torture", "--kills", "3"]] {

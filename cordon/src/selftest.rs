@@ -22,6 +22,9 @@ use cordon_vmm::supervisor::Supervisor;
 /// Exit status of an attempt that came back with an error.
 const REFUSED: i32 = 3;
 
+/// How long the dext may take to clean up after a process.
+const CLEANING_UP: Duration = Duration::from_secs(2);
+
 /// How an attempt went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -116,8 +119,21 @@ pub fn run(
     Ok(attempts)
 }
 
+/// Starts a process. The dext may still be cleaning up after the attempt before it, and have no
+/// interrupts to give: tried again with pauses, as a replacement is.
+fn start<P: Protocol>(spec: &Spec) -> Result<Supervisor<P>, Arc<Death>> {
+    let deadline = Deadline::after(CLEANING_UP);
+    loop {
+        match Supervisor::<P>::start(spec) {
+            Ok((supervisor, _)) => return Ok(supervisor),
+            Err(death) if deadline.passed() => return Err(death),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
 fn one<P: Protocol>(spec: &Spec, name: &str) -> Result<Attempt, Arc<Death>> {
-    let (supervisor, _) = Supervisor::<P>::start(spec)?;
+    let supervisor = start::<P>(spec)?;
     let ended = supervisor.died().wait(Deadline::after(Duration::from_secs(5)));
     let death = supervisor.stop();
     let outcome = match (ended, &death.cause, death.exit) {

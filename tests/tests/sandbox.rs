@@ -178,7 +178,7 @@ fn a_missing_layer_stops_a_strict_start_and_is_reported_by_a_relaxed_one() {
     let (ok, text) = without_namespaces(&format!("devices --dext {dext}"));
     assert!(!ok, "{text}");
     assert!(text.contains("namespace") && text.contains("--sandbox=relaxed"), "{text}");
-    let relaxed = format!("inspect 01:00.0 --dext {dext} --sandbox relaxed");
+    let relaxed = format!("inspect 01:00.0 --attach --dext {dext} --sandbox relaxed");
     let (ok, text) = without_namespaces(&relaxed);
     assert!(ok, "{text}");
     assert!(text.contains("MISSING: pid namespace"), "{text}");

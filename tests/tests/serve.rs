@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![cfg(target_os = "linux")]
 
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -309,8 +311,15 @@ fn stop_in(state: &str, change: impl FnOnce(&Serve, &Simulator) -> Option<Client
 fn it_stops_in_time_while_a_client_is_in_the_middle_of_a_message() {
     stop_in("half a message", |serve, _| {
         let mut client = serve.client("01:00.0");
-        client.send_raw(&[1, 0, 9, 0, 16], &[]);
         serve.until(|event| event.name() == "attach");
+        client.send_raw(&[1, 0, 9, 0, 16], &[]);
+        // A server that waits for the rest of a message sends nobody else away meanwhile.
+        let waits = eventually(|| {
+            let mut other = UnixStream::connect(serve.socket("01:00.0")).unwrap();
+            other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            other.read(&mut [0; 1]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        });
+        assert!(waits, "the server does not wait");
         Some(client)
     });
 }

@@ -82,6 +82,9 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
         Err(_) => {}
     }
     serving.close();
+    // Whatever is still looked after ends here, while somebody looks at the time.
+    drop(serving);
+    drop(host);
     for report in faults.iter().flat_map(|faults| faults.report()) {
         let fault = report.fault.to_string();
         sink.tell(&Event::Fault { fault, process: report.fired });

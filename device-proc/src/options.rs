@@ -156,7 +156,11 @@ impl CommonOptions {
     /// [`UsageError::Option`] when the value makes no sense.
     pub fn take(&mut self, name: &str, parser: &mut lexopt::Parser) -> Result<bool, UsageError> {
         match name {
-            "dext" => self.dext = Some(parser.value()?.parse()?),
+            // Any path, not only one that is text.
+            "dext" => {
+                let endpoint = Endpoint::try_from(parser.value()?.as_os_str());
+                self.dext = Some(endpoint.map_err(|error| lexopt::Error::Custom(error.into()))?);
+            }
             "guest-memory" => self.guest_memory = Some(parser.value()?.parse()?),
             "tube-fd" => self.tube_fd = Some(parser.value()?.parse()?),
             "sandbox" => {

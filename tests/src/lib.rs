@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 pub mod companion;
+pub mod processes;
+pub mod serve;
 pub mod vfio_user;
 
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::process::Command;
 
 use cordon_cli::selftest::{self, Outcome};
@@ -19,7 +20,8 @@ fn at_least_25_forbidden_things_are_refused_in_each_role() {
     let simulator = Simulator::usual();
     let config = config(&simulator);
     let probe = program("sandbox-probe");
-    let attempts = selftest::run(&config, &probe, address("01:00.0"), |_| {}).unwrap();
+    let attempts =
+        selftest::run(&config, &probe, address("01:00.0"), |_| ControlFlow::Continue(())).unwrap();
     for role in ["function", "connection"] {
         let of_role: Vec<_> = attempts.iter().filter(|attempt| attempt.role == role).collect();
         let holes: Vec<_> = of_role.iter().filter(|attempt| !attempt.outcome.held()).collect();
@@ -202,7 +204,7 @@ fn a_missing_layer_stops_a_strict_start_and_is_reported_by_a_relaxed_one() {
     let (ok, text) = without_namespaces(&format!("devices --dext {dext}"));
     assert!(!ok, "{text}");
     assert!(text.contains("namespace") && text.contains("--sandbox=relaxed"), "{text}");
-    let relaxed = format!("inspect 01:00.0 --dext {dext} --sandbox relaxed");
+    let relaxed = format!("inspect 01:00.0 --attach --dext {dext} --sandbox relaxed");
     let (ok, text) = without_namespaces(&relaxed);
     assert!(ok, "{text}");
     assert!(text.contains("MISSING: pid namespace"), "{text}");

@@ -17,11 +17,13 @@ pub(crate) fn check(packages: &[Value], deny: &toml::Table) -> Result<usize> {
         let licence =
             package["license"].as_str().ok_or_else(|| format!("{name} names no licence"))?;
         if !satisfied(licence, &allowed).map_err(|error| format!("{name}: {error}"))? {
-            return Err(format!("{name} is under '{licence}', which deny.toml does not allow"));
+            return Err(
+                format!("{name} is under '{licence}', which deny.toml does not allow").into()
+            );
         }
         let source = package["source"].as_str();
         if source.is_some_and(|source| !source.starts_with("registry+")) {
-            return Err(format!("{name} does not come from the registry"));
+            return Err(format!("{name} does not come from the registry").into());
         }
     }
     Ok(packages.len())
@@ -37,7 +39,8 @@ fn allowed(deny: &toml::Table) -> Result<Vec<Licensee>> {
         let text = one.as_str().ok_or("deny.toml: licenses.allow: a licence is a string")?;
         Licensee::parse(text).map_err(|error| format!("deny.toml: licenses.allow: {error}"))
     };
-    allowed.iter().map(parse).collect()
+    let parsed: std::result::Result<Vec<_>, String> = allowed.iter().map(parse).collect();
+    Ok(parsed?)
 }
 
 /// Whether an SPDX expression can be satisfied by allowed licences alone. AND binds tighter than OR.

@@ -15,7 +15,7 @@ pub(crate) fn check() -> Result {
         let file = format!("{name}-{}.crate", env!("CARGO_PKG_VERSION"));
         let packaged = target().join("package").join(&file);
         let bytes = std::fs::metadata(&packaged).map_err(|error| format!("{file}: {error}"))?.len();
-        println!("{file}: {} KiB, builds by itself", bytes.div_ceil(1024));
+        console::say!("{file}: {} KiB, builds by itself", bytes.div_ceil(1024))?;
     }
     Ok(())
 }

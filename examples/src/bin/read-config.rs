@@ -1,4 +1,5 @@
 //! Learns what a function is, attaches it, and reads its ids from config space.
+#![expect(clippy::print_stdout, reason = "an example for a terminal")]
 
 use std::error::Error;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Has the function process killed at the third BAR write, and shows that whoever writes does not
 //! notice: what a test of a VMM does with a fault plan.
+#![expect(clippy::print_stdout, reason = "an example for a terminal")]
 
 use std::error::Error;
 use std::sync::Arc;

@@ -21,6 +21,7 @@ pub(crate) mod launch;
 pub(crate) mod start;
 mod stderr;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -125,9 +126,9 @@ pub struct Spec {
     /// The `device-proc` program.
     pub program: PathBuf,
     /// Arguments before the subcommand: for a program that starts the real one.
-    pub before: Vec<String>,
+    pub before: Vec<OsString>,
     /// Arguments after the subcommand.
-    pub arguments: Vec<String>,
+    pub arguments: Vec<OsString>,
     /// Whether the child must be isolated, or is started without when that cannot be had.
     pub strict: bool,
     /// What it serves, for people: "01:00.0".

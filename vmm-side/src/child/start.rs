@@ -130,7 +130,7 @@ impl<P: Protocol> Starting<P> {
         let (stderr, writer) = sys::stderr_pipe().map_err(no_room)?;
         let memories = MemoryInbox::new().map_err(no_room)?;
         let mut arguments = spec.before.clone();
-        arguments.push(P::COMMAND.to_owned());
+        arguments.push(P::COMMAND.into());
         arguments.extend_from_slice(&spec.arguments);
         let start = Start {
             program: &spec.program,

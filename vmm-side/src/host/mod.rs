@@ -363,7 +363,7 @@ impl Host {
         let mut spec = self.config.spec(Some(address));
         if container.mode() == crate::DmaMode::Direct {
             // Only a companion has its process read guest memory.
-            spec.arguments.push("--guest-memory=0".to_owned());
+            spec.arguments.push("--guest-memory=0".into());
         }
         let started = Function::start(Parts {
             address,

@@ -164,7 +164,7 @@ impl Words {
         let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::other);
         let program = text(start.program.as_os_str())?;
         let arguments = std::iter::once(Ok(program.clone()))
-            .chain(start.arguments.iter().map(|argument| text(argument.as_ref())))
+            .chain(start.arguments.iter().map(|argument| text(argument)))
             .collect::<Result<_, _>>()?;
         let environment = ["RUST_LOG", "RUST_BACKTRACE"]
             .into_iter()

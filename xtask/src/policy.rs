@@ -30,6 +30,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cordon-tests",
         &[
+            "cordon-backend",
             "cordon-cli",
             "cordon-device-proc",
             "cordon-dext-client",

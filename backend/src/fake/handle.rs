@@ -123,7 +123,9 @@ impl Handle {
             if !suspended && !state.stalled.contains(&operation) {
                 break;
             }
+            *state.waiting.entry(operation).or_default() += 1;
             state = self.shared.wait(state);
+            *state.waiting.entry(operation).or_default() -= 1;
         }
         let call = (self.identity.address, operation);
         *state.calls.entry(call).or_default() += 1;

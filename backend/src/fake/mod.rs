@@ -210,6 +210,12 @@ impl Fake {
         self.0.state().stalled.insert(operation);
     }
 
+    /// How many calls of `operation` wait.
+    #[must_use]
+    pub fn waiting(&self, operation: Operation) -> usize {
+        self.0.state().waiting.get(&operation).copied().unwrap_or_default()
+    }
+
     /// Lets those go on that wait in `operation`.
     pub fn resume(&self, operation: Operation) {
         self.0.state().stalled.remove(&operation);

@@ -76,6 +76,7 @@ pub(super) struct State {
     pub(super) suspended: BTreeSet<u64>,
     pub(super) failing: BTreeMap<(PciAddress, Operation), ErrorKind>,
     pub(super) stalled: BTreeSet<Operation>,
+    pub(super) waiting: BTreeMap<Operation, usize>,
     pub(super) calls: BTreeMap<(PciAddress, Operation), u64>,
 }
 
@@ -95,6 +96,7 @@ impl State {
             suspended: BTreeSet::new(),
             failing: BTreeMap::new(),
             stalled: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             calls: BTreeMap::new(),
         })
     }
@@ -117,6 +119,10 @@ impl State {
     pub(super) fn die(&mut self) {
         self.alive = None;
         self.life += 1;
+        for function in self.functions.values_mut() {
+            (function.claim, function.notified, function.kernel) = (None, None, None);
+            function.dma.clear();
+        }
     }
 
     /// Begins anew, as after a power cycle.

@@ -248,7 +248,11 @@ fn a_dead_backend_hangs_up_and_what_was_open_stays_lost() {
     let fake = fake(|_| {});
     let (_process, mut group) = holder(&fake);
     fake.bar(address(), 2).unwrap().write::<u32>(0, 7).unwrap();
+    let memory = SharedMemory::create("ram", 0x10000).unwrap();
+    let at = register(group.functions[0].as_mut(), 0x4000, &memory);
+    assert!(fake.dma_write(address(), at.address, b"data"));
     fake.die();
+    assert!(!fake.is_claimed(address()) && !fake.dma_write(address(), at.address, b"data"));
     let function = &mut group.functions[0];
     let Some(Liveness::Hangup(fd)) = function.liveness() else { panic!("it cannot be seen") };
     let hangup = [ipc::poll::Source::hangup(&fd, ())];

@@ -40,8 +40,6 @@ pub enum Ended {
 pub struct Child {
     number: u32,
     process: FakeProcess,
-    /// Another handle of the role's end of the tube, to cut it.
-    tube: OwnedFd,
     end: Arc<End>,
     /// Hangs up once the child has ended.
     watched: UnixStream,
@@ -58,6 +56,9 @@ struct Running {
     /// Whether it is being killed: that is then how it ended, whatever its thread says.
     killed: bool,
     ended: Option<Ended>,
+    /// Another handle of the role's end of the tube, to cut it. Dropped at the end, as a process's
+    /// own are.
+    tube: Option<OwnedFd>,
     /// Dropped at the end, which is how others see it.
     alive: Option<UnixStream>,
 }
@@ -72,7 +73,7 @@ impl End {
         let mut state = self.state();
         if state.ended.is_none() && state.killed == (how == Ended::Killed) {
             state.ended = Some(how);
-            state.alive = None;
+            (state.tube, state.alive) = (None, None);
         }
         self.changed.notify_all();
     }
@@ -93,16 +94,16 @@ impl Child {
         stderr: OwnedFd,
     ) -> io::Result<Self> {
         let (alive, watched) = UnixStream::pair()?;
-        let state = Mutex::new(Running { killed: false, ended: None, alive: Some(alive) });
+        let running = Running {
+            killed: false,
+            ended: None,
+            tube: Some(tube.try_clone()?),
+            alive: Some(alive),
+        };
+        let state = Mutex::new(running);
         let end = Arc::new(End { state, changed: Condvar::new() });
         let process = fake.process();
-        let child = Self {
-            number,
-            process: process.clone(),
-            tube: tube.try_clone()?,
-            end: Arc::clone(&end),
-            watched,
-        };
+        let child = Self { number, process: process.clone(), end: Arc::clone(&end), watched };
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         let thread = std::thread::Builder::new().name(format!("device-proc {number}"));
         thread.spawn(move || {
@@ -122,10 +123,15 @@ impl Child {
     /// Kills it, whatever it does: what it held of the backend is released, and its tube cut, when this
     /// returns. Its thread ends when it sees that.
     pub fn kill(&self) {
-        self.end.state().killed = true;
         // Whatever its thread does meanwhile, it answers nothing and releases nothing by itself.
         self.process.suspend();
-        let _ = rustix::net::shutdown(&self.tube, Shutdown::Both);
+        {
+            let mut state = self.end.state();
+            state.killed = true;
+            if let Some(tube) = &state.tube {
+                let _ = rustix::net::shutdown(tube, Shutdown::Both);
+            }
+        }
         self.process.kill();
         self.end.ended(Ended::Killed);
     }

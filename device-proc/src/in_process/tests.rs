@@ -318,7 +318,10 @@ fn a_dead_backend_ends_both_roles_with_a_reason() {
     connection.con(&con::Attach { function: 0 }).unwrap();
     let function = Driven::function(&fake);
     fake.die();
-    for (driven, name) in [(connection, "Device of 01:00.0"), (function, "Function 01:00.0")] {
+    for (mut driven, name) in [(connection, "Device of 01:00.0"), (function, "Function 01:00.0")] {
+        let gone = driven.tube.receive::<Result<(), Failure>>(soon());
+        assert!(matches!(gone, Err(TubeError::Disconnected)), "its end is closed: {gone:?}");
+
         let (ended, said) = driven.ended();
         assert_eq!(ended, Ended::Status(1));
         assert!(

@@ -1,11 +1,11 @@
 //! What tests ask and tell beside the clients: one JSON command a line, one JSON answer a line.
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use ipc::PciAddress;
+use ipc::{PciAddress, SocketFile};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{FaultReport, Faults};
@@ -48,19 +48,29 @@ pub(crate) fn start(
     path: &Path,
     registry: Arc<Registry>,
     faults: Arc<Faults>,
-) -> std::io::Result<()> {
-    let listener = UnixListener::bind(path)?;
+) -> Result<Arc<SocketFile>, Box<dyn std::error::Error>> {
+    let file = Arc::new(SocketFile::listen(path)?);
+    let listener = Arc::clone(&file);
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        for stream in listener.incoming().flatten() {
-            if let Err(error) = converse(&stream, &registry, &faults) {
-                tracing::debug!(%error, "control connection ended");
+        loop {
+            match listener.accept() {
+                Ok(client) => {
+                    if let Err(error) = converse(&client.into(), &registry, &faults) {
+                        tracing::debug!(%error, "control connection ended");
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "nobody listens at the control socket any more");
+                    return;
+                }
             }
         }
     })?;
-    Ok(())
+    Ok(file)
 }
 
 fn converse(stream: &UnixStream, registry: &Registry, faults: &Faults) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = String::new();

@@ -17,7 +17,7 @@ mod options;
 mod server;
 mod user_client;
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("dext-sim: {error}");
+            eprintln!("dext-sim: {}", ipc::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -58,33 +58,18 @@ fn run(options: &Options) -> Result<(), Failure> {
         functions.push(build(id, spec, multi > 1, options, &faults)?);
     }
     let registry = Arc::new(Registry::new(functions));
-    let path = options.socket.display();
-    remove_stale(&options.socket);
-    if let Some(control) = &options.control {
-        remove_stale(control);
-    }
-    let listener = Listener::bind(&options.socket)
-        .map_err(|error| format!("cannot listen at {path}: {error}"))?;
-    if let Some(path) = &options.control {
-        control::start(path, Arc::clone(&registry), faults)
-            .map_err(|error| format!("cannot listen at {}: {error}", path.display()))?;
-    }
-    if options.exit_with_stdin {
-        exit_with_stdin(options)?;
-    }
-    println!("ready {path}");
+    let listener = Listener::bind(&options.socket)?;
+    let control = match &options.control {
+        Some(path) => Some(control::start(path, Arc::clone(&registry), faults)?),
+        None => None,
+    };
+    println!("ready {}", options.socket.display());
     std::io::stdout().flush()?;
-    server::serve(&listener, &registry)?;
-    Ok(())
-}
-
-/// Removes the socket of one that was killed: nobody listens there any more.
-fn remove_stale(path: &std::path::Path) {
-    use std::io::ErrorKind::ConnectionRefused;
-    let connected = std::os::unix::net::UnixStream::connect(path);
-    if connected.is_err_and(|error| error.kind() == ConnectionRefused) {
-        let _ = std::fs::remove_file(path);
+    let served = server::serve(&listener, &registry, options.exit_with_stdin);
+    if let Some(control) = control {
+        control.remove();
     }
+    Ok(served?)
 }
 
 /// One function and the thread that runs its device.
@@ -111,17 +96,4 @@ fn build(
     let model: Arc<Mutex<Box<dyn Model>>> = Arc::new(Mutex::new(model));
     device::start(spec.address, Arc::clone(&hardware), Arc::clone(&model))?;
     Ok(Arc::new(Function::new(id, identity, hardware, Arc::clone(faults), model)))
-}
-
-fn exit_with_stdin(options: &Options) -> std::io::Result<()> {
-    let files: Vec<_> =
-        [Some(&options.socket), options.control.as_ref()].into_iter().flatten().cloned().collect();
-    std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        for file in files {
-            let _ = std::fs::remove_file(file);
-        }
-        std::process::exit(0);
-    })?;
-    Ok(())
 }

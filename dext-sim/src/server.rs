@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ipc::event::Signaller;
+use ipc::poll::{self, Source};
 use ipc::tube::Listener;
 use ipc::wire::dext::{
     CLIENT_TYPE, Client, IoReturn, MAX_SCALARS, Reply, Request, SERVICE_CLASS, Service,
 };
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, Tube, TubeError};
+use rustix::io::Errno;
 
 use crate::dart::MemoryCache;
 use crate::function::Function;
@@ -65,25 +67,62 @@ impl Registry {
     }
 }
 
-/// Accepts until the listener fails.
-pub(crate) fn serve(listener: &Listener, registry: &Arc<Registry>) -> std::io::Result<()> {
-    loop {
-        let tube = listener.accept()?;
-        if registry.open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-            registry.open.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!("{MAX_CONNECTIONS} connections are open: another one is refused");
-            continue;
-        }
-        let registry = Arc::clone(registry);
-        std::thread::Builder::new().name("client".to_owned()).spawn(move || {
-            let mut connection = Connection { tube, registry: &registry, client: None };
-            if let Err(error) = connection.run() {
-                tracing::debug!(%error, "connection ended");
-            }
-            drop(connection);
-            registry.open.fetch_sub(1, Ordering::Relaxed);
-        })?;
+/// What the main thread waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Client,
+    StandardInput,
+}
+
+/// Accepts until the listener fails or, when asked for, standard input ends.
+pub(crate) fn serve(
+    listener: &Listener,
+    registry: &Arc<Registry>,
+    exit_with_stdin: bool,
+) -> std::io::Result<()> {
+    let input = std::io::stdin();
+    let mut sources = vec![Source::readable(listener, Token::Client)];
+    if exit_with_stdin {
+        sources.push(Source::readable(&input, Token::StandardInput));
     }
+    loop {
+        for token in poll::wait(&sources, None)? {
+            match token {
+                Token::StandardInput if ended(&input) => return Ok(()),
+                Token::StandardInput => {}
+                Token::Client => accept(listener, registry)?,
+            }
+        }
+    }
+}
+
+/// Whether standard input has ended; what came in is of no interest.
+fn ended(input: &std::io::Stdin) -> bool {
+    match rustix::io::read(input, &mut [0u8; 512]) {
+        Ok(bytes) => bytes == 0,
+        Err(error) => !matches!(error, Errno::INTR | Errno::AGAIN),
+    }
+}
+
+fn accept(listener: &Listener, registry: &Arc<Registry>) -> std::io::Result<()> {
+    let Some(tube) = listener.try_accept()? else {
+        return Ok(());
+    };
+    if registry.open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+        registry.open.fetch_sub(1, Ordering::Relaxed);
+        tracing::warn!("{MAX_CONNECTIONS} connections are open: another one is refused");
+        return Ok(());
+    }
+    let registry = Arc::clone(registry);
+    std::thread::Builder::new().name("client".to_owned()).spawn(move || {
+        let mut connection = Connection { tube, registry: &registry, client: None };
+        if let Err(error) = connection.run() {
+            tracing::debug!(%error, "connection ended");
+        }
+        drop(connection);
+        registry.open.fetch_sub(1, Ordering::Relaxed);
+    })?;
+    Ok(())
 }
 
 struct Connection<'r> {

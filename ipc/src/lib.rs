@@ -9,6 +9,7 @@
 //! | [`rights`] | bytes with descriptors beside them, over a local socket |
 //! | [`shm`] | shared memory that a distrusted peer cannot shrink |
 //! | [`window`] | checked volatile access to shared memory |
+//! | [`socket_file`] | sockets in the file system: binding, replacing and removing their files |
 //! | [`poll`] | the one blocking wait, over tokens, always with a deadline |
 //!
 //! Every process of the project runs this code, and each side distrusts the other: lengths and
@@ -25,6 +26,7 @@ pub mod handles;
 pub mod poll;
 pub mod rights;
 pub mod shm;
+pub mod socket_file;
 mod sys;
 pub mod tube;
 pub mod window;
@@ -37,6 +39,7 @@ pub use device_memory::DeviceMemory;
 pub use event::Event;
 pub use handles::Handles;
 pub use shm::SharedMemory;
+pub use socket_file::{SocketFile, SocketFileError};
 pub use sys::{MemoryEntry, MemoryInbox, MemoryPort};
 pub use tube::{Tube, TubeError};
 pub use window::{Access, Window, WindowError};

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipc::event::Signaller;
 use ipc::poll::{self, Source};
+use ipc::{SocketFile, SocketFileError};
 
 use crate::session::Session;
 use crate::socket::{Socket, SocketError};
@@ -20,8 +21,8 @@ use cordon_vmm::{Container, PassthroughDevice};
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The socket cannot be made.
-    #[error("Cannot listen at {}", .0.display())]
-    Listen(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Listen(#[from] SocketFileError),
     /// No thread or descriptor is left.
     #[error("Cannot serve {}", .0.display())]
     Start(PathBuf, #[source] io::Error),
@@ -55,12 +56,12 @@ pub struct Server {
     stop: Signaller,
     thread: Option<JoinHandle<()>>,
     finished: Receiver<()>,
-    path: PathBuf,
+    file: Arc<SocketFile>,
 }
 
 impl Server {
     /// Serves `device` at `path` to one client after the other; `log` is told what happens. A
-    /// socket file that a dead server left there is replaced.
+    /// socket that nobody listens at is replaced, nothing else.
     ///
     /// # Errors
     /// [`ServerError`].
@@ -70,25 +71,26 @@ impl Server {
         container: Arc<Container>,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let listener = listen(path).map_err(|e| ServerError::Listen(path.to_owned(), e))?;
+        let file = Arc::new(SocketFile::listen(path)?);
         let start = |error| ServerError::Start(path.to_owned(), error);
         let stopped = ipc::Event::new().map_err(start)?;
         let stop = stopped.signaller().map_err(start)?;
         let (sender, finished) = channel();
         let name = format!("vfio-user {}", device.info().identity.address);
+        let listener = Arc::clone(&file);
         let run = move || {
             let thread = Thread { listener, stopped, device: &*device, container: &container, log };
             thread.run();
             let _ = sender.send(());
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
-        Ok(Self { stop, thread: Some(thread), finished, path: path.to_owned() })
+        Ok(Self { stop, thread: Some(thread), finished, file })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 }
 
@@ -100,34 +102,15 @@ impl Drop for Server {
             && let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the server at {} panicked", self.path.display());
+            tracing::error!("the server at {} panicked", self.path().display());
         }
-        let _ = std::fs::remove_file(&self.path);
+        // Also when the thread is stuck in a request and holds the socket.
+        self.file.remove();
     }
 }
 
-/// Binds, in the place of a file that nobody listens at.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let refused = UnixStream::connect(path)
-                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-            if !refused {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)?
-        }
-        other => other?,
-    };
-    listener.set_nonblocking(true)?;
-    // Whoever can connect owns the device.
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    Ok(listener)
-}
-
 struct Thread<'d, L> {
-    listener: UnixListener,
+    listener: Arc<SocketFile>,
     stopped: ipc::Event,
     device: &'d dyn PassthroughDevice,
     container: &'d Container,
@@ -188,7 +171,7 @@ impl<L: Fn(Event)> Thread<'_, L> {
         let stopped = self.stopped.as_fd();
         let mut sources = vec![
             Source::readable(&stopped, Token::Stop),
-            Source::readable(&self.listener, Token::Listener),
+            Source::readable(&*self.listener, Token::Listener),
         ];
         if let Some(client) = &client {
             sources.push(Source::readable(client, Token::Client));
@@ -198,14 +181,6 @@ impl<L: Fn(Event)> Thread<'_, L> {
 
     /// The next client; `None` when it is gone again.
     fn accept(&self) -> io::Result<Option<UnixStream>> {
-        match self.listener.accept() {
-            Ok((stream, _)) => Ok(Some(stream)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock
-                | io::ErrorKind::Interrupted
-                | io::ErrorKind::ConnectionAborted => Ok(None),
-                _ => Err(error),
-            },
-        }
+        Ok(self.listener.try_accept()?.map(UnixStream::from))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::event::EventfdFlags;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::deadline::Deadline;
 use crate::window::{Access, Window, WindowError};
@@ -98,10 +98,15 @@ pub(crate) fn written_extents(
     Ok(extents)
 }
 
-/// A socket of the kind that carries tubes.
-pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::CLOEXEC;
-    rustix::net::socket_with(crate::tube::FAMILY, SocketType::SEQPACKET, flags, None)
+/// The kind of socket that carries tubes.
+pub(crate) const TUBE_SOCKET: SocketType = SocketType::SEQPACKET;
+
+/// Most bytes of a socket's path: `sun_path` without its last NUL.
+pub(crate) const MAX_SOCKET_PATH: usize = 107;
+
+/// A local socket that closes on exec.
+pub(crate) fn socket(kind: SocketType) -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
 }
 
 /// The next connection of a listening socket.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
-use rustix::net::SocketType;
+use rustix::net::{AddressFamily, SocketType};
 use rustix::shm;
 
 mod mach;
@@ -94,9 +94,15 @@ pub(crate) fn written_extents(_: BorrowedFd<'_>, _: u64, _: usize) -> io::Result
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// A socket of the kind that carries tubes.
-pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
-    let socket = rustix::net::socket(crate::tube::FAMILY, SocketType::STREAM, None)?;
+/// The kind of socket that carries tubes.
+pub(crate) const TUBE_SOCKET: SocketType = SocketType::STREAM;
+
+/// Most bytes of a socket's path: `sun_path` without its last NUL.
+pub(crate) const MAX_SOCKET_PATH: usize = 103;
+
+/// A local socket that closes on exec.
+pub(crate) fn socket(kind: SocketType) -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, kind, None)?;
     rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
     Ok(socket)
 }

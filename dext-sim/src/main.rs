@@ -13,6 +13,7 @@ mod faults;
 mod function;
 mod hardware;
 mod interrupts;
+mod methods;
 mod options;
 mod server;
 mod user_client;

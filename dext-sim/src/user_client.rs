@@ -15,6 +15,7 @@ use crate::dart::MemoryCache;
 use crate::faults::Verdict;
 use crate::function::Function;
 use crate::interrupts::ClientId;
+use crate::methods;
 
 /// Most DMA regions of one connection.
 const MAX_REGIONS: usize = 65_536;
@@ -24,28 +25,6 @@ const CHUNK: u64 = 3 << 29;
 const MAX_CHUNKS: u64 = 128;
 /// Largest buffer of AllocateDMABuffer.
 const MAX_BUFFER: u64 = 3 << 29;
-
-/// Scalars in and out that each selector needs, in the order of the selectors.
-const ARITY: [(usize, usize); 18] = [
-    (0, 6),
-    (0, 0),
-    (0, 0),
-    (2, 6),
-    (0, 0),
-    (3, 3),
-    (1, 0),
-    (2, 1),
-    (2, 1),
-    (3, 0),
-    (1, 3),
-    (3, 1),
-    (4, 0),
-    (0, 1),
-    (0, 4),
-    (0, 0),
-    (4, 0),
-    (0, 0),
-];
 
 struct Region {
     bus: u64,
@@ -90,9 +69,8 @@ impl UserClient {
         room: usize,
         behind: Behind,
     ) -> Scalars {
-        let arity = usize::try_from(number).ok().and_then(|number| ARITY.get(number));
-        let &(takes, gives) = arity.ok_or(IoReturn::UNSUPPORTED)?;
-        if inputs.len() < takes || room < gives {
+        let method = methods::find(number).ok_or(IoReturn::UNSUPPORTED)?;
+        if inputs.len() < method.takes || room < method.gives {
             return Err(IoReturn::BAD_ARGUMENT);
         }
         self.function.attached()?;

@@ -68,6 +68,9 @@ fn what_dext_sim_cannot_be_is_named() {
     refused("dext-sim", &[socket, image], 1, &["/nonexistent.img"]);
     let fault = "--fault=explode:nth=1";
     refused("dext-sim", &[socket, "--device=01:00.0=probe", fault], 2, &["explode"]);
+    let fault = "--fault=fail:selector=99,nth=1,code=0xe00002bd";
+    let says = ["no selector 99", "0 GetIdentity", "17 ResetDevice"];
+    refused("dext-sim", &[socket, "--device=01:00.0=probe", fault], 2, &says);
     let simulator = Simulator::usual();
     let taken = format!("--socket={}", simulator.socket().display());
     refused("dext-sim", &[&taken, "--device=01:00.0=probe"], 1, &["Cannot listen"]);

@@ -8,6 +8,7 @@
 //! | [`event`] | a wake-up that crosses processes (eventfd; on macOS a pipe) |
 //! | [`rights`] | bytes with descriptors beside them, over a local socket |
 //! | [`shm`] | shared memory that a distrusted peer cannot shrink |
+//! | [`peer_memory`] | memory that its owner may shorten, for device models |
 //! | [`window`] | checked volatile access to shared memory |
 //! | [`socket_file`] | sockets in the file system: binding, replacing and removing their files |
 //! | [`poll`] | the one blocking wait, over tokens, always with a deadline |
@@ -23,6 +24,7 @@ pub mod deadline;
 mod device_memory;
 pub mod event;
 pub mod handles;
+pub mod peer_memory;
 pub mod poll;
 pub mod rights;
 pub mod shm;
@@ -38,6 +40,7 @@ pub use deadline::Deadline;
 pub use device_memory::DeviceMemory;
 pub use event::Event;
 pub use handles::Handles;
+pub use peer_memory::{PeerMemory, PeerMemoryError};
 pub use shm::SharedMemory;
 pub use socket_file::{SocketFile, SocketFileError};
 pub use sys::{MemoryEntry, MemoryInbox, MemoryPort};

@@ -12,6 +12,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::deadline::Deadline;
 use crate::window::{Access, Window, WindowError};
 
+mod guarded;
+
+pub(crate) use guarded::{cannot_fault, copy_from_mapping, copy_to_mapping};
+
 pub(crate) use crate::tube::packet::PacketTransport as Transport;
 
 /// An eventfd is both ends.

@@ -9,8 +9,10 @@ use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::shm;
 
+mod guarded;
 mod mach;
 
+pub(crate) use guarded::{cannot_fault, copy_from_mapping, copy_to_mapping};
 pub use mach::{MemoryEntry, MemoryInbox, MemoryPort};
 pub(crate) use mach::{map_again, put_again_under};
 

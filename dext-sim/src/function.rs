@@ -12,6 +12,11 @@ use crate::device::Model;
 use crate::faults::Faults;
 use crate::hardware::Hardware;
 use crate::interrupts::ClientId;
+use crate::memory::Budget;
+use crate::user_client::MAX_BUFFER;
+
+/// Most connections that one function has open at once: each has a thread here.
+const MAX_CLIENTS: usize = 64;
 
 #[derive(Debug, Default)]
 struct Claims {
@@ -28,6 +33,10 @@ pub(crate) struct Function {
     pub(crate) identity: Identity,
     pub(crate) hardware: Arc<Hardware>,
     pub(crate) faults: Arc<Faults>,
+    /// What its clients' memory may take of this process.
+    pub(crate) memory: Arc<Budget>,
+    /// Buffers of AllocateDMABuffer that its clients may have, all together.
+    pub(crate) buffers: Arc<Budget>,
     model: Arc<Mutex<Box<dyn Model>>>,
     claims: Mutex<Claims>,
 }
@@ -38,9 +47,12 @@ impl Function {
         identity: Identity,
         hardware: Arc<Hardware>,
         faults: Arc<Faults>,
+        memory: Arc<Budget>,
         model: Arc<Mutex<Box<dyn Model>>>,
     ) -> Self {
-        Self { id, identity, hardware, faults, model, claims: Mutex::default() }
+        let buffers = Budget::new(MAX_CLIENTS, MAX_BUFFER);
+        let claims = Mutex::default();
+        Self { id, identity, hardware, faults, memory, buffers, model, claims }
     }
 
     pub(crate) fn address(&self) -> PciAddress {
@@ -56,6 +68,9 @@ impl Function {
         let mut claims = self.claims();
         if claims.terminated {
             return Err(IoReturn::NOT_ATTACHED);
+        }
+        if claims.clients.len() >= MAX_CLIENTS {
+            return Err(IoReturn::NO_MEMORY);
         }
         claims.clients.insert(id, client);
         Ok(())

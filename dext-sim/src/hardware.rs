@@ -82,12 +82,6 @@ impl Hardware {
         self.dart.write(bus, from)
     }
 
-    /// The device writes a word after everything else.
-    pub(crate) fn dma_publish(&self, bus: u64, word: u32) -> Result<(), DartError> {
-        self.bus_master()?;
-        self.dart.publish(bus, word)
-    }
-
     fn bus_master(&self) -> Result<(), DartError> {
         let on = self.config().command() & BUS_MASTER != 0;
         if on { Ok(()) } else { Err(DartError::Fault) }

@@ -13,6 +13,7 @@ mod faults;
 mod function;
 mod hardware;
 mod interrupts;
+mod memory;
 mod methods;
 mod options;
 mod server;
@@ -30,6 +31,7 @@ use crate::device::Model;
 use crate::faults::Faults;
 use crate::function::Function;
 use crate::hardware::Hardware;
+use crate::memory::Budget;
 use crate::options::{DeviceSpec, Options};
 use crate::server::Registry;
 
@@ -96,5 +98,6 @@ fn build(
     model.reset(&hardware);
     let model: Arc<Mutex<Box<dyn Model>>> = Arc::new(Mutex::new(model));
     device::start(spec.address, Arc::clone(&hardware), Arc::clone(&model))?;
-    Ok(Arc::new(Function::new(id, identity, hardware, Arc::clone(faults), model)))
+    let memory = Budget::of_one_in(options.devices.len());
+    Ok(Arc::new(Function::new(id, identity, hardware, Arc::clone(faults), memory, model)))
 }

@@ -15,7 +15,6 @@ use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, Tube, TubeError};
 use rustix::io::Errno;
 
-use crate::dart::MemoryCache;
 use crate::function::Function;
 use crate::interrupts::ClientId;
 use crate::user_client::UserClient;
@@ -29,7 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Everything that connections share.
 pub(crate) struct Registry {
     pub(crate) functions: Vec<Arc<Function>>,
-    cache: Arc<MemoryCache>,
     next: AtomicU64,
     open: AtomicUsize,
 }
@@ -37,7 +35,7 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn new(functions: Vec<Arc<Function>>) -> Self {
         let (next, open) = (AtomicU64::new(1), AtomicUsize::new(0));
-        Self { functions, cache: Arc::default(), next, open }
+        Self { functions, next, open }
     }
 
     fn services(&self) -> Vec<Service> {
@@ -63,7 +61,7 @@ impl Registry {
         }
         let id: ClientId = self.next.fetch_add(1, Ordering::Relaxed);
         function.connect(id, client)?;
-        Ok(UserClient::new(id, Arc::clone(function), Arc::clone(&self.cache), completion))
+        Ok(UserClient::new(id, Arc::clone(function), completion))
     }
 }
 

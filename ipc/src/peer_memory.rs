@@ -64,18 +64,22 @@ pub struct PeerMemory {
 }
 
 impl PeerMemory {
-    /// Maps all that is behind `fd` now.
+    /// Maps `length` bytes of `fd`, from its beginning.
     ///
     /// # Errors
-    /// [`PeerMemoryError::Inspect`], [`WindowError::Map`].
-    pub fn map(fd: &impl AsFd, access: Access) -> Result<Self, PeerMemoryError> {
-        // In this order: memory that cannot shrink is at least as long as what is mapped of it.
+    /// [`PeerMemoryError::Inspect`], [`WindowError::Map`]; [`PeerMemoryError::Refused`] for memory
+    /// that only the kernel could copy, on a system that does not.
+    pub fn map(fd: &impl AsFd, length: usize, access: Access) -> Result<Self, PeerMemoryError> {
+        // In this order: memory that cannot shrink is at least as long as it is seen to be now.
         let direct = sys::cannot_fault(fd.as_fd());
         let stat = rustix::fs::fstat(fd).map_err(|error| PeerMemoryError::Inspect(error.into()))?;
-        let length = usize::try_from(stat.st_size)
-            .map_err(|_| PeerMemoryError::Inspect(io::ErrorKind::InvalidData.into()))?;
+        let direct = direct && u64::try_from(stat.st_size).is_ok_and(|size| length as u64 <= size);
         let window = Window::map(fd.as_fd(), 0, length, access)?;
-        Ok(Self { window, access, direct })
+        let memory = Self { window, access, direct };
+        match memory.read(0, &mut [0]) {
+            Err(error @ PeerMemoryError::Refused { .. }) => Err(error),
+            _ => Ok(memory),
+        }
     }
 
     /// Bytes that were mapped; how many of them are still there is the owner's to say.
@@ -154,7 +158,7 @@ mod tests {
     #[test]
     fn memory_that_was_shortened_is_an_error_and_comes_back_with_its_pages() {
         let file = unsealed(0x4000);
-        let memory = PeerMemory::map(&file, Access::ReadWrite).unwrap();
+        let memory = PeerMemory::map(&file, 0x4000, Access::ReadWrite).unwrap();
         memory.write(0x1ffe, b"abcd").unwrap();
         rustix::fs::ftruncate(&file, 0x2000).unwrap();
         let mut bytes = [0; 4];
@@ -175,7 +179,7 @@ mod tests {
     #[test]
     fn memory_that_is_shortened_in_the_middle_of_transfers_never_ends_the_process() {
         let file = unsealed(1 << 20);
-        let memory = PeerMemory::map(&file, Access::ReadWrite).unwrap();
+        let memory = PeerMemory::map(&file, 1 << 20, Access::ReadWrite).unwrap();
         let gone = std::thread::scope(|scope| {
             let owner = scope.spawn(|| {
                 for _ in 0..2000 {
@@ -199,18 +203,25 @@ mod tests {
     /// The same memory, copied directly and by the kernel.
     fn both_ways(access: Access) -> (SharedMemory, [PeerMemory; 2]) {
         let shared = SharedMemory::create("test", 0x8000).unwrap();
-        let direct = PeerMemory::map(&shared, access).unwrap();
-        let by_the_kernel =
-            PeerMemory { direct: false, ..PeerMemory::map(&shared, access).unwrap() };
-        (shared, [direct, by_the_kernel])
+        let map = || PeerMemory::map(&shared, 0x8000, access).unwrap();
+        let ways = [map(), PeerMemory { direct: false, ..map() }];
+        (shared, ways)
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn sealed_memory_is_copied_directly() {
-        let (_, [memory, _]) = both_ways(Access::ReadWrite);
-        assert!(memory.direct);
-        assert!(!PeerMemory::map(&unsealed(4096), Access::ReadWrite).unwrap().direct);
+    fn only_memory_that_can_lose_no_page_is_copied_directly() {
+        let is_direct = |fd: &std::os::fd::OwnedFd, length| {
+            PeerMemory::map(fd, length, Access::ReadWrite).unwrap().direct
+        };
+        let sealed = SharedMemory::create("test", 0x8000).unwrap().into_fd();
+        assert!(is_direct(&sealed, 0x8000));
+        // What is mapped past the end is missing from the beginning.
+        assert!(!is_direct(&sealed, 0xc000));
+        assert!(!is_direct(&unsealed(0x8000), 0x8000));
+        let on_disk = tempfile::tempfile().unwrap();
+        on_disk.set_len(0x8000).unwrap();
+        assert!(!is_direct(&on_disk.into(), 0x8000));
     }
 
     #[test]

@@ -3,38 +3,25 @@
 //! Runs in the thread of its connection. It distrusts the client: every scalar is checked, and
 //! what the client leaves behind is released in the dext's order when the value is dropped.
 
+mod dma;
+mod registers;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use ipc::SharedMemory;
 use ipc::event::Signaller;
-use ipc::wire::dext::{Backing, INTERRUPT_PAGE, IoReturn, MAX_VECTORS, memory, selector};
-use ipc::{SharedMemory, Window};
+use ipc::wire::dext::{Backing, IoReturn, MAX_VECTORS, memory, selector};
 
-use crate::dart::MemoryCache;
+use self::dma::{Buffer, Region};
 use crate::faults::Verdict;
 use crate::function::Function;
 use crate::interrupts::ClientId;
+use crate::memory::Files;
 use crate::methods;
 
-/// Most DMA regions of one connection.
-const MAX_REGIONS: usize = 65_536;
-/// A region is split in chunks of this size.
-const CHUNK: u64 = 3 << 29;
-/// Most chunks of one region.
-const MAX_CHUNKS: u64 = 128;
-/// Largest buffer of AllocateDMABuffer.
-const MAX_BUFFER: u64 = 3 << 29;
-
-struct Region {
-    bus: u64,
-    length: u64,
-}
-
-struct Buffer {
-    bus: u64,
-    memory: SharedMemory,
-}
+pub(crate) use self::dma::MAX_BUFFER;
 
 /// The memory that a client's address means.
 pub(crate) type Behind = Option<(Backing, OwnedFd)>;
@@ -43,7 +30,7 @@ pub(crate) type Behind = Option<(Backing, OwnedFd)>;
 pub(crate) struct UserClient {
     id: ClientId,
     function: Arc<Function>,
-    cache: Arc<MemoryCache>,
+    files: Files,
     completion: Signaller,
     regions: BTreeMap<u64, Region>,
     buffer: Option<Buffer>,
@@ -52,13 +39,9 @@ pub(crate) struct UserClient {
 type Scalars = Result<Vec<u64>, IoReturn>;
 
 impl UserClient {
-    pub(crate) fn new(
-        id: ClientId,
-        function: Arc<Function>,
-        cache: Arc<MemoryCache>,
-        completion: Signaller,
-    ) -> Self {
-        Self { id, function, cache, completion, regions: BTreeMap::new(), buffer: None }
+    pub(crate) fn new(id: ClientId, function: Arc<Function>, completion: Signaller) -> Self {
+        let (files, regions) = (Files::default(), BTreeMap::new());
+        Self { id, function, files, completion, regions, buffer: None }
     }
 
     /// IOConnectCallMethod.
@@ -160,134 +143,6 @@ impl UserClient {
         ]
     }
 
-    /// Selector AllocateDMABuffer. The buffer is one segment, registered under a key of its own.
-    fn allocate(&mut self, size: u64, alignment: u64) -> Scalars {
-        self.function.open()?;
-        let alignment = if alignment == 0 { 4096 } else { alignment };
-        if size == 0 || size > MAX_BUFFER || !alignment.is_power_of_two() {
-            return Err(IoReturn::BAD_ARGUMENT);
-        }
-        self.free_buffer();
-        let backing = size.next_multiple_of(INTERRUPT_PAGE as u64);
-        let memory = SharedMemory::create("dext-dma-buffer", backing);
-        let memory = memory.map_err(|_| IoReturn::NO_MEMORY)?;
-        let handle = memory.try_clone().map_err(|_| IoReturn::NO_MEMORY)?.into_fd();
-        let mapped = self.cache.map(handle, true).ok_or(IoReturn::NO_MEMORY)?;
-        // The buffer's own bus address: far above any guest memory that identity mode could name.
-        let key = (1 << 56) + (self.id << 32);
-        let key = key.next_multiple_of(alignment);
-        let dart = &self.function.hardware.dart;
-        let bus = dart.map(key, mapped, 0, size).map_err(|_| IoReturn::NO_SPACE)?;
-        self.buffer = Some(Buffer { bus, memory });
-        let class = self.function.identity.class.into();
-        Ok(vec![size, 0, 1, bus, size, class])
-    }
-
-    fn free_buffer(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.function.hardware.dart.unmap(buffer.bus);
-        }
-    }
-
-    fn register(&mut self, key: u64, address: u64, size: u64, behind: Behind) -> Scalars {
-        self.function.open()?;
-        if address == 0 || size == 0 || key.checked_add(size).is_none() {
-            return Err(IoReturn::BAD_ARGUMENT);
-        }
-        if self.regions.contains_key(&key) {
-            return Err(IoReturn::STILL_OPEN);
-        }
-        if self.regions.len() >= MAX_REGIONS || size.div_ceil(CHUNK) > MAX_CHUNKS {
-            return Err(IoReturn::NO_SPACE);
-        }
-        // No memory at that address of the task.
-        let (backing, fd) = behind.ok_or(IoReturn::BAD_ARGUMENT)?;
-        let memory = self.cache.map(fd, backing.writable).ok_or(IoReturn::BAD_ARGUMENT)?;
-        if !memory.holds(backing.offset, size) {
-            return Err(IoReturn::BAD_ARGUMENT);
-        }
-        if self.function.faults.fragments() {
-            return Err(IoReturn::NOT_ALIGNED);
-        }
-        let dart = &self.function.hardware.dart;
-        let mapped = dart.map(key, memory, backing.offset, size);
-        let bus = mapped.map_err(|_| IoReturn::NO_SPACE)?;
-        self.regions.insert(key, Region { bus, length: size });
-        Ok(vec![1, bus, size])
-    }
-
-    fn unregister(&mut self, key: u64) -> Scalars {
-        let region = self.regions.remove(&key).ok_or(IoReturn::NOT_FOUND)?;
-        self.function.hardware.dart.unmap(region.bus);
-        Ok(Vec::new())
-    }
-
-    fn probe(&self, key: u64, offset: u64) -> Scalars {
-        let region = self.regions.get(&key).ok_or(IoReturn::NOT_FOUND)?;
-        if offset.checked_add(8).is_none_or(|end| end > region.length) {
-            return Err(IoReturn::OVERRUN);
-        }
-        let mut bytes = [0; 8];
-        let dart = &self.function.hardware.dart;
-        dart.read(region.bus + offset, &mut bytes).map_err(|_| IoReturn::OVERRUN)?;
-        Ok(vec![u64::from_le_bytes(bytes)])
-    }
-
-    fn config_read(&self, offset: u64, width: u64) -> Scalars {
-        let width = config_width(width)?;
-        let value = self.function.hardware.config().read(offset, width);
-        value.map(|value| vec![value.into()]).ok_or(IoReturn::BAD_ARGUMENT)
-    }
-
-    fn config_write(&self, offset: u64, width: u64, value: u64) -> Scalars {
-        let width = config_width(width)?;
-        let low = u32::try_from(value & 0xffff_ffff).unwrap_or_default();
-        let written = self.function.config_write(offset, width, low);
-        written.map(|()| Vec::new()).ok_or(IoReturn::BAD_ARGUMENT)
-    }
-
-    fn bar_info(&self, bar: u64) -> Scalars {
-        let bars = &self.function.hardware.bars;
-        let bar = usize::try_from(bar).ok().and_then(|bar| bars.get(bar));
-        let bar = bar.ok_or(IoReturn::BAD_ARGUMENT)?;
-        let info = bar.as_ref().ok_or(IoReturn::NOT_FOUND)?.info;
-        Ok(vec![info.memory_index.into(), info.size, info.kind.into()])
-    }
-
-    /// The BAR behind a memory index, and the width of an access that lies in it.
-    fn mmio(&self, index: u64, offset: u64, width: u64) -> Result<(&Window, u8), IoReturn> {
-        let mut bars = self.function.hardware.bars.iter().flatten();
-        let bar = bars.find(|bar| u64::from(bar.info.memory_index) == index);
-        let bar = bar.ok_or(IoReturn::BAD_ARGUMENT)?;
-        let fits = offset.checked_add(width).is_some_and(|end| end <= bar.info.size);
-        match width {
-            1 | 2 | 4 | 8 if fits && offset.is_multiple_of(width) => {
-                Ok((&bar.window, u8::try_from(width).unwrap_or_default()))
-            }
-            _ => Err(IoReturn::BAD_ARGUMENT),
-        }
-    }
-
-    fn mmio_read(&self, index: u64, offset: u64, width: u64) -> Scalars {
-        let (window, width) = self.mmio(index, offset, width)?;
-        if !self.function.hardware.memory_enabled() {
-            // Nobody answers: the bus reads as ones.
-            return Ok(vec![u64::MAX >> (64 - 8 * u32::from(width))]);
-        }
-        let value = window.read_width(offset, width).map_err(|_| IoReturn::BAD_ARGUMENT)?;
-        Ok(vec![value])
-    }
-
-    fn mmio_write(&self, index: u64, offset: u64, width: u64, value: u64) -> Scalars {
-        let (window, width) = self.mmio(index, offset, width)?;
-        if self.function.hardware.memory_enabled() {
-            let written = window.write_width(offset, width, value);
-            written.map_err(|_| IoReturn::BAD_ARGUMENT)?;
-            self.function.hardware.ring();
-        }
-        Ok(Vec::new())
-    }
-
     fn set_up_interrupts(&self) -> Scalars {
         self.function.open()?;
         let completion = self.completion.try_clone().map_err(|_| IoReturn::NO_MEMORY)?;
@@ -327,15 +182,6 @@ impl UserClient {
     }
 }
 
-fn config_width(width: u64) -> Result<usize, IoReturn> {
-    match width {
-        1 => Ok(1),
-        2 => Ok(2),
-        4 => Ok(4),
-        _ => Err(IoReturn::BAD_ARGUMENT),
-    }
-}
-
 impl Drop for UserClient {
     /// The dext's order: interrupts, DMA regions, DMA buffer, claim.
     fn drop(&mut self) {
@@ -351,10 +197,7 @@ impl Drop for UserClient {
                 config.enable_msi(false);
             }
         }
-        for region in std::mem::take(&mut self.regions).into_values() {
-            hardware.dart.unmap(region.bus);
-        }
-        self.free_buffer();
+        self.release_dma();
         self.function.disconnect(self.id);
     }
 }

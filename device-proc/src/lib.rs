@@ -34,7 +34,7 @@ pub(crate) fn failure(error: &dext::DextError) -> ipc::wire::common::Failure {
     use ipc::wire::dext::IoReturn;
     let kind = match error.code() {
         None => FailureKind::NoDevice,
-        Some(IoReturn::NOT_ATTACHED) => FailureKind::NoDevice,
+        Some(_) if error.is_lost() => FailureKind::NoDevice,
         Some(IoReturn::NO_SPACE | IoReturn::NO_MEMORY) => FailureKind::NoSpace,
         Some(IoReturn::STILL_OPEN) => FailureKind::Busy,
         Some(_) => FailureKind::Io,

@@ -4,7 +4,7 @@
 //! dext and the devices say. It changes nothing. It exits when the VMM side is gone.
 
 use ipc::wire::common::Failure;
-use ipc::wire::dext::{CLIENT_TYPE, Client as Peer, IoReturn, SERVICE_CLASS};
+use ipc::wire::dext::{CLIENT_TYPE, Client as Peer, SERVICE_CLASS};
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
 use ipc::{Deadline, Tube, TubeError};
@@ -43,7 +43,7 @@ fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleErro
         }
         match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
             Ok(client) => entries.push(Entry { client, peers: service.clients }),
-            Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
+            Err(error) if error.is_service_gone() => {}
             Err(error) => return Err(error.into()),
         }
     }

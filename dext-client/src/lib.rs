@@ -4,7 +4,9 @@
 //! one kind of asynchronous completion. [`client::Client`] gives it types. [`Registry`] finds and
 //! opens. Behind both is the simulated dext ([`sim`]) or IOKit.
 //!
-//! When the dext dies, every call is [`DextError::Lost`]; the process reports and exits.
+//! When the dext or its device is gone, every call is [`DextError::Lost`]; the process reports and
+//! exits. The simulated dext's end closes the socket. On a Mac nothing closes: it shows as one of
+//! several codes, which one depends on what went first, and [`Client`] knows them.
 
 pub mod client;
 mod endpoint;
@@ -35,13 +37,15 @@ pub enum DextError {
         /// The dext's code.
         code: IoReturn,
     },
-    /// The dext, or the way to it, is gone.
-    #[error("{subject}: {operation} failed: the dext is gone")]
+    /// The dext, its device, or the way to it, is gone.
+    #[error("{subject}: {operation} failed: the dext is gone{}", said(*code))]
     Lost {
         /// The function, or "dext" before it is known.
         subject: String,
         /// What was asked.
         operation: &'static str,
+        /// The code that showed it; `None` when the connection was closed.
+        code: Option<IoReturn>,
     },
     /// The dext did not answer, or answered something else.
     #[error("{subject}: {operation} failed")]
@@ -78,13 +82,27 @@ pub enum DextError {
 }
 
 impl DextError {
-    /// The dext's code, when it was the dext that refused.
+    /// The code, when one came back.
     #[must_use]
     pub fn code(&self) -> Option<IoReturn> {
         match self {
             Self::Refused { code, .. } => Some(*code),
+            Self::Lost { code, .. } => *code,
             _ => None,
         }
+    }
+
+    /// Whether the dext or its device is gone.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+
+    /// Whether the one service that was asked is gone; others of the same registry may well be
+    /// there.
+    #[must_use]
+    pub fn is_service_gone(&self) -> bool {
+        matches!(self, Self::Lost { code: Some(_), .. })
     }
 
     /// Whether the dext is gone or out of step, so that there is no point in going on.
@@ -92,6 +110,10 @@ impl DextError {
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Lost { .. } | Self::Broken { .. })
     }
+}
+
+fn said(code: Option<IoReturn>) -> String {
+    code.map_or_else(String::new, |code| format!(": {code}"))
 }
 
 /// What a call came back with; the typed client adds who and what.
@@ -223,7 +245,7 @@ pub fn open_matching(
         match opened {
             Ok(client) if wanted(client.address()) => clients.push(client),
             Ok(_) => {}
-            Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
+            Err(error) if error.is_service_gone() => {}
             Err(error) => return Err(error),
         }
     }

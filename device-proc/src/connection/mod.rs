@@ -100,6 +100,7 @@ impl ConnectionProcess {
                         return Err(DextError::Lost {
                             subject: format!("Device of {}", self.address),
                             operation: "waiting",
+                            code: None,
                         }
                         .into());
                     }

@@ -107,7 +107,6 @@ mod tests {
     use super::*;
     use crate::dext::fake::Fake;
     use ipc::wire::common::FailureKind;
-    use ipc::wire::dext::IoReturn;
 
     fn bars(fake_setup: impl FnOnce(&Fake)) -> (Fake, Bars) {
         let (fake, mut client) = Fake::client();
@@ -130,7 +129,7 @@ mod tests {
 
     #[test]
     fn p7_4_a_bar_that_cannot_be_mapped_leaves_the_others() {
-        let (_, bars) = bars(|fake| fake.fail_map(0, IoReturn::NO_MEMORY));
+        let (_, bars) = bars(|fake| fake.fail_map(0));
         assert!(bars.read(0, 0, 4).is_err());
         assert!(bars.read(2, 0, 4).is_ok());
     }

@@ -117,6 +117,7 @@ impl FunctionProcess {
                         return Err(DextError::Lost {
                             subject: format!("Function {}", self.client.address()),
                             operation: "waiting",
+                            code: None,
                         }
                         .into());
                     }

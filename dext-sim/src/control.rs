@@ -8,7 +8,8 @@ use std::sync::Arc;
 use ipc::{PciAddress, SocketFile};
 use serde::{Deserialize, Serialize};
 
-use crate::faults::{FaultReport, Faults};
+use crate::faults::{Ending, FaultReport, Faults};
+use crate::function::Function;
 use crate::server::Registry;
 
 /// Longest command line.
@@ -23,6 +24,10 @@ enum Command {
     Fault(String),
     /// Fire a vector.
     Raise { address: String, vector: u16 },
+    /// A function ends for all its clients.
+    End { address: String, r#as: String },
+    /// A function that ended comes back.
+    Return { address: String },
 }
 
 #[derive(Serialize)]
@@ -100,23 +105,38 @@ fn carry_out(command: Command, registry: &Registry, faults: &Faults) -> Answer {
             }
             Err(error) => Answer::Error(error.to_string()),
         },
-        Command::Raise { address, vector } => {
-            let address = address.parse::<PciAddress>();
-            let function = address.ok().and_then(|address| {
-                registry.functions.iter().find(|function| function.address() == address)
-            });
-            match function {
-                Some(function) => {
-                    function.hardware.raise(vector);
-                    Answer::Done
-                }
-                None => Answer::Error("no such function".to_owned()),
-            }
-        }
+        Command::Raise { address, vector } => on(registry, &address, |function| {
+            function.hardware.raise(vector);
+            Ok(())
+        }),
+        Command::End { address, r#as } => on(registry, &address, |function| {
+            let ending = r#as.parse::<Ending>().map_err(|error| error.to_string())?;
+            function.end(ending, None);
+            Ok(())
+        }),
+        Command::Return { address } => on(registry, &address, |function| {
+            function.come_back().then_some(()).ok_or("it is there".to_owned())
+        }),
     }
 }
 
-fn state(function: &crate::function::Function) -> FunctionState {
+/// Does something to the function at an address.
+fn on(
+    registry: &Registry,
+    address: &str,
+    act: impl FnOnce(&Function) -> Result<(), String>,
+) -> Answer {
+    let found = address.parse::<PciAddress>().ok().and_then(|address| {
+        registry.functions.iter().find(|function| function.address() == address)
+    });
+    let function = found.ok_or_else(|| format!("no function {address:?}"));
+    match function.and_then(|function| act(function)) {
+        Ok(()) => Answer::Done,
+        Err(why) => Answer::Error(why),
+    }
+}
+
+fn state(function: &Function) -> FunctionState {
     let (connections, claims) = function.counts();
     let (dma_regions, dma_bytes) = function.hardware.dart.usage();
     FunctionState {

@@ -106,6 +106,14 @@ impl Dart {
         self.count(&table);
     }
 
+    /// Removes every mapping, whoever made it.
+    pub(crate) fn clear(&self) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.regions.clear();
+        table.bytes = 0;
+        self.count(&table);
+    }
+
     fn count(&self, table: &Table) {
         let now = (table.regions.len(), table.bytes);
         *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = now;
@@ -268,7 +276,10 @@ mod tests {
         dart.map(ONE, 0x1000, ram(4096), 0, 4096).unwrap();
         dart.unmap(OTHER, 0x1000);
         assert_eq!(dart.usage(), (1, 4096));
-        dart.unmap(ONE, 0x1000);
+        dart.clear();
         assert_eq!(dart.usage(), (0, 0));
+        dart.map(OTHER, 0x1000, ram(4096), 0, 4096).unwrap();
+        dart.unmap(ONE, 0x1000);
+        assert_eq!(dart.usage(), (1, 4096));
     }
 }

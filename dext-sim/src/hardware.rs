@@ -1,5 +1,6 @@
 //! The hardware of one function, as its device model, its driver and the DART share it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(crate) struct Hardware {
     pub(crate) bars: [Option<Bar>; 6],
     pub(crate) dart: Dart,
     pub(crate) interrupts: Interrupts,
+    /// Nothing moves: the device is gone.
+    halted: AtomicBool,
     bell: Mutex<bool>,
     rung: Condvar,
 }
@@ -51,6 +54,7 @@ impl Hardware {
             bars,
             dart: Dart::new(mode, shape.serial),
             interrupts: Interrupts::new(Arc::clone(faults)),
+            halted: AtomicBool::new(false),
             bell: Mutex::new(false),
             rung: Condvar::new(),
         })
@@ -93,6 +97,17 @@ impl Hardware {
         if enabled {
             self.interrupts.raise(vector);
         }
+    }
+
+    /// Stops the device model, or lets it go on.
+    pub(crate) fn halt(&self, halted: bool) {
+        self.halted.store(halted, Ordering::Release);
+        self.ring();
+    }
+
+    /// Whether the device is gone.
+    pub(crate) fn halted(&self) -> bool {
+        self.halted.load(Ordering::Acquire)
     }
 
     /// Wakes the device model: a register was written through the driver.

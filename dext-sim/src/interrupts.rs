@@ -69,6 +69,11 @@ impl Interrupts {
         self.lock().take_if(|held| held.client == client).is_some()
     }
 
+    /// Releases what any connection registered.
+    pub(crate) fn release_all(&self) {
+        *self.lock() = None;
+    }
+
     /// Runs `then` on the holder's page, if `client` is the holder.
     fn with<R>(
         &self,

@@ -39,12 +39,9 @@ impl Registry {
     }
 
     fn services(&self) -> Vec<Service> {
-        let service = |function: &Arc<Function>| Service {
-            id: function.id,
-            class: SERVICE_CLASS.to_owned(),
-            clients: function.clients(),
-        };
-        self.functions.iter().filter(|function| function.registered()).map(service).collect()
+        let registered = self.functions.iter().filter_map(|function| function.registered());
+        let class = || SERVICE_CLASS.to_owned();
+        registered.map(|(id, clients)| Service { id, class: class(), clients }).collect()
     }
 
     fn open(
@@ -54,13 +51,13 @@ impl Registry {
         completion: Signaller,
         client: Client,
     ) -> Result<UserClient, IoReturn> {
-        let function = self.functions.iter().find(|function| function.id == service);
+        let function = self.functions.iter().find(|function| function.has_service(service));
         let function = function.ok_or(IoReturn::NOT_FOUND)?;
         if kind != CLIENT_TYPE {
             return Err(IoReturn::UNSUPPORTED);
         }
         let id: ClientId = self.next.fetch_add(1, Ordering::Relaxed);
-        function.connect(id, client)?;
+        function.connect(id, service, client)?;
         Ok(UserClient::new(id, Arc::clone(function), completion))
     }
 }
@@ -187,7 +184,7 @@ impl Connection<'_> {
                 self.reply(id, returned)
             }
             Request::Map { kind } => match self.connected().and_then(|client| client.map(kind)) {
-                Err(code) => self.reply(id, Err(code)),
+                Err(code) => self.reply(id, Err(failed_map(code))),
                 Ok(memory) => {
                     use std::os::fd::AsFd as _;
                     let outputs = vec![memory.size()];
@@ -209,6 +206,12 @@ impl Connection<'_> {
         };
         self.tube.send(id, &reply, &[], Deadline::after(PATIENCE))
     }
+}
+
+/// What IOConnectMapMemory64 says of what the dext said: the kernel's wrapper turns every failure
+/// into BadArgument. Only where the message does not even reach the kernel's side is it another.
+fn failed_map(code: IoReturn) -> IoReturn {
+    if code == IoReturn::PORT_DEAD { code } else { IoReturn::BAD_ARGUMENT }
 }
 
 fn scalars(inputs: &[u64]) -> Result<(), IoReturn> {

@@ -52,7 +52,8 @@ pub(crate) fn start(
     let run = move || {
         let mut last_work = Instant::now();
         loop {
-            let busy = model.lock().unwrap_or_else(PoisonError::into_inner).poll(&hardware);
+            let busy = !hardware.halted()
+                && model.lock().unwrap_or_else(PoisonError::into_inner).poll(&hardware);
             if busy {
                 last_work = Instant::now();
                 continue;

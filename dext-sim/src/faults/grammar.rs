@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use ipc::wire::dext::IoReturn;
 
-use super::Fault;
+use super::ending::EndingError;
+use super::{Ending, Fault};
 use crate::methods::{self, METHODS};
 
 /// Longest time of a fault in milliseconds: ten minutes.
@@ -32,13 +33,16 @@ pub(crate) enum FaultError {
     Number { kind: &'static str, field: &'static str, value: String, range: RangeInclusive<u64> },
     #[error("fault {kind}: there is no selector {selector}, only {selectors}", selectors = selectors())]
     Selector { kind: &'static str, selector: u32 },
+    #[error("fault {kind}: {error}")]
+    Ending { kind: &'static str, error: EndingError },
 }
 
 /// Every kind and its fields.
-const KINDS: [(&str, &[&str]); 7] = [
+const KINDS: [(&str, &[&str]); 8] = [
     ("fail", &["selector", "nth", "code"]),
     ("delay", &["selector", "nth", "ms"]),
     ("die", &["selector", "nth"]),
+    ("end", &["selector", "nth", "as", "back"]),
     ("drop-notification", &["nth"]),
     ("fragment", &["nth"]),
     ("cleanup-delay", &["ms"]),
@@ -126,8 +130,19 @@ impl<'t> Fields<'t> {
         self.number("nth", 1..=u64::MAX)
     }
 
-    fn time(&self) -> Result<Duration, FaultError> {
-        self.number("ms", 1..=MAX_MILLISECONDS).map(Duration::from_millis)
+    fn time(&self, field: &'static str) -> Result<Duration, FaultError> {
+        self.number(field, 1..=MAX_MILLISECONDS).map(Duration::from_millis)
+    }
+
+    /// A time that need not be given.
+    fn optional_time(&self, field: &'static str) -> Result<Option<Duration>, FaultError> {
+        let given = self.given.iter().any(|(name, _)| *name == field);
+        given.then(|| self.time(field)).transpose()
+    }
+
+    fn ending(&self) -> Result<Ending, FaultError> {
+        let parsed = self.text("as")?.parse();
+        parsed.map_err(|error| FaultError::Ending { kind: self.kind, error })
     }
 
     /// Any code but success.
@@ -156,12 +171,18 @@ impl FromStr for Fault {
             "delay" => Self::Delay {
                 selector: fields.selector()?,
                 nth: fields.nth()?,
-                time: fields.time()?,
+                time: fields.time("ms")?,
             },
             "die" => Self::Die { selector: fields.selector()?, nth: fields.nth()? },
+            "end" => Self::End {
+                selector: fields.selector()?,
+                nth: fields.nth()?,
+                ending: fields.ending()?,
+                back: fields.optional_time("back")?,
+            },
             "drop-notification" => Self::DropNotification { nth: fields.nth()? },
             "fragment" => Self::Fragment { nth: fields.nth()? },
-            "cleanup-delay" => Self::CleanupDelay { time: fields.time()? },
+            "cleanup-delay" => Self::CleanupDelay { time: fields.time("ms")? },
             "no-msix" => Self::NoMsix,
             other => return Err(FaultError::Kind(other.to_owned())),
         })
@@ -190,6 +211,14 @@ mod tests {
             ),
             ("delay:selector=8,nth=2,ms=300", Fault::Delay { selector: 8, nth: 2, time: ms(300) }),
             ("die:selector=5,nth=3", Fault::Die { selector: 5, nth: 3 }),
+            (
+                "end:selector=8,nth=1,as=offline",
+                Fault::End { selector: 8, nth: 1, ending: Ending::Offline, back: None },
+            ),
+            (
+                "end:selector=8,nth=1,as=port-dead,back=50",
+                Fault::End { selector: 8, nth: 1, ending: Ending::PortDead, back: Some(ms(50)) },
+            ),
             ("drop-notification:nth=1", Fault::DropNotification { nth: 1 }),
             ("fragment:nth=2", Fault::Fragment { nth: 2 }),
             ("cleanup-delay:ms=600000", Fault::CleanupDelay { time: ms(600_000) }),
@@ -201,7 +230,7 @@ mod tests {
 
     #[test]
     fn selectors_that_do_not_exist_are_refused_with_those_that_do() {
-        for kind in ["fail:code=1,", "delay:ms=1,", "die:"] {
+        for kind in ["fail:code=1,", "delay:ms=1,", "die:", "end:as=offline,"] {
             for selector in [18, 99, u32::MAX] {
                 let said = refused(&format!("{kind}selector={selector},nth=1"));
                 assert!(said.contains(&format!("no selector {selector}")), "{said}");
@@ -230,6 +259,7 @@ mod tests {
             ("drop-notification:nth=0", "nth=0"),
             ("fragment:nth=0", "nth=0"),
             ("die:selector=8,nth=0", "nth=0"),
+            ("end:selector=8,nth=1,as=offline,back=0", "back=0"),
         ] {
             let said = refused(text);
             assert!(said.contains(says), "{text}: {said}");
@@ -247,6 +277,8 @@ mod tests {
             ("die", "fault die needs selector=VALUE"),
             ("die:selector=1,nth=1,ms=5", "fault die has no field 'ms': selector, nth"),
             ("no-msix:nth=1", "fault no-msix has no field 'nth': it has none"),
+            ("end:selector=8,nth=1", "fault end needs as=VALUE"),
+            ("end:selector=8,nth=1,as=smoke", "'smoke' is no way to end: offline, no-device"),
             ("fragment:nth=1,nth=2", "nth is given twice"),
             ("fragment:nth", "'nth' is not of the form"),
             ("fragment:", "'' is not of the form"),

@@ -4,6 +4,7 @@
 //! `cleanup-delay` and `no-msix`, which hold throughout. [`Faults::report`] says which fired, so
 //! that a test can show that its fault happened.
 
+mod ending;
 mod grammar;
 
 use std::sync::Mutex;
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use ipc::wire::dext::IoReturn;
 use serde::Serialize;
+
+pub(crate) use self::ending::Ending;
 
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,9 @@ pub(crate) enum Fault {
     Delay { selector: u32, nth: u64, time: Duration },
     /// The program dies at the `nth` call of a selector.
     Die { selector: u32, nth: u64 },
+    /// The function that gets the `nth` call of a selector ends for all its clients, and comes back
+    /// after a time, if one is given.
+    End { selector: u32, nth: u64, ending: Ending, back: Option<Duration> },
     /// The `nth` completion of WaitInterrupt is lost.
     DropNotification { nth: u64 },
     /// The `nth` DMA registration comes back in pieces.
@@ -38,6 +44,7 @@ pub(crate) enum Verdict {
     Fail(IoReturn),
     Delay(Duration),
     Die,
+    End(Ending, Option<Duration>),
 }
 
 /// A fault and whether it happened.
@@ -97,6 +104,7 @@ impl Faults {
             Fault::Fail { selector, nth, .. }
             | Fault::Delay { selector, nth, .. }
             | Fault::Die { selector, nth }
+            | Fault::End { selector, nth, .. }
                 if selector == called =>
             {
                 Some(nth)
@@ -107,6 +115,7 @@ impl Faults {
             Some(Fault::Fail { code, .. }) => Verdict::Fail(code),
             Some(Fault::Delay { time, .. }) => Verdict::Delay(time),
             Some(Fault::Die { .. }) => Verdict::Die,
+            Some(Fault::End { ending, back, .. }) => Verdict::End(ending, back),
             _ => Verdict::Proceed,
         }
     }

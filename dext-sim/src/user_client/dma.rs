@@ -32,7 +32,7 @@ pub(super) struct Buffer {
 impl UserClient {
     /// Selector AllocateDMABuffer. The buffer is one segment, registered under a key of its own.
     pub(super) fn allocate(&mut self, size: u64, alignment: u64) -> Scalars {
-        self.function.open()?;
+        self.function.open(self.id)?;
         let alignment = if alignment == 0 { 4096 } else { alignment };
         if size == 0 || size > MAX_BUFFER || !alignment.is_power_of_two() {
             return Err(IoReturn::BAD_ARGUMENT);
@@ -69,7 +69,7 @@ impl UserClient {
         size: u64,
         behind: Behind,
     ) -> Scalars {
-        self.function.open()?;
+        self.function.open(self.id)?;
         if address == 0 || size == 0 || key.checked_add(size).is_none() {
             return Err(IoReturn::BAD_ARGUMENT);
         }

@@ -56,7 +56,7 @@ impl UserClient {
         if inputs.len() < method.takes || room < method.gives {
             return Err(IoReturn::BAD_ARGUMENT);
         }
-        self.function.attached()?;
+        self.function.attached(self.id)?;
         match self.function.faults.at_call(number) {
             Verdict::Proceed => {}
             Verdict::Fail(code) => return Err(code),
@@ -65,8 +65,15 @@ impl UserClient {
                 tracing::warn!(selector = number, "dying as the fault plan says");
                 std::process::abort();
             }
+            Verdict::End(ending, back) => {
+                self.function.end(ending, back);
+                return Err(ending.code());
+            }
         }
-        self.dispatch(number, inputs, behind)
+        let returned = self.dispatch(number, inputs, behind);
+        // The function may have ended meanwhile, and what was made since then must not stay.
+        self.function.not_ended(self.id).inspect_err(|_| self.release())?;
+        returned
     }
 
     /// IOConnectCallAsyncScalarMethod: only WaitInterrupt has an asynchronous form.
@@ -77,10 +84,7 @@ impl UserClient {
     fn dispatch(&mut self, number: u32, inputs: &[u64], behind: Behind) -> Scalars {
         match (number, inputs) {
             (selector::GET_IDENTITY, _) => Ok(self.identity()),
-            (selector::CLAIM, _) => {
-                self.function.claim(self.id);
-                Ok(Vec::new())
-            }
+            (selector::CLAIM, _) => self.function.claim(self.id).map(|()| Vec::new()),
             (selector::TERMINATE, _) => {
                 self.function.terminate();
                 Ok(Vec::new())
@@ -122,7 +126,7 @@ impl UserClient {
                 .set_mask(self.id, [a, b, c, d])
                 .map(|()| Vec::new()),
             (selector::RESET_DEVICE, _) => {
-                self.function.open()?;
+                self.function.open(self.id)?;
                 self.function.function_level_reset();
                 Ok(Vec::new())
             }
@@ -144,7 +148,7 @@ impl UserClient {
     }
 
     fn set_up_interrupts(&self) -> Scalars {
-        self.function.open()?;
+        self.function.open(self.id)?;
         let completion = self.completion.try_clone().map_err(|_| IoReturn::NO_MEMORY)?;
         let hardware = &self.function.hardware;
         let mut config = hardware.config();
@@ -162,13 +166,13 @@ impl UserClient {
 
     /// IOConnectMapMemory64.
     pub(crate) fn map(&self, kind: u32) -> Result<SharedMemory, IoReturn> {
-        self.function.attached()?;
+        self.function.attached(self.id)?;
         let clone = |memory: &SharedMemory| memory.try_clone().map_err(|_| IoReturn::NO_MEMORY);
         match kind {
             memory::DMA_BUFFER => clone(&self.buffer.as_ref().ok_or(IoReturn::NOT_READY)?.memory),
             memory::INTERRUPT_STATE => self.function.hardware.interrupts.page(self.id),
             memory::BAR0..memory::INTERRUPT_STATE => {
-                self.function.open()?;
+                self.function.open(self.id)?;
                 let bar = usize::try_from(kind - memory::BAR0).unwrap_or(usize::MAX);
                 let bar = self.function.hardware.bars.get(bar).and_then(Option::as_ref);
                 let bar = bar.ok_or(IoReturn::NOT_FOUND)?;
@@ -182,13 +186,11 @@ impl UserClient {
     }
 }
 
-impl Drop for UserClient {
-    /// The dext's order: interrupts, DMA regions, DMA buffer, claim.
-    fn drop(&mut self) {
-        if let Some(time) = self.function.faults.cleanup_delay() {
-            std::thread::sleep(time);
-        }
-        let hardware = &self.function.hardware;
+impl UserClient {
+    /// Takes back what the connection holds of the function, but its claim.
+    fn release(&mut self) {
+        let function = Arc::clone(&self.function);
+        let hardware = &function.hardware;
         {
             // Held throughout: whoever sets interrupts up next must not be switched off again.
             let mut config = hardware.config();
@@ -198,6 +200,16 @@ impl Drop for UserClient {
             }
         }
         self.release_dma();
+    }
+}
+
+impl Drop for UserClient {
+    /// The dext's order: interrupts, DMA regions, DMA buffer, claim.
+    fn drop(&mut self) {
+        if let Some(time) = self.function.faults.cleanup_delay() {
+            std::thread::sleep(time);
+        }
+        self.release();
         self.function.disconnect(self.id);
     }
 }

@@ -44,7 +44,8 @@ fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleErro
         match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
             Ok(client) => entries.push(Entry { client, peers: service.clients }),
             Err(error) if error.is_service_gone() => {}
-            Err(error) => return Err(error.into()),
+            // The others are listed all the same.
+            Err(error) => tracing::warn!("a function cannot be listed: {error}"),
         }
     }
     entries.sort_by_key(|entry| entry.client.address());

@@ -64,6 +64,7 @@ const _: () = {
     use io_kit_sys::ret;
     assert!(IoReturn::SUCCESS.0 == ret::kIOReturnSuccess.cast_unsigned());
     assert!(IoReturn::NO_MEMORY.0 == ret::kIOReturnNoMemory.cast_unsigned());
+    assert!(IoReturn::NO_RESOURCES.0 == ret::kIOReturnNoResources.cast_unsigned());
     assert!(IoReturn::IPC_ERROR.0 == ret::kIOReturnIPCError.cast_unsigned());
     assert!(IoReturn::NO_DEVICE.0 == ret::kIOReturnNoDevice.cast_unsigned());
     assert!(IoReturn::BAD_ARGUMENT.0 == ret::kIOReturnBadArgument.cast_unsigned());

@@ -48,6 +48,9 @@ enum Answer {
     Error(String),
 }
 
+/// Conversations at once: each has a thread, so that one who is silent holds up nobody.
+const MAX_CONVERSATIONS: usize = 16;
+
 /// Listens at `path` in a thread of its own.
 pub(crate) fn start(
     path: &Path,
@@ -56,14 +59,11 @@ pub(crate) fn start(
 ) -> Result<Arc<SocketFile>, Box<dyn std::error::Error>> {
     let file = Arc::new(SocketFile::listen(path)?);
     let listener = Arc::clone(&file);
+    let shared = Arc::new((registry, faults));
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
         loop {
             match listener.accept() {
-                Ok(client) => {
-                    if let Err(error) = converse(&client.into(), &registry, &faults) {
-                        tracing::debug!(%error, "control connection ended");
-                    }
-                }
+                Ok(client) => begin(client.into(), &shared),
                 Err(error) => {
                     tracing::error!(%error, "nobody listens at the control socket any more");
                     return;
@@ -72,6 +72,22 @@ pub(crate) fn start(
         }
     })?;
     Ok(file)
+}
+
+/// Starts a conversation. Each holds a reference on what is shared, so that they are counted.
+fn begin(stream: UnixStream, shared: &Arc<(Arc<Registry>, Arc<Faults>)>) {
+    if Arc::strong_count(shared) > MAX_CONVERSATIONS {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    let run = move || {
+        if let Err(error) = converse(&stream, &shared.0, &shared.1) {
+            tracing::debug!(%error, "control connection ended");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("conversation".to_owned()).spawn(run) {
+        tracing::warn!("no thread for a control connection: {error}");
+    }
 }
 
 fn converse(stream: &UnixStream, registry: &Registry, faults: &Faults) -> std::io::Result<()> {

@@ -119,7 +119,7 @@ impl Function {
             Presence::Present => {}
         }
         if claims.clients.len() >= MAX_CLIENTS {
-            return Err(IoReturn::NO_MEMORY);
+            return Err(IoReturn::NO_RESOURCES);
         }
         claims.clients.insert(id, Connected { peer, ended: None });
         Ok(())

@@ -6,6 +6,7 @@
 //! poll their registers. It distrusts every client; when it dies, its clients see end of file.
 
 mod config_space;
+mod connection;
 mod control;
 mod dart;
 mod device;
@@ -13,10 +14,12 @@ mod faults;
 mod function;
 mod hardware;
 mod interrupts;
+mod limits;
 mod memory;
 mod methods;
 mod options;
 mod server;
+mod sys;
 mod user_client;
 
 use std::io::Write as _;
@@ -31,6 +34,7 @@ use crate::device::Model;
 use crate::faults::Faults;
 use crate::function::Function;
 use crate::hardware::Hardware;
+use crate::limits::Admissions;
 use crate::memory::Budget;
 use crate::options::{DeviceSpec, Options};
 use crate::server::Registry;
@@ -60,7 +64,8 @@ fn run(options: &Options) -> Result<(), Failure> {
         let multi = options.devices.iter().filter(|o| o.address.same_device(spec.address)).count();
         functions.push(build(id, spec, multi > 1, options, &faults)?);
     }
-    let registry = Arc::new(Registry::new(functions));
+    let admissions = Admissions::new(limits::raise_descriptors(), functions.len())?;
+    let registry = Arc::new(Registry::new(functions, admissions));
     let listener = Listener::bind(&options.socket)?;
     let control = match &options.control {
         Some(path) => Some(control::start(path, Arc::clone(&registry), faults)?),

@@ -179,14 +179,20 @@ impl SocketFile {
                     poll::wait(&[poll::Source::readable(&self.socket, ())], None)?;
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                    // Nothing signals that a descriptor was closed somewhere.
-                    std::thread::sleep(SHORTAGE_PAUSE);
-                }
+                // Nothing signals that a descriptor was closed somewhere.
+                Err(error) if is_shortage(&error.into()) => std::thread::sleep(SHORTAGE_PAUSE),
                 Err(error) => return Err(error.into()),
             }
         }
     }
+}
+
+/// Whether an error of accepting only says that descriptors or memory are short for now: the client
+/// stays in the queue.
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| short.contains(&error))
 }
 
 impl AsFd for SocketFile {

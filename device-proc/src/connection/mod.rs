@@ -71,10 +71,7 @@ pub fn prepare(
     let misbehave = Misbehave::new(common.misbehave);
     let port = MemoryPort::inherited();
     let registry = misbehave.over(dext::registry(&common.dext)?);
-    let clients = dext::open_matching(registry.as_ref(), |found| found.same_device(address))?;
-    if !clients.iter().any(|client| client.address() == address) {
-        return Err(DextError::NoSuchDevice(address).into());
-    }
+    let clients = dext::open_device(registry.as_ref(), address)?;
     let functions = clients.iter().map(dext::Client::identity).collect();
     let slots: Vec<Slot> = clients.into_iter().map(|client| Slot::new(client, windows)).collect();
     let mut open = vec![tube.as_fd()];

@@ -61,7 +61,8 @@ pub(crate) fn signal(fd: BorrowedFd<'_>) {
     while rustix::io::write(fd, &1u64.to_ne_bytes()) == Err(Errno::INTR) {}
 }
 
-/// Anonymous memory of `size` bytes that can neither shrink nor grow from here on.
+/// Anonymous memory of `size` bytes that can neither shrink nor grow from here on. Nor can it be
+/// sealed further: whoever is handed it could take writing away from all who map it later.
 pub(crate) fn create_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Memory that is never run: MFD_NOEXEC_SEAL says so for good, where the kernel knows it.
@@ -70,7 +71,7 @@ pub(crate) fn create_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd>
         other => other?,
     };
     rustix::fs::ftruncate(&fd, size)?;
-    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(fd)
 }
 

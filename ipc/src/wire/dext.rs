@@ -83,6 +83,8 @@ io_returns! {
     SUCCESS = 0, "kIOReturnSuccess";
     /// No memory left.
     NO_MEMORY = 0xe000_02bd, "kIOReturnNoMemory";
+    /// No place left for another one.
+    NO_RESOURCES = 0xe000_02be, "kIOReturnNoResources";
     /// The kernel could not reach the dext.
     IPC_ERROR = 0xe000_02bf, "kIOReturnIPCError";
     /// The device is gone.

@@ -241,11 +241,11 @@ fn of_starters_at_a_dead_socket_one_wins() {
 fn a_directory_that_stays_locked_is_named() {
     let (directory, path) = place("socket");
     let held = fs::File::open(directory.path()).unwrap();
-    held.lock().unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let error = SocketFile::listen(&path).unwrap_err();
     assert!(matches!(error, SocketFileError::Locked(_)), "{error}");
     assert_eq!(entries(&directory), 0);
-    held.unlock().unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::Unlock).unwrap();
     SocketFile::listen(&path).unwrap();
 }
 

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use cordon_tests::{RAM, RAM_BASE, Simulator, address, eventually};
-use device_proc::dext::sim::SimulatedRegistry;
-use device_proc::dext::{Behind, Client, DextError, Registry as _, open_function};
+use dext_client::sim::SimulatedRegistry;
+use dext_client::{Behind, Client, DextError, Registry as _, open_function};
 use ipc::poll::{self, Source};
 use ipc::wire::dext::IoReturn;
 use ipc::{Access, Deadline, SharedMemory};

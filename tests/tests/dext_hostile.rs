@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use cordon_tests::{Simulator, address, eventually, program, start_copy};
-use device_proc::dext::sim::SimulatedRegistry;
-use device_proc::dext::{Behind, CallError, Client, Registry as _, UserClient, open_function};
+use dext_client::sim::SimulatedRegistry;
+use dext_client::{Behind, CallError, Client, Registry as _, UserClient, open_function};
 use ipc::poll::{self, Source};
 use ipc::wire::dext::{CLIENT_TYPE, IoReturn, Reply, Request, memory, selector};
 use ipc::wire::handshake::Role;

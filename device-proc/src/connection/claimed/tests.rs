@@ -52,7 +52,7 @@ fn p7_4_a_bar_that_cannot_be_mapped_is_a_warning_with_bar_device_and_code() {
     fake.fail_map(2);
     let (attached, _) = ClaimedFunction::new(Box::new(client), Windows::Handed).attach().unwrap();
     let [warning] = &attached.warnings[..] else { panic!("{:?}", attached.warnings) };
-    for part in ["BAR 2", "01:00.0", "0xe00002bd"] {
+    for part in ["BAR 2", "01:00.0", "0xe00002c2"] {
         assert!(warning.contains(part), "{warning}");
     }
 }

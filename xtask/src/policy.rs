@@ -18,9 +18,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cordon-sandbox-profiles", &[]),
     ("cordon-dext-client", &["cordon-ipc"]),
     ("cordon-device-proc", &["cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"]),
-    ("cordon-vmm", &["cordon-dext-client", "cordon-ipc"]),
-    ("cordon-vfio-user", &["cordon-ipc", "cordon-vmm"]),
-    ("cordon-cli", &["cordon-ipc", "cordon-vfio-user", "cordon-vmm"]),
+    ("cordon-vmm", &["cordon-dext-client", "cordon-ipc", "cordon-pci"]),
+    ("cordon-vfio-user", &["cordon-ipc", "cordon-pci", "cordon-vmm"]),
+    ("cordon-cli", &["cordon-ipc", "cordon-pci", "cordon-vfio-user", "cordon-vmm"]),
     ("cordon-dext-sim", &["cordon-ipc"]),
     (
         "cordon-tests",

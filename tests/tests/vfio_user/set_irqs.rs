@@ -130,6 +130,8 @@ fn intx_is_held_back_while_command_forbids_it_whatever_the_client_unmasks() {
     fires(2);
     assert!(line.none());
     client.ok(RESET, &[]);
+    client.master_bus();
+    fires(3);
     assert!(line.came(0));
 }
 

@@ -238,7 +238,7 @@ fn one_guest_does_not_wait_for_the_processes_of_another() {
     signal(slow.connection().pid(), Signal::STOP);
     let region = |iova: u64| {
         let memory = SharedMemory::create("more", 0x4000).unwrap();
-        GuestRegion { iova, size: 0x4000, memory, offset: 0, writable: true }
+        GuestRegion { iova, size: 0x4000, memory: memory.into(), offset: 0, writable: true }
     };
     std::thread::scope(|scope| {
         scope.spawn(|| one.container.map(region(0x1000_0000)));

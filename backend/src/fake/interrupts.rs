@@ -37,7 +37,7 @@ impl KernelInterrupts for Handle {
         let operation = Operation::Connect;
         let own = |fd: &Option<BorrowedFd<'_>>| {
             let owned = fd.map(|fd| fd.try_clone_to_owned()).transpose();
-            owned.map(|fd| fd.map(Signaller::from_fd))
+            owned.map(|fd| fd.map(Signaller::from_trusted))
         };
         let own: io::Result<Vec<_>> = signallers.iter().map(own).collect();
         let own =

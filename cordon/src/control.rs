@@ -8,10 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cordon_cli::event::ClientView;
+use cordon_vmm::text::printable;
 use cordon_vmm::{Function, PassthroughDevice as _, Presence};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
+use crate::serve::Watched;
 
 /// How long whoever asks may be waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,6 +37,8 @@ pub(crate) struct Served {
     pub(crate) returns: u64,
     /// Whether a standby waits.
     pub(crate) standby: bool,
+    /// What its client sees while the device is there.
+    pub(crate) client: ClientView,
     /// Absent while the device is away.
     pub(crate) dma: Option<Dma>,
 }
@@ -88,7 +93,8 @@ impl Dma {
 }
 
 impl Served {
-    fn of(proxy: &Function) -> Self {
+    fn of(watched: &Watched) -> Self {
+        let proxy = &watched.function;
         let (presence, death) = match proxy.presence() {
             Presence::Present => ("present", None),
             Presence::Away(death) => ("away", Some(death)),
@@ -104,8 +110,16 @@ impl Served {
             replacements: proxy.replacements(),
             returns: proxy.returns(),
             standby: proxy.has_standby(),
+            client: watched.client(),
             dma: Dma::of(proxy).ok(),
         }
+    }
+}
+
+impl Served {
+    /// What came as text.
+    fn texts(&mut self) -> impl Iterator<Item = &mut String> {
+        [&mut self.address, &mut self.name, &mut self.presence].into_iter().chain(&mut self.why)
     }
 }
 
@@ -114,13 +128,13 @@ pub(crate) struct Control<'p>(&'p Path);
 
 impl<'p> Control<'p> {
     /// Listens at `path`, by a thread of its own that ends with the program.
-    pub(crate) fn start(path: &'p Path, proxies: Vec<Arc<Function>>) -> Result<Self, Failure> {
+    pub(crate) fn start(path: &'p Path, served: Vec<Arc<Watched>>) -> Result<Self, Failure> {
         let failed = |error| format!("Cannot listen at {}: {error}", path.display());
         let listener = UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         std::thread::Builder::new().name("control".to_owned()).spawn(move || {
             for stream in listener.incoming().flatten() {
-                if let Err(error) = answer(stream, &proxies) {
+                if let Err(error) = answer(stream, &served) {
                     tracing::debug!("control: {error}");
                 }
             }
@@ -135,9 +149,9 @@ impl Drop for Control<'_> {
     }
 }
 
-fn answer(mut stream: UnixStream, proxies: &[Arc<Function>]) -> std::io::Result<()> {
+fn answer(mut stream: UnixStream, served: &[Arc<Watched>]) -> std::io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
-    let all: Vec<Served> = proxies.iter().map(|proxy| Served::of(proxy)).collect();
+    let all: Vec<Served> = served.iter().map(|watched| Served::of(watched)).collect();
     stream.write_all(format!("{}\n", serde_json::to_string(&all)?).as_bytes())
 }
 
@@ -149,5 +163,10 @@ pub(crate) fn ask(path: &Path) -> Result<Vec<Served>, Failure> {
     let mut text = String::new();
     stream.take(MAX_ANSWER).read_to_string(&mut text).map_err(failed)?;
     let nonsense = |error| format!("{} is no control socket: {error}", path.display());
-    Ok(serde_json::from_str(&text).map_err(nonsense)?)
+    let mut all: Vec<Served> = serde_json::from_str(&text).map_err(nonsense)?;
+    // Whoever listens there is not necessarily ours.
+    for text in all.iter_mut().flat_map(Served::texts) {
+        *text = printable(text);
+    }
+    Ok(all)
 }

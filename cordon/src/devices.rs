@@ -4,6 +4,8 @@ use cordon_vmm::listing::Lister;
 use ipc::wire::listing::Function;
 use serde::Serialize;
 
+use console::{OutputError, say};
+
 use crate::{Common, Failure, output};
 
 #[derive(Serialize)]
@@ -38,13 +40,13 @@ pub(crate) fn run(common: &Common, json: bool) -> Result<(), Failure> {
     let functions = lister.functions()?;
     let devices: Vec<Device> = functions.iter().map(device).collect();
     if json {
-        return output::json(&Listing { dext: common.dext.clone(), devices });
+        return output::json(&Listing { dext: common.dext().to_string(), devices });
     }
     if devices.is_empty() {
-        println!("The dext at {} offers no function.", common.dext);
+        say!("The dext at {} offers no function.", common.dext())?;
     }
     for device in &devices {
-        print(device);
+        print(device)?;
     }
     Ok(())
 }
@@ -69,22 +71,26 @@ fn device(function: &Function) -> Device {
     }
 }
 
-fn print(device: &Device) {
-    println!(
+fn print(device: &Device) -> Result<(), OutputError> {
+    say!(
         "{}  {}:{}  class {} ({})",
-        device.address, device.vendor, device.device, device.class, device.class_name
-    );
+        device.address,
+        device.vendor,
+        device.device,
+        device.class,
+        device.class_name
+    )?;
     for bar in &device.bars {
-        println!("    BAR {}: {}, {}", bar.bar, output::size(bar.size), bar.kind());
+        say!("    BAR {}: {}, {}", bar.bar, output::size(bar.size), bar.kind())?;
     }
-    println!("    vectors: MSI-X {}, MSI {}", device.msix_vectors, device.msi_vectors);
+    say!("    vectors: MSI-X {}, MSI {}", device.msix_vectors, device.msi_vectors)?;
     let clients: Vec<String> =
         device.clients.iter().map(|client| format!("{} [{}]", client.name, client.pid)).collect();
     match (device.claimed, clients.is_empty()) {
-        (true, false) => println!("    claimed; open in {}", clients.join(", ")),
-        (true, true) => println!("    claimed"),
-        (false, false) => println!("    free; open in {}", clients.join(", ")),
-        (false, true) => println!("    free"),
+        (true, false) => say!("    claimed; open in {}", clients.join(", ")),
+        (true, true) => say!("    claimed"),
+        (false, false) => say!("    free; open in {}", clients.join(", ")),
+        (false, true) => say!("    free"),
     }
 }
 

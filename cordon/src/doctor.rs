@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use clap::Args;
+use console::say;
 use cordon_vmm::listing::Lister;
 
 use crate::output::Sandbox;
@@ -16,7 +17,7 @@ pub(crate) struct DoctorOptions {
     mac_bringup: bool,
     /// Where the dext is: sim:PATH or iokit. Without one nothing is opened.
     #[arg(long, env = "CORDON_DEXT")]
-    dext: Option<String>,
+    dext: Option<std::ffi::OsString>,
     /// The device-proc program; by default the one beside this program.
     #[arg(long, env = "CORDON_DEVICE_PROC")]
     device_proc: Option<std::path::PathBuf>,
@@ -27,11 +28,11 @@ const BRINGUP: [(&str, &str); 6] = [
     (
         "a process that opened, claimed and mapped goes on working once it is confined, and cannot \
          open again",
-        "cordon inspect BB:DD.F, then sandbox-probe function --attempt=second-dext-connection",
+        "cordon inspect BB:DD.F --attach, then sandbox-probe function --attempt=second-dext-connection",
     ),
     (
         "a memory entry of a mapped BAR can be mapped by the VMM and by its hypervisor",
-        "cordon inspect BB:DD.F lists windows that came; cordon serve --windows trapped does without",
+        "cordon inspect BB:DD.F --attach lists windows that came; cordon serve --windows trapped does without",
     ),
     (
         "the death of a process, or of the dext, while device memory is mapped hurts nobody",
@@ -51,9 +52,9 @@ const BRINGUP: [(&str, &str); 6] = [
 /// Looks, and says what it finds; an error when something is wrong.
 pub(crate) fn run(options: &DoctorOptions) -> Result<(), Failure> {
     if options.mac_bringup {
-        println!("None of this has run on a Mac yet. To be tried in this order (docs/macos.md):");
+        say!("None of this has run on a Mac yet. To be tried in this order (docs/macos.md):")?;
         for (number, (question, command)) in (1..).zip(BRINGUP) {
-            println!("{number}. whether {question}\n   {command}");
+            say!("{number}. whether {question}\n   {command}")?;
         }
         return Ok(());
     }
@@ -65,12 +66,12 @@ pub(crate) fn run(options: &DoctorOptions) -> Result<(), Failure> {
         }
     }
     match &options.dext {
-        None => println!("no dext was named (--dext): nothing was opened"),
+        None => say!("no dext was named (--dext): nothing was opened")?,
         Some(dext) => {
             let common = Common::named(dext, options.device_proc.clone());
             let lister = Lister::start(&common.config()?)?;
-            println!("a confined process lists {} functions", lister.functions()?.len());
-            println!("it is confined by: {}", Sandbox::from(lister.sandbox()).summary());
+            say!("a confined process lists {} functions", lister.functions()?.len())?;
+            say!("it is confined by: {}", Sandbox::from(lister.sandbox()).summary())?;
         }
     }
     if wrong > 0 { Err(format!("{wrong} things are not as they must be").into()) } else { Ok(()) }
@@ -86,7 +87,7 @@ fn ask(program: &std::path::Path, arguments: &[&str]) -> Result<usize, Failure> 
     let text = String::from_utf8_lossy(&output.stdout);
     let mut wrong = 0;
     for line in text.lines() {
-        println!("{}", cordon_vmm::text::printable(line));
+        say!("{}", cordon_vmm::text::printable(line))?;
         wrong += usize::from(line.starts_with("WRONG"));
     }
     if wrong == 0 && !output.status.success() {

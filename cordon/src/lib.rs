@@ -2,6 +2,8 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`event`] | what a running `cordon serve` prints |
 //! | [`selftest`] | forbidden things, tried from inside the sandbox |
 
+pub mod event;
 pub mod selftest;

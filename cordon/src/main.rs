@@ -4,25 +4,34 @@ mod control;
 mod demo;
 mod devices;
 mod doctor;
+mod ending;
+mod failure;
 mod faults;
 mod inspect;
 mod limits;
 mod output;
 mod programs;
 mod rig;
+mod scratch;
 mod serve;
+mod sys;
 mod torture;
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Display, Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use console::exit;
+use console::log::Log;
 use cordon_vmm::HostConfig;
 use ipc::PciAddress;
 
+use crate::failure::Failure;
+
 /// PCI passthrough with every function in a sandboxed process of its own.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = exit::HELP)]
 struct Options {
     #[command(subcommand)]
     command: Command,
@@ -31,6 +40,7 @@ struct Options {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// What the dext offers: address, ids, class, BARs, vectors, who claimed it.
+    #[command(after_help = exit::HELP)]
     Devices {
         #[command(flatten)]
         common: Common,
@@ -38,8 +48,10 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// One function: config header and capabilities decoded, regions, interrupts, DMA, processes,
-    /// sandbox. A free function is attached for the look and detached again.
+    /// One function: config header and capabilities decoded, who has it, and what its `cordon serve`
+    /// knows. Looking disturbs nobody; with --attach, a free function also shows its regions,
+    /// interrupts, DMA, processes and their sandbox.
+    #[command(after_help = exit::HELP)]
     Inspect {
         /// The function.
         address: PciAddress,
@@ -48,20 +60,25 @@ enum Command {
         /// The control socket of the `cordon serve` that has the function: shows what it knows.
         #[arg(long, value_name = "PATH")]
         control: Option<PathBuf>,
-        /// Do not attach the function even if it is free.
+        /// Attach the function for the look, if it is free, and detach it again: meanwhile nobody else
+        /// can.
         #[arg(long)]
-        passive: bool,
+        attach: bool,
         /// Print one JSON object instead of text.
         #[arg(long)]
         json: bool,
     },
     /// Serve functions over vfio-user to VMMs that Cordon is not linked into, such as QEMU.
+    #[command(after_help = exit::SERVICE_HELP)]
     Serve(serve::ServeOptions),
     /// Whether processes can be confined here, and what there is to try on a Mac.
+    #[command(after_help = exit::HELP)]
     Doctor(doctor::DoctorOptions),
     /// Start a simulated device and drive it end to end as a VMM would. Needs no hardware.
+    #[command(after_help = exit::HELP)]
     Demo(demo::DemoOptions),
     /// Strike function processes at random under verified I/O and interrupts on a simulated device.
+    #[command(after_help = exit::HELP)]
     Torture(torture::TortureOptions),
 }
 
@@ -70,7 +87,7 @@ enum Command {
 struct Common {
     /// Where the dext is: sim:PATH for a simulated one, iokit for the real one.
     #[arg(long, env = "CORDON_DEXT")]
-    dext: String,
+    dext: OsString,
     /// The device-proc program; by default the one beside this program.
     #[arg(long, env = "CORDON_DEVICE_PROC")]
     device_proc: Option<PathBuf>,
@@ -92,13 +109,15 @@ enum Sandbox {
     Relaxed,
 }
 
-/// Why a command failed: one line for people.
-type Failure = Box<dyn std::error::Error>;
-
 impl Common {
     /// This dext, strictly confined.
-    fn named(dext: &str, device_proc: Option<PathBuf>) -> Self {
+    fn named(dext: &OsStr, device_proc: Option<PathBuf>) -> Self {
         Self { dext: dext.to_owned(), device_proc, sandbox: Sandbox::Strict, sandbox_exec: None }
+    }
+
+    /// Where the dext is, for people.
+    fn dext(&self) -> Display<'_> {
+        Path::new(&self.dext).display()
     }
 
     fn config(&self) -> Result<HostConfig, Failure> {
@@ -107,9 +126,7 @@ impl Common {
             .with_strict(self.sandbox == Sandbox::Strict)
             .with_sandbox_exec(self.launcher()?))
     }
-}
 
-impl Common {
     fn launcher(&self) -> Result<Option<PathBuf>, Failure> {
         match &self.sandbox_exec {
             Some(_) if !cfg!(target_os = "macos") => {
@@ -123,32 +140,37 @@ impl Common {
     }
 }
 
-fn main() -> ExitCode {
-    let options = Options::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(match std::env::var("RUST_LOG").as_deref() {
-            Ok("debug" | "trace") => tracing::Level::DEBUG,
-            _ => tracing::Level::WARN,
-        })
-        .with_target(false)
-        .without_time()
-        .init();
-    let done = match options.command {
+/// What is logged: warnings, or everything if RUST_LOG asks for it.
+fn level() -> tracing::Level {
+    match std::env::var("RUST_LOG").as_deref() {
+        Ok("debug" | "trace") => tracing::Level::DEBUG,
+        _ => tracing::Level::WARN,
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
         Command::Devices { common, json } => devices::run(&common, json),
-        Command::Inspect { address, common, control, passive, json } => {
-            inspect::run(address, &common, control.as_deref(), passive, json)
+        Command::Inspect { address, common, control, attach, json } => {
+            inspect::run(address, &common, control.as_deref(), attach, json)
         }
         Command::Serve(options) => serve::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Torture(options) => torture::run(&options),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cordon: {}", ipc::chain(error.as_ref()));
-            ExitCode::FAILURE
-        }
     }
+}
+
+fn main() -> ExitCode {
+    let options = match console::parse::<Options>() {
+        Ok(options) => options,
+        Err(status) => return status,
+    };
+    let log = Log::start(level());
+    let Err(failure) = run(options.command) else { return ExitCode::SUCCESS };
+    let (status, is_news) = failure::status(failure.as_ref());
+    if is_news {
+        log.line(&format!("cordon: {}", ipc::chain(failure.as_ref())));
+    }
+    ExitCode::from(status)
 }

@@ -8,8 +8,7 @@ use serde::Serialize;
 
 /// One JSON object on one line.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), crate::Failure> {
-    println!("{}", serde_json::to_string(value)?);
-    Ok(())
+    Ok(console::line(serde_json::to_string(value)?)?)
 }
 
 /// Bytes for people: 64K, 1M, 300.

@@ -1,5 +1,7 @@
 //! The other programs: found beside this one, or where the command line says.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::Failure;
@@ -21,10 +23,11 @@ pub(crate) fn find(name: &str, given: Option<&Path>) -> Result<PathBuf, Failure>
 }
 
 /// Checks `sim:PATH` or `iokit`.
-pub(crate) fn endpoint(text: &str) -> Result<String, Failure> {
-    let simulated = text.strip_prefix("sim:").is_some_and(|path| !path.is_empty());
+pub(crate) fn endpoint(text: &OsStr) -> Result<OsString, Failure> {
+    let simulated = text.as_bytes().strip_prefix(b"sim:").is_some_and(|path| !path.is_empty());
     if simulated || text == "iokit" {
         return Ok(text.to_owned());
     }
+    let text = Path::new(text).display();
     Err(format!("'{text}' names no dext: sim:PATH or iokit").into())
 }

@@ -3,6 +3,7 @@
 //! The `sandbox-probe` program confines itself as a role does and tries one thing. It is started
 //! once for each attempt, since most end it. How it ends tells whether it was refused.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,9 @@ use cordon_vmm::supervisor::Supervisor;
 
 /// Exit status of an attempt that came back with an error.
 const REFUSED: i32 = 3;
+
+/// How long the dext may take to clean up after a process.
+const CLEANING_UP: Duration = Duration::from_secs(2);
 
 /// How an attempt went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +81,7 @@ pub enum SelfTestError {
 }
 
 /// Makes every attempt from inside the sandbox of both roles, on a free function, which is claimed
-/// meanwhile as a function process needs it. `progress` is told each outcome.
+/// meanwhile as a function process needs it. `progress` is told each outcome, and may break off.
 ///
 /// # Errors
 /// [`SelfTestError`]; a hole is an [`Outcome`], not an error.
@@ -85,7 +89,7 @@ pub fn run(
     config: &HostConfig,
     probe: &Path,
     address: PciAddress,
-    mut progress: impl FnMut(&Attempt),
+    mut progress: impl FnMut(&Attempt) -> ControlFlow<()>,
 ) -> Result<Vec<Attempt>, SelfTestError> {
     let names = names(probe).map_err(|error| SelfTestError::Program(probe.to_owned(), error))?;
     let claim = |error| SelfTestError::Claim(address, error);
@@ -93,17 +97,22 @@ pub fn run(
         .map_err(SelfTestError::Start)?;
     connection.attach(address).map_err(claim)?;
     let mut attempts = Vec::new();
-    for name in names {
+    'names: for name in names {
         let mut spec = config.spec(Some(address));
         spec.program = probe.to_owned();
         spec.expendable = true;
-        spec.arguments.push(format!("--attempt={name}"));
-        spec.arguments.push(format!("--victim={}", std::process::id()));
+        spec.arguments.push(format!("--attempt={name}").into());
+        spec.arguments.push(format!("--victim={}", std::process::id()).into());
+        // As without a companion; the probe brings guest memory along by itself.
+        spec.arguments.push("--guest-memory=0".into());
         let both = [one::<ConnectionProtocol>(&spec, &name), one::<FunctionProtocol>(&spec, &name)];
         for attempt in both {
             let attempt = attempt.map_err(SelfTestError::Start)?;
-            progress(&attempt);
+            let next = progress(&attempt);
             attempts.push(attempt);
+            if next.is_break() {
+                break 'names;
+            }
         }
     }
     let soon = Deadline::after(Duration::from_secs(3));
@@ -112,8 +121,21 @@ pub fn run(
     Ok(attempts)
 }
 
+/// Starts a process. The dext may still be cleaning up after the attempt before it, and have no
+/// interrupts to give: tried again with pauses, as a replacement is.
+fn start<P: Protocol>(spec: &Spec) -> Result<Supervisor<P>, Arc<Death>> {
+    let deadline = Deadline::after(CLEANING_UP);
+    loop {
+        match Supervisor::<P>::start(spec) {
+            Ok((supervisor, _)) => return Ok(supervisor),
+            Err(death) if deadline.passed() => return Err(death),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
 fn one<P: Protocol>(spec: &Spec, name: &str) -> Result<Attempt, Arc<Death>> {
-    let (supervisor, _) = Supervisor::<P>::start(spec)?;
+    let supervisor = start::<P>(spec)?;
     let ended = supervisor.died().wait(Deadline::after(Duration::from_secs(5)));
     let death = supervisor.stop();
     let outcome = match (ended, &death.cause, death.exit) {

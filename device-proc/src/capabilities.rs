@@ -2,9 +2,8 @@
 //!
 //! Runs in every role. The list is the device's: a loop or a pointer to nowhere ends the walk.
 
+use cordon_backend::{BackendError, OpenFunction};
 use ipc::wire::common::MsixInfo;
-
-use crate::dext::{Client, DextError};
 
 /// MSI capability.
 pub const MSI: u8 = 0x05;
@@ -21,17 +20,17 @@ const MAX_CAPABILITIES: usize = 48;
 /// Offset of capability `id`, if the function has it.
 ///
 /// # Errors
-/// [`DextError`] when config space cannot be read.
-pub fn find(client: &mut Client, id: u8) -> Result<Option<u16>, DextError> {
-    if client.config_read(STATUS, 2)? & CAPABILITY_LIST == 0 {
+/// [`BackendError`] when config space cannot be read.
+pub fn find(function: &mut dyn OpenFunction, id: u8) -> Result<Option<u16>, BackendError> {
+    if function.config_read(STATUS, 2)? & CAPABILITY_LIST == 0 {
         return Ok(None);
     }
-    let mut at = client.config_read(POINTER, 1)? & 0xfc;
+    let mut at = function.config_read(POINTER, 1)? & 0xfc;
     for _ in 0..MAX_CAPABILITIES {
         if at < 0x40 {
             return Ok(None);
         }
-        let [found, next, ..] = client.config_read(at, 2)?.to_le_bytes();
+        let [found, next, ..] = function.config_read(at, 2)?.to_le_bytes();
         if found == id {
             return Ok(u16::try_from(at).ok());
         }
@@ -43,15 +42,15 @@ pub fn find(client: &mut Client, id: u8) -> Result<Option<u16>, DextError> {
 /// The MSI-X capability, if the function has one that makes sense.
 ///
 /// # Errors
-/// [`DextError`] when config space cannot be read.
-pub fn msix(client: &mut Client) -> Result<Option<MsixInfo>, DextError> {
-    let Some(capability) = find(client, MSIX)? else {
+/// [`BackendError`] when config space cannot be read.
+pub fn msix(function: &mut dyn OpenFunction) -> Result<Option<MsixInfo>, BackendError> {
+    let Some(capability) = find(function, MSIX)? else {
         return Ok(None);
     };
     let at = u32::from(capability);
-    let control = client.config_read(at + 2, 2)?;
-    let table = client.config_read(at + 4, 4)?;
-    let pending = client.config_read(at + 8, 4)?;
+    let control = function.config_read(at + 2, 2)?;
+    let table = function.config_read(at + 4, 4)?;
+    let pending = function.config_read(at + 8, 4)?;
     let bar = |word: u32| u8::try_from(word & 0b111).ok().filter(|bar| *bar < 6);
     let (Some(table_bar), Some(pba_bar)) = (bar(table), bar(pending)) else {
         tracing::warn!("MSI-X capability at {at:#x} names a BAR above 5 and is ignored");
@@ -70,12 +69,12 @@ pub fn msix(client: &mut Client) -> Result<Option<MsixInfo>, DextError> {
 /// Vectors that the MSI capability can have, 0 without it.
 ///
 /// # Errors
-/// [`DextError`] when config space cannot be read.
-pub fn msi_vectors(client: &mut Client) -> Result<u16, DextError> {
-    let Some(capability) = find(client, MSI)? else {
+/// [`BackendError`] when config space cannot be read.
+pub fn msi_vectors(function: &mut dyn OpenFunction) -> Result<u16, BackendError> {
+    let Some(capability) = find(function, MSI)? else {
         return Ok(0);
     };
-    let control = client.config_read(u32::from(capability) + 2, 2)?;
+    let control = function.config_read(u32::from(capability) + 2, 2)?;
     Ok(1 << ((control >> 1) & 0b111).min(5))
 }
 

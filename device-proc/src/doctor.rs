@@ -42,7 +42,7 @@ fn read(
 /// Confines this process as `role` and asks the system what it would be allowed.
 #[must_use]
 pub fn confine_and_ask(name: &str, role: Role) -> Vec<Finding> {
-    let report = match sandbox_profiles::confine(role, Mode::Relaxed, &[]) {
+    let report = match sandbox_profiles::confine(role, Mode::Relaxed, &[], 0) {
         Ok(report) => report,
         Err(error) => return vec![(false, format!("{name}: {error}"))],
     };

@@ -1,43 +1,56 @@
-//! The confined processes that talk to the dext.
+//! The confined processes that talk to the backend: the dext, or whatever else gives them functions.
 //!
 //! | module | process | what |
 //! | --- | --- | --- |
 //! | [`connection`] | connection | claims, DMA registrations and BAR windows of one device |
 //! | [`function`] | function | config space, trapped BAR access, interrupts, reset of one function |
-//! | [`lister`] | lister | what the dext offers, for people |
-//! | [`dext`] | all | the dext's interface: a crate of its own |
+//! | `in_process` | none | roles as threads, for tests of whoever starts processes |
+//! | [`lister`] | lister | what the backend offers, for people |
 //! | [`doctor`] | none | what this program says of its own confinement |
+//! | [`log`] | all | lines on standard error |
 //! | [`memory`] | connection, function | the table of guest memory |
-//! | [`misbehave`] | connection, function | wrong on purpose, where a test asks for it |
+//! | [`backends`] | all | which backends there are |
+//! | [`hooks`] | connection, function | where a program for tests does wrong on purpose |
+//! | [`program`] | all | the command line, and a role by it |
 //! | [`start`] | all | the order of life: handshake, open, confine, report, serve |
 //!
 //! Each process distrusts the guest and every byte it is sent, exits at once when its VMM side is
 //! gone, and does nothing after confinement that could open, run or signal anything. The crate is
 //! a library so that the suites can run the same code; the product is the `device-proc` program.
 
+pub mod backends;
+pub mod budget;
 pub mod capabilities;
 pub mod connection;
 pub mod doctor;
 pub mod function;
+pub mod hooks;
+#[cfg(any(test, feature = "in-process"))]
+pub mod in_process;
+
 pub mod lister;
+pub mod log;
 pub mod memory;
-pub mod misbehave;
 pub mod options;
+pub mod panics;
+pub mod program;
 pub mod start;
 mod sys;
 
-pub use dext_client as dext;
-
-/// A failure of the dext's as it travels up: what kind it is for an errno, the code, one line.
-pub(crate) fn failure(error: &dext::DextError) -> ipc::wire::common::Failure {
+/// A failure of the backend's as it travels up: what kind it is for an errno, the code, one line.
+pub(crate) fn failure(error: &cordon_backend::BackendError) -> ipc::wire::common::Failure {
+    use cordon_backend::ErrorKind;
     use ipc::wire::common::{Failure, FailureKind};
-    use ipc::wire::dext::IoReturn;
-    let kind = match error.code() {
-        None => FailureKind::NoDevice,
-        Some(IoReturn::NOT_ATTACHED) => FailureKind::NoDevice,
-        Some(IoReturn::NO_SPACE | IoReturn::NO_MEMORY) => FailureKind::NoSpace,
-        Some(IoReturn::STILL_OPEN) => FailureKind::Busy,
-        Some(_) => FailureKind::Io,
+    let kind = match error.kind {
+        ErrorKind::Unreachable
+        | ErrorKind::NoSuchDevice
+        | ErrorKind::Gone
+        | ErrorKind::Lost
+        | ErrorKind::Invalid => FailureKind::NoDevice,
+        ErrorKind::Busy => FailureKind::Busy,
+        ErrorKind::NoSpace => FailureKind::NoSpace,
+        ErrorKind::Unsupported => FailureKind::NotSupported,
+        _ => FailureKind::Io,
     };
-    Failure { kind, code: error.code().map(|code| code.0), message: error.to_string() }
+    Failure { kind, code: error.code, message: error.to_string() }
 }

@@ -1,62 +1,63 @@
-//! The lister process: what the dext offers, for people who ask.
+//! The lister process: what the backend offers, for people who ask.
 //!
 //! It opens every function without claiming any, confines itself, and only then reads what the
-//! dext and the devices say. It changes nothing. It exits when the VMM side is gone.
+//! backend and the devices say. It changes nothing. It exits when the VMM side is gone.
 
+use cordon_backend::{Backend, BackendError, Listed};
 use ipc::wire::common::Failure;
-use ipc::wire::dext::{CLIENT_TYPE, Client as Peer, IoReturn, SERVICE_CLASS};
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
 use ipc::{Deadline, Tube, TubeError};
 
-use crate::dext::{self, Client, DextError};
 use crate::function::config;
-use crate::misbehave::Misbehave;
+use crate::hooks::NoHooks;
 use crate::options::Common;
-use crate::start::{self, Answer, RoleError, nothing_beside};
-use crate::{capabilities, failure};
-
-struct Entry {
-    client: Client,
-    peers: Vec<Peer>,
-}
+use crate::start::{self, Answer, Confinement, RoleError, nothing_beside};
+use crate::{backends, capabilities, failure};
 
 /// Runs the role until the VMM side ends it.
 ///
 /// # Errors
 /// [`RoleError`].
 pub fn run(common: &Common) -> Result<(), RoleError> {
-    start::run(
-        common,
-        Role::Lister,
-        |tube| prepare(common, tube),
-        |tube, mut entries| serve(tube, &mut entries),
-    )
+    let mut tube = start::greet(start::inherited_tube(common)?, Role::Lister)?;
+    let backend = backends::open(&common.dext).map_err(RoleError::from);
+    let confinement = common.confinement();
+    let prepared = backend.and_then(|backend| prepare(backend.as_ref(), confinement, &tube));
+    let mut entries = start::announce(&mut tube, prepared)?;
+    serve(&mut tube, &mut entries)
 }
 
-fn prepare(common: &Common, tube: &Tube) -> Result<(Vec<Entry>, Ready), RoleError> {
-    let registry = dext::registry(&common.dext)?;
-    let mut entries = Vec::new();
-    for service in registry.services()? {
-        if service.class != SERVICE_CLASS || entries.len() == MAX_FUNCTIONS {
-            continue;
-        }
-        match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
-            Ok(client) => entries.push(Entry { client, peers: service.clients }),
-            Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    entries.sort_by_key(|entry| entry.client.address());
+/// Runs the role over a tube and a backend that are there already, until the VMM side ends it.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn serve_on(
+    tube: Tube,
+    backend: &dyn Backend,
+    confinement: Confinement,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(tube, Role::Lister)?;
+    let prepared = prepare(backend, confinement, &tube);
+    let mut entries = start::announce(&mut tube, prepared)?;
+    serve(&mut tube, &mut entries)
+}
+
+fn prepare(
+    backend: &dyn Backend,
+    confinement: Confinement,
+    tube: &Tube,
+) -> Result<(Vec<Listed>, Ready), RoleError> {
+    let entries = backend.list(MAX_FUNCTIONS)?;
     let mut open = vec![std::os::fd::AsFd::as_fd(tube)];
-    open.extend(entries.iter().flat_map(|entry| entry.client.descriptors()));
-    let sandbox = start::confine(common, sandbox_profiles::Role::Lister, &open)?;
+    open.extend(entries.iter().flat_map(|entry| entry.function.descriptors()));
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Lister, &open, 0)?;
     let functions = u32::try_from(entries.len()).unwrap_or(u32::MAX);
     Ok((entries, Ready { functions, sandbox }))
 }
 
-fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
-    let mut misbehave = Misbehave::new(false);
+fn serve(tube: &mut Tube, entries: &mut [Listed]) -> Result<(), RoleError> {
+    let mut hooks = NoHooks;
     loop {
         let forever = Deadline::after(std::time::Duration::MAX);
         let received = match tube.receive::<Request>(forever) {
@@ -66,10 +67,10 @@ fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
         };
         let alone = nothing_beside(&received.handles);
         if let Request::Misbehave(wrong) = received.message {
-            start::arrange(tube, received.id, &mut misbehave, &wrong)?;
+            start::arrange(tube, received.id, &mut hooks, &wrong)?;
             continue;
         }
-        let answer = Answer::to(tube, received.id, &mut misbehave);
+        let answer = Answer::to(tube, received.id, &mut hooks);
         match received.message {
             Request::GetFunction(call) => {
                 let entry = alone.and_then(|()| entry(entries, call.0));
@@ -81,7 +82,7 @@ fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
                 let entry = alone.and_then(|()| entry(entries, call.0));
                 let bytes = entry.and_then(|entry| {
                     let mut bytes = vec![0; ipc::wire::function::CONFIG_SPACE];
-                    let read = config::read(&mut entry.client, 0, &mut bytes);
+                    let read = config::read(entry.function.as_mut(), 0, &mut bytes);
                     read.map(|()| bytes).map_err(|error| failure(&error))
                 });
                 answer.send(&call, bytes)?;
@@ -94,19 +95,19 @@ fn serve(tube: &mut Tube, entries: &mut [Entry]) -> Result<(), RoleError> {
     }
 }
 
-fn entry(entries: &mut [Entry], number: u32) -> Result<&mut Entry, Failure> {
+fn entry(entries: &mut [Listed], number: u32) -> Result<&mut Listed, Failure> {
     let entry = usize::try_from(number).ok().and_then(|number| entries.get_mut(number));
     entry.ok_or_else(|| start::invalid(format!("There is no function number {number}")))
 }
 
-fn describe(entry: &mut Entry) -> Result<Function, DextError> {
-    let client = &mut entry.client;
+fn describe(entry: &mut Listed) -> Result<Function, BackendError> {
+    let function = entry.function.as_mut();
     Ok(Function {
-        identity: client.identity(),
-        bars: client.bars()?,
-        msi_vectors: capabilities::msi_vectors(client)?,
-        msix: capabilities::msix(client)?,
-        claimed: client.is_claimed()?,
+        identity: function.identity(),
+        bars: function.bars()?,
+        msi_vectors: capabilities::msi_vectors(function)?,
+        msix: capabilities::msix(function)?,
+        claimed: function.is_claimed()?,
         clients: entry.peers.clone(),
     })
 }

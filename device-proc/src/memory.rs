@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+use cordon_backend::Behind;
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::{Access, SharedMemory, Window};
+use ipc::{Access, SharedMemory, Window, WindowError};
 
-use crate::dext::Behind;
 use crate::start;
 
 /// Most regions: a VMM has a handful, QEMU's chipset a few dozen.
@@ -19,24 +19,27 @@ struct Region {
     size: u64,
     memory: SharedMemory,
     offset: u64,
-    window: Window,
+    window: Option<Window>,
     writable: bool,
     /// Registrations of it that are left.
     users: u64,
 }
 
 /// The table.
-#[derive(Default)]
-pub struct MemoryTable(BTreeMap<u64, Region>);
+pub struct MemoryTable {
+    regions: BTreeMap<u64, Region>,
+    /// Whether regions are mapped in this process.
+    mapped: bool,
+}
 
 /// A range of guest memory that was found in the table.
 pub struct Found<'t> {
     /// Guest address of its region.
     pub base: u64,
-    /// Where the range is mapped in this process.
-    pub address: usize,
-    /// The mapping of its region.
-    pub window: &'t Window,
+    /// Where the range is mapped in this process, if it is.
+    pub address: Option<usize>,
+    /// The mapping of its region, if it is mapped.
+    pub window: Option<&'t Window>,
     /// Where in the mapping the range begins.
     pub into: u64,
     /// The memory behind it.
@@ -44,7 +47,14 @@ pub struct Found<'t> {
 }
 
 impl MemoryTable {
-    /// Adds and maps a region.
+    /// An empty table, whose regions are `mapped` in this process or only known by their
+    /// descriptors.
+    #[must_use]
+    pub fn new(mapped: bool) -> Self {
+        Self { regions: BTreeMap::new(), mapped }
+    }
+
+    /// Adds a region.
     ///
     /// # Errors
     /// [`Failure`] when it is empty, wraps, overlaps another, is more than the descriptor holds,
@@ -60,26 +70,37 @@ impl MemoryTable {
         let said = format!("Guest memory {base:#x}+{size:#x}");
         let end = base.checked_add(size).filter(|_| size > 0);
         let end = end.ok_or_else(|| start::invalid(format!("{said} is empty or wraps")))?;
-        let before = self.0.range(..end).next_back();
+        let before = self.regions.range(..end).next_back();
         if before.is_some_and(|(start, region)| start + region.size > base) {
             let message = format!("{said} overlaps another region");
             return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
-        if self.0.len() >= MAX_REGIONS {
+        if self.regions.len() >= MAX_REGIONS {
             let message = format!("{said}: {MAX_REGIONS} regions are the limit");
             return Err(Failure { kind: FailureKind::NoSpace, code: None, message });
         }
         let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
+        let refuse = |why: &str| start::invalid(format!("{said} cannot be mapped: {why}"));
         // The VMM may shorten its own guest's memory; it can end this process anyway.
-        let mapped = SharedMemory::from_trusted(fd).map_err(|error| error.to_string());
+        let mapped = SharedMemory::from_trusted(fd).map_err(|error| refuse(&ipc::chain(&error)));
         let mapped = mapped.and_then(|memory| {
-            let length = usize::try_from(size).map_err(|error| error.to_string())?;
-            let window = memory.map(offset, length, access).map_err(|e| ipc::chain(&e))?;
-            Ok((memory, window))
+            if !self.mapped {
+                let held = offset.checked_add(size).is_some_and(|end| end <= memory.size());
+                let short = || refuse(&format!("its descriptor holds {:#x} bytes", memory.size()));
+                return if held { Ok((memory, None)) } else { Err(short()) };
+            }
+            let length = usize::try_from(size).map_err(|error| refuse(&error.to_string()))?;
+            let window = memory.map(offset, length, access).map_err(|error| match &error {
+                WindowError::Map { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
+                    let why = "it is more than this process was started for (--guest-memory)";
+                    Failure { kind: FailureKind::NoSpace, ..refuse(why) }
+                }
+                other => refuse(&ipc::chain(other)),
+            })?;
+            Ok((memory, Some(window)))
         });
-        let (memory, window) =
-            mapped.map_err(|why| start::invalid(format!("{said} cannot be mapped: {why}")))?;
-        self.0.insert(base, Region { size, memory, offset, window, writable, users: 0 });
+        let (memory, window) = mapped?;
+        self.regions.insert(base, Region { size, memory, offset, window, writable, users: 0 });
         Ok(())
     }
 
@@ -88,14 +109,14 @@ impl MemoryTable {
     /// # Errors
     /// [`Failure`] when it is not there, or when registrations of it are left.
     pub fn remove(&mut self, base: u64) -> Result<(), Failure> {
-        let region = self.0.get(&base);
+        let region = self.regions.get(&base);
         let region =
             region.ok_or_else(|| start::invalid(format!("No guest memory at {base:#x}")))?;
         if region.users > 0 {
             let message = format!("Guest memory at {base:#x} has {} registrations", region.users);
             return Err(Failure { kind: FailureKind::Busy, code: None, message });
         }
-        self.0.remove(&base);
+        self.regions.remove(&base);
         Ok(())
     }
 
@@ -110,28 +131,29 @@ impl MemoryTable {
             ))
         };
         let end = address.checked_add(size).filter(|_| size > 0).ok_or_else(outside)?;
-        let (base, region) = self.0.range(..=address).next_back().ok_or_else(outside)?;
+        let (base, region) = self.regions.range(..=address).next_back().ok_or_else(outside)?;
         if end > base + region.size {
             return Err(outside());
         }
         let into = address - base;
         let in_process = usize::try_from(into).map_err(|_| outside())?;
+        let window = region.window.as_ref();
+        let address = window.map(|window| window.address() + in_process);
         let (memory, writable) = (&region.memory, region.writable);
         let behind = Behind { memory, offset: region.offset + into, writable };
-        let (base, window) = (*base, &region.window);
-        Ok(Found { base, address: window.address() + in_process, window, into, behind })
+        Ok(Found { base: *base, address, window, into, behind })
     }
 
     /// One registration more.
     pub fn retain(&mut self, base: u64) {
-        if let Some(region) = self.0.get_mut(&base) {
+        if let Some(region) = self.regions.get_mut(&base) {
             region.users += 1;
         }
     }
 
     /// One registration less.
     pub fn release(&mut self, base: u64) {
-        if let Some(region) = self.0.get_mut(&base) {
+        if let Some(region) = self.regions.get_mut(&base) {
             region.users = region.users.saturating_sub(1);
         }
     }
@@ -148,7 +170,7 @@ mod tests {
 
     #[test]
     fn regions_that_cannot_be_are_refused() {
-        let mut table = MemoryTable::default();
+        let mut table = MemoryTable::new(true);
         table.add(0x10000, 0x10000, ram(0x10000), 0, true).unwrap();
         for (base, size, offset, kind) in [
             (0x0, 0x0, 0, FailureKind::InvalidArgument),
@@ -167,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_region_in_use_stays() {
-        let mut table = MemoryTable::default();
+        let mut table = MemoryTable::new(true);
         table.add(0, 0x10000, ram(0x10000), 0, true).unwrap();
         table.retain(0);
         assert_eq!(table.remove(0).unwrap_err().kind, FailureKind::Busy);
@@ -176,10 +198,23 @@ mod tests {
         assert!(table.remove(0).is_err());
     }
 
+    #[test]
+    fn memory_that_is_not_mapped_is_known_by_its_descriptor() {
+        let mut table = MemoryTable::new(false);
+        table.add(0x10000, 0x8000, ram(0x10000), 0x8000, true).unwrap();
+        let found = table.find(0x12000, 0x1000).unwrap();
+        assert_eq!((found.behind.offset, found.into), (0xa000, 0x2000));
+        assert!(found.address.is_none() && found.window.is_none());
+        for offset in [0x9000, u64::MAX] {
+            let refused = table.add(0x40000, 0x8000, ram(0x10000), offset, true).unwrap_err();
+            assert_eq!(refused.kind, FailureKind::InvalidArgument, "{}", refused.message);
+        }
+    }
+
     proptest! {
         #[test]
         fn only_what_lies_in_one_region_is_found(address in 0u64..0x6_0000, size in 0u64..0x4_0000) {
-            let mut table = MemoryTable::default();
+            let mut table = MemoryTable::new(true);
             table.add(0x10000, 0x10000, ram(0x20000), 0x10000, true).unwrap();
             table.add(0x20000, 0x10000, ram(0x10000), 0, false).unwrap();
             let in_first = address >= 0x10000 && address + size <= 0x20000;

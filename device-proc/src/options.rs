@@ -1,80 +1,110 @@
 //! The command line of `device-proc`, written by the VMM side and by nobody else.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+
 pub use dext_client::Endpoint;
 use ipc::PciAddress;
+use lexopt::ValueExt as _;
 
-/// One confined process of Cordon. Started by the VMM side, of no use by hand.
-#[derive(Debug, Parser)]
-#[command(version, about)]
-pub struct Options {
-    /// Which process.
-    #[command(subcommand)]
-    pub role: RoleOptions,
+use crate::start::Confinement;
+
+/// What is printed for `--help`.
+pub const USAGE: &str = "\
+One confined process of Cordon. Started by the VMM side, of no use by hand.
+
+Usage: device-proc ROLE OPTIONS
+
+  connection  Hold the claim, the DMA registrations and the BAR windows of one device
+  function    Serve one function
+  lister      Report what the backend offers
+  doctor      Say how this program would be confined, and exit
+
+Options of connection, function and lister:
+  --dext=sim:PATH|iokit          Where the dext is
+  --sandbox=strict|relaxed       Refuse to start without a layer of the sandbox, or report it [strict]
+  --tube-fd=NUMBER               The inherited descriptor of the tube [3]
+  --address=BB:DD.F              connection, function: the function; any one of the device
+  --windows=handed|described|trapped
+                                 connection: what becomes of the BARs [handed]
+  --standby                      function: leave the interrupts to the process that serves now
+
+Options of doctor:
+  --confine=ROLE                 Confine this very process as a role, and ask the system
+
+  -h, --help                     Print this
+  -V, --version                  Print the version
+";
+
+/// A command line that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    /// An option that is unknown, has no value, or whose value makes no sense.
+    #[error("{0}")]
+    Option(#[from] lexopt::Error),
+    /// No role, or none that there is.
+    #[error("'{0}' is no role: connection, function, lister or doctor")]
+    Role(String),
+    /// An option that must be there.
+    #[error("{0} is missing")]
+    Missing(&'static str),
 }
 
-/// Which process, and for what.
-#[derive(Debug, Subcommand)]
-pub enum RoleOptions {
+/// What the program is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
     /// Hold the claim, the DMA registrations and the BAR windows of one device.
     Connection {
         /// Any function of the device.
-        #[arg(long)]
         address: PciAddress,
         /// What becomes of the BARs.
-        #[arg(long, value_enum, default_value_t = Windows::Handed)]
         windows: Windows,
         /// What all roles share.
-        #[command(flatten)]
         common: Common,
     },
     /// Serve one function.
     Function {
         /// The function.
-        #[arg(long)]
         address: PciAddress,
         /// Leave the interrupts to the process that serves the function now, and take over later.
-        #[arg(long)]
         standby: bool,
         /// What all roles share.
-        #[command(flatten)]
+        common: Common,
+    },
+    /// Report what the backend offers.
+    Lister {
+        /// What all roles share.
         common: Common,
     },
     /// Say how this program would be confined, and exit.
     Doctor {
         /// Confine this very process as a role, and ask the system what it would be allowed.
-        #[arg(long, value_name = "ROLE")]
         confine: Option<String>,
     },
-    /// Report what the dext offers.
-    Lister {
-        /// What all roles share.
-        #[command(flatten)]
-        common: Common,
-    },
+    /// Print [`USAGE`].
+    Help,
+    /// Print the version.
+    Version,
 }
 
 /// What all roles share.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
     /// Where the dext is: sim:PATH for a simulated one, iokit for the real one.
-    #[arg(long)]
     pub dext: Endpoint,
     /// Refuse to start without a layer of the sandbox, or report it.
-    #[arg(long, value_enum, default_value_t = Sandbox::Strict)]
     pub sandbox: Sandbox,
     /// The inherited descriptor of the tube.
-    #[arg(long, default_value_t = 3)]
     pub tube_fd: i32,
-    /// Do wrong when the VMM side says so: for tests of whoever must survive it.
-    #[arg(long)]
-    pub misbehave: bool,
+    /// Bytes of guest memory that one function will be handed, at most: counted into the process's
+    /// budget of addresses. Twice the machine's memory when it is not said.
+    pub guest_memory: Option<u64>,
 }
 
 /// What becomes of the BARs that a guest may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Windows {
     /// Their memory is handed to the VMM.
+    #[default]
     Handed,
     /// They are described, and the VMM maps them by a connection of its own.
     Described,
@@ -83,9 +113,10 @@ pub enum Windows {
 }
 
 /// What to do about a missing layer of the sandbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sandbox {
     /// Refuse to start.
+    #[default]
     Strict,
     /// Report it and go on.
     Relaxed,
@@ -96,6 +127,198 @@ impl From<Sandbox> for sandbox_profiles::Mode {
         match sandbox {
             Sandbox::Strict => Self::Strict,
             Sandbox::Relaxed => Self::Relaxed,
+        }
+    }
+}
+
+impl Common {
+    /// How a process with these options is confined.
+    #[must_use]
+    pub fn confinement(&self) -> Confinement {
+        let guest_memory = self.guest_memory;
+        Confinement::Process { mode: self.sandbox.into(), guest_memory }
+    }
+}
+
+/// The options of [`Common`] as they come.
+#[derive(Debug, Default)]
+pub struct CommonOptions {
+    dext: Option<Endpoint>,
+    sandbox: Sandbox,
+    tube_fd: Option<i32>,
+    guest_memory: Option<u64>,
+}
+
+impl CommonOptions {
+    /// Takes the value of the option `name`; `false` if it is none of these.
+    ///
+    /// # Errors
+    /// [`UsageError::Option`] when the value makes no sense.
+    pub fn take(&mut self, name: &str, parser: &mut lexopt::Parser) -> Result<bool, UsageError> {
+        match name {
+            // Any path, not only one that is text.
+            "dext" => {
+                let endpoint = Endpoint::try_from(parser.value()?.as_os_str());
+                self.dext = Some(endpoint.map_err(|error| lexopt::Error::Custom(error.into()))?);
+            }
+            "guest-memory" => self.guest_memory = Some(parser.value()?.parse()?),
+            "tube-fd" => self.tube_fd = Some(parser.value()?.parse()?),
+            "sandbox" => {
+                let known = [("strict", Sandbox::Strict), ("relaxed", Sandbox::Relaxed)];
+                self.sandbox = one_of(parser, known)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// [`UsageError::Missing`].
+    pub fn finish(self) -> Result<Common, UsageError> {
+        let Self { dext, sandbox, tube_fd, guest_memory } = self;
+        let dext = dext.ok_or(UsageError::Missing("--dext"))?;
+        Ok(Common { dext, sandbox, tube_fd: tube_fd.unwrap_or(3), guest_memory })
+    }
+}
+
+/// The value of an option that has a few.
+fn one_of<T, const N: usize>(
+    parser: &mut lexopt::Parser,
+    known: [(&'static str, T); N],
+) -> Result<T, UsageError> {
+    let names = known.each_ref().map(|(name, _)| *name);
+    let value = parser.value()?;
+    let found = known.into_iter().find(|(name, _)| value == *name);
+    found.map(|(_, value)| value).ok_or_else(|| {
+        let why = format!("one of {} is expected", names.join(", "));
+        lexopt::Error::ParsingFailed {
+            value: value.to_string_lossy().into_owned(),
+            error: why.into(),
+        }
+        .into()
+    })
+}
+
+impl Command {
+    /// Of the arguments after the program's name.
+    ///
+    /// # Errors
+    /// [`UsageError`].
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, UsageError> {
+        let mut arguments = arguments.into_iter();
+        let role = arguments.next().unwrap_or_default().to_string_lossy().into_owned();
+        match role.as_str() {
+            "connection" | "function" | "lister" | "doctor" => {}
+            "-h" | "--help" => return Ok(Self::Help),
+            "-V" | "--version" => return Ok(Self::Version),
+            _ => return Err(UsageError::Role(role)),
+        }
+        let mut common = CommonOptions::default();
+        let (mut address, mut standby, mut confine) = (None, false, None);
+        let mut windows = Windows::default();
+        let mut parser = lexopt::Parser::from_args(arguments);
+        while let Some(argument) = parser.next()? {
+            let lexopt::Arg::Long(name) = argument else {
+                return Err(argument.unexpected().into());
+            };
+            let name = name.to_owned();
+            match (role.as_str(), name.as_str()) {
+                (_, "help") => return Ok(Self::Help),
+                ("doctor", "confine") => confine = Some(parser.value()?.string()?),
+                ("connection" | "function", "address") => {
+                    address = Some(parser.value()?.parse()?);
+                }
+                ("connection", "windows") => {
+                    let known = [
+                        ("handed", Windows::Handed),
+                        ("described", Windows::Described),
+                        ("trapped", Windows::Trapped),
+                    ];
+                    windows = one_of(&mut parser, known)?;
+                }
+                ("function", "standby") => standby = true,
+                ("connection" | "function" | "lister", name)
+                    if common.take(name, &mut parser)? => {}
+                _ => return Err(lexopt::Arg::Long(&name).unexpected().into()),
+            }
+        }
+        if role == "doctor" {
+            return Ok(Self::Doctor { confine });
+        }
+        if role == "lister" {
+            return Ok(Self::Lister { common: common.finish()? });
+        }
+        let address = address.ok_or(UsageError::Missing("--address"))?;
+        let common = common.finish()?;
+        Ok(if role == "connection" {
+            Self::Connection { address, windows, common }
+        } else {
+            Self::Function { address, standby, common }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        let words = line.split_whitespace().map(OsString::from);
+        Command::parse(words).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_role_is_what_its_command_line_says() {
+        let dext: Endpoint = "sim:/run/dext".parse().unwrap();
+        let common = Common { dext, sandbox: Sandbox::Strict, tube_fd: 3, guest_memory: None };
+        let address = "01:00.1".parse().unwrap();
+        assert_eq!(
+            parse("function --dext=sim:/run/dext --address=01:00.1 --standby"),
+            Ok(Command::Function { address, standby: true, common: common.clone() })
+        );
+        let relaxed = Common { sandbox: Sandbox::Relaxed, tube_fd: 7, ..common.clone() };
+        assert_eq!(
+            parse(
+                "connection --address 01:00.1 --dext sim:/run/dext --sandbox=relaxed --tube-fd=7 \
+                 --windows=trapped"
+            ),
+            Ok(Command::Connection { address, windows: Windows::Trapped, common: relaxed })
+        );
+        let some = Common { guest_memory: Some(4096), ..common.clone() };
+        assert_eq!(
+            parse("lister --dext=sim:/run/dext --guest-memory=4096"),
+            Ok(Command::Lister { common: some })
+        );
+        assert_eq!(parse("lister --dext=sim:/run/dext"), Ok(Command::Lister { common }));
+        let confine = Some("function".to_owned());
+        assert_eq!(parse("doctor --confine=function"), Ok(Command::Doctor { confine }));
+        assert_eq!(parse("--help"), Ok(Command::Help));
+        assert_eq!(parse("-V"), Ok(Command::Version));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        for (line, named) in [
+            ("", "'' is no role"),
+            ("servant", "'servant' is no role"),
+            ("function", "--address"),
+            ("function --address=01:00.0", "--dext"),
+            ("function --dext=sim:/x --address=banana", "banana"),
+            ("lister --dext=usb:7", "usb:7"),
+            ("lister --dext", "--dext"),
+            ("lister --dext=sim:/x --address=01:00.0", "--address"),
+            ("connection --dext=sim:/x --address=01:00.0 --standby", "--standby"),
+            ("function --dext=sim:/x --address=01:00.0 --standby=yes", "--standby"),
+            ("function --dext=sim:/x --address=01:00.0 --misbehave", "--misbehave"),
+            ("function --dext=sim:/x --address=01:00.0 --sandbox=loose", "strict, relaxed"),
+            ("function --dext=sim:/x --address=01:00.0 more", "more"),
+            ("function --dext=sim:/x --address=01:00.0 -x", "-x"),
+            ("doctor --dext=sim:/x", "--dext"),
+        ] {
+            let refused = parse(line).unwrap_err();
+            assert!(refused.contains(named), "{line}: {refused}");
         }
     }
 }

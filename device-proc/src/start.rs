@@ -1,4 +1,4 @@
-//! The order of life of every role: take the tube, shake hands, open at the dext, confine, say
+//! The order of life of every role: take the tube, shake hands, open at the backend, confine, say
 //! that it is ready (and what confines it), serve.
 //!
 //! What fails before confinement is told to the VMM side as one line; the process then exits.
@@ -6,21 +6,22 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
+use cordon_backend::BackendError;
 use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::{Layer, LayerState, SandboxReport};
 use ipc::{Deadline, Handles, Tube, TubeError};
+use sandbox_profiles::{ConfineError, Mode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::dext::DextError;
-use crate::misbehave::Misbehave;
+use crate::hooks::Hooks;
 use crate::options::Common;
 
 /// How long the VMM side may take to read a message or to introduce itself.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a process ended other than in order.
 #[derive(Debug, thiserror::Error)]
@@ -34,12 +35,12 @@ pub enum RoleError {
     /// The VMM side is gone or out of step.
     #[error("The tube to the VMM side failed")]
     Tube(#[from] TubeError),
-    /// The dext refused at the start, or is gone.
+    /// The backend refused at the start, or is gone.
     #[error(transparent)]
-    Dext(#[from] DextError),
+    Backend(#[from] BackendError),
     /// The process is not confined and must not go on.
     #[error(transparent)]
-    Sandbox(#[from] sandbox_profiles::ConfineError),
+    Sandbox(#[from] ConfineError),
     /// There is no timer to bound signals with.
     #[error("No timer for signals")]
     Timer(#[source] std::io::Error),
@@ -48,50 +49,79 @@ pub enum RoleError {
     Wait(#[source] std::io::Error),
 }
 
-/// A role's life. `prepare` opens and confines, and gives the role's state and what the VMM side is
-/// told of it; `serve` goes on until the VMM side ends it.
+/// Takes over the tube that this process inherited.
 ///
 /// # Errors
-/// [`RoleError`]; the VMM side has been told of one from `prepare`.
-pub fn run<S, R: Serialize>(
-    common: &Common,
-    role: Role,
-    prepare: impl FnOnce(&Tube) -> Result<(S, R), RoleError>,
-    serve: impl FnOnce(&mut Tube, S) -> Result<(), RoleError>,
-) -> Result<(), RoleError> {
-    let mut tube = tube(common, role)?;
-    let (state, ready) = match prepare(&tube) {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            report_failure::<R>(&mut tube, &error);
-            return Err(error);
-        }
-    };
-    let started: Result<R, Failure> = Ok(ready);
-    tube.send(0, &started, &[], Deadline::after(PATIENCE))?;
-    serve(&mut tube, state)
-}
-
-/// Takes over the inherited tube and shakes hands on it.
-fn tube(common: &Common, role: Role) -> Result<Tube, RoleError> {
+/// [`RoleError::NoTube`].
+pub fn inherited_tube(common: &Common) -> Result<Tube, RoleError> {
     let number = common.tube_fd;
     let fd = crate::sys::inherited(number).map_err(|error| RoleError::NoTube(number, error))?;
-    let mut tube = Tube::from_fd(fd);
-    tube.handshake(role, Role::Vmm, Deadline::after(PATIENCE))?;
+    Ok(Tube::from_fd(fd))
+}
+
+/// Shakes hands with the VMM side as `role`.
+///
+/// # Errors
+/// [`RoleError::Handshake`].
+pub fn greet(mut tube: Tube, role: Role) -> Result<Tube, RoleError> {
+    tube.handshake(role, Role::Vmm, Deadline::after(PEER_TIMEOUT))?;
     Ok(tube)
 }
 
-/// Confines the process; `open` are all descriptors that it goes on with.
+/// Tells the VMM side that the role is ready to serve, or why it cannot start; gives back the role's
+/// state.
+///
+/// # Errors
+/// [`RoleError`]: that of `prepared`, which the VMM side has then been told of.
+pub fn announce<S, R: Serialize>(
+    tube: &mut Tube,
+    prepared: Result<(S, R), RoleError>,
+) -> Result<S, RoleError> {
+    match prepared {
+        Ok((state, ready)) => {
+            let started: Result<R, Failure> = Ok(ready);
+            tube.send(0, &started, &[], Deadline::after(PEER_TIMEOUT))?;
+            Ok(state)
+        }
+        Err(error) => {
+            report_failure::<R>(tube, &error);
+            Err(error)
+        }
+    }
+}
+
+/// How a role is confined once it has opened everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confinement {
+    /// It is a process, which confines itself. `guest_memory` are the bytes that one function will be
+    /// handed at most; twice the machine's memory when nobody says.
+    Process {
+        /// What to do about a missing layer.
+        mode: Mode,
+        /// See above.
+        guest_memory: Option<u64>,
+    },
+    /// It is a thread of its VMM's process, for tests, and cannot be confined.
+    Thread(Mode),
+}
+
+/// Confines the process; `open` are all descriptors that it goes on with, `later` the bytes of memory
+/// that it will be handed.
 ///
 /// # Errors
 /// [`RoleError::Sandbox`] when a layer is missing in strict mode.
 pub fn confine(
-    common: &Common,
+    confinement: Confinement,
     role: sandbox_profiles::Role,
     open: &[BorrowedFd<'_>],
+    later: u64,
 ) -> Result<SandboxReport, RoleError> {
+    let mode = match confinement {
+        Confinement::Process { mode, .. } => mode,
+        Confinement::Thread(mode) => return not_confined(mode),
+    };
     let keep: Vec<i32> = open.iter().map(|fd| fd.as_raw_fd()).collect();
-    let report = sandbox_profiles::confine(role, common.sandbox.into(), &keep)?;
+    let report = sandbox_profiles::confine(role, mode, &keep, later)?;
     let state = |state| match state {
         sandbox_profiles::State::Enforced(said) => LayerState::Enforced(said),
         sandbox_profiles::State::Partial(said) => LayerState::Partial(said),
@@ -104,10 +134,22 @@ pub fn confine(
     })
 }
 
+/// What there is to say of a thread, if it may go on at all.
+fn not_confined(mode: Mode) -> Result<SandboxReport, RoleError> {
+    let (layer, why) = ("process", "it is a thread of its VMM's process".to_owned());
+    match mode {
+        Mode::Strict => Err(ConfineError::Missing { layer, why }.into()),
+        Mode::Relaxed => {
+            let layer = Layer { name: layer.to_owned(), state: LayerState::Missing(why) };
+            Ok(SandboxReport { layers: vec![layer], syscalls: 0 })
+        }
+    }
+}
+
 /// Tells the VMM side that the process could not start.
 fn report_failure<R: Serialize>(tube: &mut Tube, error: &RoleError) {
     let (kind, code) = match error {
-        RoleError::Dext(error) => {
+        RoleError::Backend(error) => {
             let failure = crate::failure(error);
             (failure.kind, failure.code)
         }
@@ -115,7 +157,7 @@ fn report_failure<R: Serialize>(tube: &mut Tube, error: &RoleError) {
     };
     let failure = Failure { kind, code, message: ipc::chain(error) };
     let started: Result<R, Failure> = Err(failure);
-    let _ = tube.send(0, &started, &[], Deadline::after(PATIENCE));
+    let _ = tube.send(0, &started, &[], Deadline::after(PEER_TIMEOUT));
 }
 
 /// A request and what came beside it.
@@ -151,14 +193,14 @@ pub fn next_request<Q: DeserializeOwned>(
 pub struct Answer<'t> {
     tube: &'t mut Tube,
     id: u32,
-    misbehave: &'t mut Misbehave,
+    hooks: &'t mut dyn Hooks,
 }
 
 impl<'t> Answer<'t> {
     /// To request `id`, which is about to be carried out.
-    pub fn to(tube: &'t mut Tube, id: u32, misbehave: &'t mut Misbehave) -> Self {
-        misbehave.at(Point::Before, tube);
-        Self { tube, id, misbehave }
+    pub fn to(tube: &'t mut Tube, id: u32, hooks: &'t mut dyn Hooks) -> Self {
+        hooks.at(Point::Before, tube);
+        Self { tube, id, hooks }
     }
 
     /// Sends what `call` answers.
@@ -183,9 +225,9 @@ impl<'t> Answer<'t> {
         reply: Result<C::Reply, Failure>,
         handles: &[BorrowedFd<'_>],
     ) -> Result<(), RoleError> {
-        self.misbehave.at(Point::During, self.tube);
-        self.tube.send(self.id, &reply, handles, Deadline::after(PATIENCE))?;
-        self.misbehave.at(Point::After, self.tube);
+        self.hooks.at(Point::During, self.tube);
+        self.tube.send(self.id, &reply, handles, Deadline::after(PEER_TIMEOUT))?;
+        self.hooks.at(Point::After, self.tube);
         Ok(())
     }
 }
@@ -197,11 +239,11 @@ impl<'t> Answer<'t> {
 pub fn arrange(
     tube: &mut Tube,
     id: u32,
-    misbehave: &mut Misbehave,
+    hooks: &mut dyn Hooks,
     wrong: &ipc::wire::faults::Misbehave,
 ) -> Result<(), RoleError> {
-    let armed = misbehave.arm(wrong.0);
-    Ok(tube.send(id, &armed, &[], Deadline::after(PATIENCE))?)
+    let armed = hooks.arm(wrong.0);
+    Ok(tube.send(id, &armed, &[], Deadline::after(PEER_TIMEOUT))?)
 }
 
 /// Fails unless nothing came beside a request that takes nothing.

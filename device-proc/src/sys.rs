@@ -1,32 +1,62 @@
-//! What is unsafe here: taking over the inherited descriptor, and giving it up on purpose.
+//! What is unsafe here: taking over the inherited descriptor.
 #![expect(unsafe_code, reason = "the tube is inherited by number")]
 
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
-/// Takes over the inherited descriptor `number`, if it is open. Called once, first thing in main.
-pub(crate) fn inherited(number: i32) -> std::io::Result<OwnedFd> {
+/// Takes over the tube at the inherited descriptor `number`. Called once, first thing in main.
+///
+/// # Errors
+/// When the number is that of a standard stream, is not open, or is no socket of ours; the
+/// descriptor, whatever it is, is then left as it was.
+pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     if number < 3 {
-        return Err(std::io::Error::other("numbers below 3 are taken"));
+        return refuse("it is a standard stream");
     }
-    // SAFETY: nothing else in this process has opened or owns a descriptor yet, so if the number
-    // is open, it is the spawner's and nobody else closes it; if not, the first use fails.
-    let fd = unsafe { OwnedFd::from_raw_fd(number) };
-    match rustix::io::fcntl_getfd(&fd) {
-        Ok(_) => Ok(fd),
-        Err(error) => {
-            std::mem::forget(fd);
-            Err(error.into())
-        }
+    // SAFETY: asks about a number, open or not; no memory and no descriptor is touched.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return refuse("it is not open");
     }
+    // SAFETY: it is open, and stays so through the check: this process has one thread, which
+    // closes nothing meanwhile.
+    ipc::Tube::check_socket(unsafe { BorrowedFd::borrow_raw(number) })?;
+    // SAFETY: open, as was just seen. Nothing in this process has opened a descriptor yet, so it is
+    // the one that the spawner left for us, and nobody else here owns or closes it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Closes a descriptor under whoever owns it, and never gives control back, so that nobody uses it
-/// afterwards. The process is killed in the end.
-pub(crate) fn close_and_stay(fd: BorrowedFd<'_>) -> ! {
-    // SAFETY: the owner is never used again, nor dropped: this function does not return, and the
-    // process has one thread.
-    drop(unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) });
-    loop {
-        let _ = ipc::poll::wait::<()>(&[], None);
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd as _, AsRawFd as _, IntoRawFd as _};
+
+    use super::*;
+
+    #[test]
+    fn only_an_open_tube_is_taken_over() {
+        // No process of ours has as many descriptors open.
+        const CLOSED: RawFd = 100_000;
+        for (number, why) in [(-1, "standard stream"), (2, "standard stream"), (CLOSED, "not open")]
+        {
+            let refused = inherited(number).unwrap_err().to_string();
+            assert!(refused.contains(why), "{number}: {refused}");
+        }
+        let (ours, theirs) = ipc::Tube::pair().unwrap();
+        let number = OwnedFd::from(theirs).into_raw_fd();
+        let taken = inherited(number).unwrap();
+        assert_eq!(taken.as_raw_fd(), number);
+        drop(taken);
+        assert!(
+            ipc::poll::wait_readable(&ours, ipc::Deadline::now()).unwrap(),
+            "it was ours to close"
+        );
+    }
+
+    #[test]
+    fn what_is_no_tube_is_left_alone() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let refused = inherited(null.as_raw_fd()).unwrap_err().to_string();
+        assert!(refused.contains("no socket"), "{refused}");
+        assert!(rustix::io::fcntl_getfd(null.as_fd()).is_ok(), "still open");
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use ipc::wire::common::{BarInfo, Identity};
 use ipc::wire::dext::{IoReturn, MAX_VECTORS, memory, selector};
-use ipc::{Event, PciAddress, TubeError};
+use ipc::{Event, PciAddress, TubeError, Window};
 
 use crate::{Behind, CallError, DextError, Mapped, UserClient};
 
@@ -15,6 +15,17 @@ pub struct Client {
     connection: Box<dyn UserClient>,
     identity: Identity,
     subject: String,
+    /// What the backend traits have mapped: see [`crate::backend`].
+    pub(crate) mapped: MappedHere,
+}
+
+/// Memory of the function that its process accesses itself.
+#[derive(Default)]
+pub(crate) struct MappedHere {
+    /// BARs, for trapped access.
+    pub(crate) bars: [Option<Window>; 6],
+    /// The interrupt state page; without it the pending bits are drained by calls.
+    pub(crate) interrupts: Option<Window>,
 }
 
 /// Adds who and what to what a call came back with.
@@ -49,7 +60,13 @@ impl Client {
         let class = u32::try_from(out[5]).ok().filter(|class| class >> 24 == 0);
         let class = class.ok_or_else(invalid)?;
         let identity = Identity { address, vendor: half(3)?, device: half(4)?, class };
-        Ok(Self { connection, identity, subject: format!("Function {address}") })
+        let (subject, mapped) = (format!("Function {address}"), MappedHere::default());
+        Ok(Self { connection, identity, subject, mapped })
+    }
+
+    /// The function as errors name it.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
     }
 
     /// Who it is.

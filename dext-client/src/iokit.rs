@@ -12,7 +12,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use core_foundation_sys::base::{CFGetTypeID, CFRelease, kCFAllocatorDefault};
 use core_foundation_sys::string::{
@@ -39,6 +39,7 @@ use ipc::wire::common::BarInfo;
 use ipc::wire::dext::{Client as Peer, IoReturn, Service, memory, selector};
 use ipc::{Access, Event, Window};
 use mach2::traps::mach_task_self;
+use parking_lot::Mutex;
 
 use crate::{Behind, CallError, DextError, Mapped, Registry, UserClient};
 
@@ -253,7 +254,7 @@ unsafe extern "C" fn interest(
     if message == SERVICE_IS_TERMINATED {
         // SAFETY: as in `completed`.
         let alive = unsafe { &(*context.cast::<Context>()).alive };
-        drop(alive.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(alive.lock().take());
     }
 }
 
@@ -390,6 +391,7 @@ impl UserClient for IoKitClient {
         // SAFETY: the kernel mapped `length` bytes there, readable and writable; they stay for as
         // long as `mapping` lives, which the window keeps.
         let window = unsafe { Window::foreign(base, length, Access::ReadWrite, Box::new(mapping)) };
+        let window = window.map_err(|error| CallError::Invalid(error.to_string()))?;
         // Device memory has no descriptor: it is handed on by memory entries.
         Ok(Mapped { window, memory: None })
     }

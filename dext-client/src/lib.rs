@@ -2,10 +2,12 @@
 //!
 //! [`UserClient`] is one `io_connect_t` and as thin as that: scalars in and out, memory types,
 //! one kind of asynchronous completion. [`client::Client`] gives it types. [`Registry`] finds and
-//! opens. Behind both is the simulated dext ([`sim`]) or IOKit.
+//! opens. Behind both is the simulated dext ([`sim`]) or IOKit. [`Dext`] is all of it as a
+//! [`cordon_backend::Backend`], which is how the confined processes use it.
 //!
 //! When the dext dies, every call is [`DextError::Lost`]; the process reports and exits.
 
+mod backend;
 pub mod client;
 mod endpoint;
 #[cfg(any(test, feature = "fake"))]
@@ -19,7 +21,11 @@ use std::os::fd::BorrowedFd;
 use ipc::wire::dext::{IoReturn, Service};
 use ipc::{Event, PciAddress, SharedMemory, TubeError, Window};
 
+pub use backend::Dext;
 pub use client::Client;
+/// The memory that an address of this process means. IOKit looks at the task itself; the simulated
+/// dext is told.
+pub use cordon_backend::Behind;
 pub use endpoint::{Endpoint, EndpointError};
 
 /// Why the dext did not do what it was asked.
@@ -115,18 +121,6 @@ impl CallError {
     }
 }
 
-/// The memory that an address of this process means. IOKit looks at the task itself; the
-/// simulated dext is told.
-#[derive(Clone, Copy, Debug)]
-pub struct Behind<'m> {
-    /// The memory.
-    pub memory: &'m SharedMemory,
-    /// Where in it the address points.
-    pub offset: u64,
-    /// Whether this process may write it.
-    pub writable: bool,
-}
-
 /// Memory of the dext, mapped here.
 #[derive(Debug)]
 pub struct Mapped {
@@ -174,7 +168,7 @@ pub trait UserClient: Send {
 }
 
 /// The I/O registry: what can be opened.
-pub trait Registry {
+pub trait Registry: Send + Sync {
     /// Services whose `IOUserClass` is the dext's.
     ///
     /// # Errors

@@ -7,9 +7,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 
 use ipc::{Access, SharedMemory, Window};
+use parking_lot::{Mutex, RwLock};
 
 use crate::options::DartMode;
 
@@ -34,7 +35,7 @@ impl MemoryCache {
     pub(crate) fn map(&self, fd: OwnedFd, writable: bool) -> Option<Arc<ClientMemory>> {
         let stat = rustix::fs::fstat(fd.as_fd()).ok()?;
         let key = (i128::from(stat.st_dev), stat.st_ino, writable);
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.0.lock();
         if let Some(memory) = cache.get(&key).and_then(Weak::upgrade) {
             return Some(memory);
         }
@@ -104,7 +105,7 @@ impl Dart {
         offset: u64,
         length: u64,
     ) -> Result<u64, DartError> {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         let bus = match self.mode {
             DartMode::Identity => key,
             DartMode::Strict => {
@@ -126,7 +127,7 @@ impl Dart {
 
     /// Removes a mapping once nothing uses it.
     pub(crate) fn unmap(&self, bus: u64) {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         if let Some(region) = table.regions.remove(&bus) {
             table.bytes -= region.length;
         }
@@ -134,13 +135,13 @@ impl Dart {
 
     /// Mappings and bytes.
     pub(crate) fn usage(&self) -> (usize, u64) {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.read();
         (table.regions.len(), table.bytes)
     }
 
     /// A device reads.
     pub(crate) fn read(&self, bus: u64, into: &mut [u8]) -> Result<(), DartError> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.read();
         let mut done = 0;
         table.walk(bus, into.len() as u64, |region, at, length| {
             let end = done + length;
@@ -152,7 +153,7 @@ impl Dart {
 
     /// A device writes.
     pub(crate) fn write(&self, bus: u64, from: &[u8]) -> Result<(), DartError> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.read();
         let mut done = 0;
         table.walk(bus, from.len() as u64, |region, at, length| {
             if !region.memory.writable {
@@ -167,7 +168,7 @@ impl Dart {
 
     /// A device publishes a word: everything it wrote before is seen by who sees the word.
     pub(crate) fn publish(&self, bus: u64, word: u32) -> Result<(), DartError> {
-        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.read();
         table.walk(bus, 4, |region, at, length| {
             if !region.memory.writable {
                 return Err(DartError::ReadOnly);

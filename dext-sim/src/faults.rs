@@ -5,10 +5,10 @@
 //! that a test can show that its fault happened.
 
 use std::str::FromStr;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use ipc::wire::dext::IoReturn;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
 /// One thing that goes wrong.
@@ -71,8 +71,8 @@ impl Faults {
         self.lock().push(Armed { fault, seen: 0, fired: 0 });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Armed>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Armed>> {
+        self.0.lock()
     }
 
     /// Counts one call against the faults that `matches` picks; the first whose turn it is.

@@ -1,11 +1,12 @@
 //! One function as its driver instance sees it: claims, openers, reset, registry properties.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use ipc::PciAddress;
 use ipc::wire::common::Identity;
 use ipc::wire::dext::{Client, IoReturn};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::config_space::{BUS_MASTER, Effect, MEMORY_SPACE};
 use crate::device::Model;
@@ -48,7 +49,7 @@ impl Function {
     }
 
     fn claims(&self) -> MutexGuard<'_, Claims> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claims.lock()
     }
 
     /// A connection opens.
@@ -129,7 +130,7 @@ impl Function {
     /// Selector ResetDevice. Every simulated function is capable of a function-level reset, which
     /// the dext tries first, so the hot reset of the upstream port is never reached.
     pub(crate) fn function_level_reset(&self) {
-        let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut model = self.model.lock();
         // PCI Express: nothing that software can read of what the function was used for may be
         // left, and that includes its memory.
         self.hardware.clear_bars();

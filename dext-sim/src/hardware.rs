@@ -1,10 +1,11 @@
 //! The hardware of one function, as its device model, its driver and the DART share it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::wire::common::BarInfo;
 use ipc::{Access, SharedMemory, Window};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::config_space::{BUS_MASTER, ConfigSpace, MEMORY_SPACE, Shape};
 use crate::dart::{Dart, DartError};
@@ -57,7 +58,7 @@ impl Hardware {
     }
 
     pub(crate) fn config(&self) -> MutexGuard<'_, ConfigSpace> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        self.config.lock()
     }
 
     /// The registers of a device model live in the BAR that it made itself.
@@ -112,14 +113,14 @@ impl Hardware {
 
     /// Wakes the device model: a register was written through the driver.
     pub(crate) fn ring(&self) {
-        *self.bell.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.bell.lock() = true;
         self.rung.notify_one();
     }
 
     /// The device model waits for `ring`, at most `time`: stores to shared registers ring nothing.
     pub(crate) fn wait_for_ring(&self, time: Duration) {
-        let bell = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.rung.wait_timeout_while(bell, time, |rung| !*rung);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+        let mut bell = self.bell.lock();
+        self.rung.wait_while_for(&mut bell, |rung| !*rung, time);
+        *bell = false;
     }
 }

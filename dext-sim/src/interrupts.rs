@@ -4,11 +4,12 @@
 //! hardware interrupt source: while a dead connection is still being cleaned up, a new one finds
 //! none to register.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use ipc::event::Signaller;
 use ipc::wire::dext::{ENABLED_WORDS, INTERRUPT_PAGE, IoReturn};
 use ipc::{Access, SharedMemory, Window};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::faults::Faults;
 
@@ -37,8 +38,8 @@ impl Interrupts {
         Self { holder: Mutex::new(None), faults }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Holder>> {
-        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Holder>> {
+        self.holder.lock()
     }
 
     /// Registers `vectors` for a connection.

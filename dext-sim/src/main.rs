@@ -17,13 +17,15 @@ mod options;
 mod server;
 mod user_client;
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use clap::Parser as _;
+use console::log::Log;
+use console::{OutputError, exit, say};
 use ipc::tube::Listener;
 use ipc::wire::common::Identity;
+use parking_lot::Mutex;
 
 use crate::device::Model;
 use crate::faults::Faults;
@@ -35,12 +37,16 @@ use crate::server::Registry;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
-    let options = Options::parse();
+    let options = match console::parse::<Options>() {
+        Ok(options) => options,
+        Err(status) => return status,
+    };
+    let log = Log::start(tracing::Level::INFO);
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<OutputError>() => ExitCode::from(exit::UNWRITTEN),
         Err(error) => {
-            eprintln!("dext-sim: {error}");
+            log.line(&format!("dext-sim: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -72,8 +78,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     if options.exit_with_stdin {
         exit_with_stdin(options)?;
     }
-    println!("ready {path}");
-    std::io::stdout().flush()?;
+    say!("ready {path}")?;
     server::serve(&listener, &registry)?;
     Ok(())
 }

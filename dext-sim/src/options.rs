@@ -1,8 +1,10 @@
 //! The command line: which devices exist and what goes wrong with them.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
-use std::str::FromStr;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use ipc::PciAddress;
 
@@ -10,7 +12,7 @@ use crate::faults::Fault;
 
 /// A simulated VFIOUserPCIDriver with simulated PCI devices behind it.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = console::exit::HELP)]
 pub(crate) struct Options {
     /// Socket that clients connect to.
     #[arg(long)]
@@ -23,7 +25,7 @@ pub(crate) struct Options {
     /// A function and what sits there: BB:DD.F=nvme with the options size=256M, queues=8 and
     /// image=FILE, or BB:DD.F=probe with vectors=32 (0: MSI only), as in 01:00.0=nvme,size=1G,queues=4.
     /// Repeatable; several functions of one BB:DD are one device.
-    #[arg(long = "device", required = true, value_name = "BB:DD.F=KIND")]
+    #[arg(long = "device", required = true, value_name = "BB:DD.F=KIND", value_parser = device())]
     pub(crate) devices: Vec<DeviceSpec>,
 
     /// How bus addresses come about.
@@ -92,20 +94,34 @@ pub(crate) enum SpecError {
     Value { option: &'static str, value: String, want: &'static str },
 }
 
-impl FromStr for DeviceSpec {
-    type Err = SpecError;
+/// An image may be at any path, not only at one that is text.
+fn device() -> impl TypedValueParser<Value = DeviceSpec> {
+    OsStringValueParser::new().try_map(|text| DeviceSpec::try_from(text.as_os_str()))
+}
 
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let (address, rest) =
-            text.split_once('=').ok_or_else(|| SpecError::Form(text.to_owned()))?;
-        let address = address.parse()?;
-        let mut parts = rest.split(',');
-        let kind = parts.next().unwrap_or_default();
+/// What is before and after the first `byte`.
+fn split_once(text: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
+    let at = text.iter().position(|one| *one == byte)?;
+    Some((&text[..at], &text[at + 1..]))
+}
+
+impl TryFrom<&OsStr> for DeviceSpec {
+    type Error = SpecError;
+
+    fn try_from(text: &OsStr) -> Result<Self, SpecError> {
+        let form = || SpecError::Form(text.to_string_lossy().into_owned());
+        let (address, rest) = split_once(text.as_bytes(), b'=').ok_or_else(form)?;
+        let address = String::from_utf8_lossy(address).parse()?;
+        let mut parts = rest.split(|byte| *byte == b',');
+        let kind = String::from_utf8_lossy(parts.next().unwrap_or_default());
         let mut options = Vec::new();
         for part in parts {
-            options.push(part.split_once('=').ok_or_else(|| SpecError::Form(text.to_owned()))?);
+            let (option, value) = split_once(part, b'=').ok_or_else(form)?;
+            options.push((String::from_utf8_lossy(option), OsStr::from_bytes(value)));
         }
-        let kind = match kind {
+        let options: Vec<_> =
+            options.iter().map(|(option, value)| (option.as_ref(), *value)).collect();
+        let kind = match kind.as_ref() {
             "nvme" => nvme(&options)?,
             "probe" => probe(&options)?,
             other => return Err(SpecError::Kind(other.to_owned())),
@@ -114,12 +130,13 @@ impl FromStr for DeviceSpec {
     }
 }
 
-fn nvme(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
+fn nvme(options: &[(&str, &OsStr)]) -> Result<DeviceKind, SpecError> {
     let (mut size, mut queues, mut image) = (256 << 20, 8, None);
     for &(option, value) in options {
+        let number = value.to_string_lossy();
         match option {
-            "size" => size = parse_size(value)?,
-            "queues" => queues = parse_count("queues", value, 64, "1 to 64")?,
+            "size" => size = parse_size(&number)?,
+            "queues" => queues = parse_count("queues", &number, 64, "1 to 64")?,
             "image" => image = Some(PathBuf::from(value)),
             other => {
                 return Err(SpecError::Option { kind: "nvme", option: other.to_owned() });
@@ -129,12 +146,14 @@ fn nvme(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
     Ok(DeviceKind::Nvme { size, queues, image })
 }
 
-fn probe(options: &[(&str, &str)]) -> Result<DeviceKind, SpecError> {
+fn probe(options: &[(&str, &OsStr)]) -> Result<DeviceKind, SpecError> {
     let mut vectors = 32;
     for &(option, value) in options {
         match option {
             "vectors" if value == "0" => vectors = 0,
-            "vectors" => vectors = parse_count("vectors", value, 256, "0 to 256")?,
+            "vectors" => {
+                vectors = parse_count("vectors", &value.to_string_lossy(), 256, "0 to 256")?;
+            }
             other => {
                 return Err(SpecError::Option { kind: "probe", option: other.to_owned() });
             }
@@ -173,12 +192,21 @@ fn parse_size(value: &str) -> Result<u64, SpecError> {
 mod tests {
     use super::*;
 
+    fn read(text: &(impl AsRef<OsStr> + ?Sized)) -> Result<DeviceSpec, SpecError> {
+        text.as_ref().try_into()
+    }
+
     #[test]
     fn descriptions_are_read() {
-        let spec: DeviceSpec = "01:00.0=nvme,size=64M,queues=4,image=/x".parse().unwrap();
+        let spec = read("01:00.0=nvme,size=64M,queues=4,image=/x").unwrap();
         let kind = DeviceKind::Nvme { size: 64 << 20, queues: 4, image: Some("/x".into()) };
         assert_eq!(spec, DeviceSpec { address: "01:00.0".parse().unwrap(), kind });
-        let spec: DeviceSpec = "02:00.1=probe".parse().unwrap();
+        let path = OsStr::from_bytes(b"/\xff=\xfe");
+        let mut text = std::ffi::OsString::from("01:00.0=nvme,image=");
+        text.push(path);
+        let DeviceKind::Nvme { image, .. } = read(&text).unwrap().kind else { panic!("no NVMe") };
+        assert_eq!(image.as_deref(), Some(std::path::Path::new(path)));
+        let spec = read("02:00.1=probe").unwrap();
         assert_eq!(spec.kind, DeviceKind::Probe { vectors: 32 });
     }
 
@@ -193,7 +221,7 @@ mod tests {
             ("01:00.0=nvme,queues=0", "queues"),
             ("01:00.0=probe,queues=1", "no option 'queues'"),
         ] {
-            let error = text.parse::<DeviceSpec>().unwrap_err().to_string();
+            let error = read(text).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");
         }
     }

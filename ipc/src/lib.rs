@@ -40,3 +40,8 @@ pub use shm::SharedMemory;
 pub use sys::{MemoryEntry, MemoryInbox, MemoryPort};
 pub use tube::{Tube, TubeError};
 pub use window::{Access, Window, WindowError};
+
+/// The example of README.md is tried like one of these pages.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,17 +1,21 @@
 //! Windows: checked volatile access to memory that another process changes at any moment.
 //!
-//! There is never a Rust reference into a window. Every access names an offset and a width, both
-//! are checked, and each scalar is one load or one store of its width (P5, P7.5). Mappings are
-//! readable and perhaps writable, never executable (P7.6).
+//! Every access names an offset and a width, both are checked, and each scalar is one load or one
+//! store of its width (P5, P7.5). Mappings are readable and perhaps writable, never executable
+//! (P7.6).
+//!
+//! No reference to plain data in a window is ever formed, since the compiler may assume that such
+//! data does not change. The only references are to atomics, in `atomic`.
 #![expect(unsafe_code, reason = "raw access to mapped memory is this file's purpose")]
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::SharedMemory;
+
+mod atomic;
 
 /// What a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,14 @@ pub enum WindowError {
         offset: u64,
         /// Bytes asked for.
         width: u64,
+    },
+    /// Memory mapped by somebody else begins where no window can.
+    #[error("Memory at {address:#x} is not aligned to {alignment} bytes and cannot be a window")]
+    Base {
+        /// Where it begins.
+        address: usize,
+        /// What the address must be a multiple of.
+        alignment: usize,
     },
     /// Widths are 1, 2, 4 and 8.
     #[error("Access width {0} is not 1, 2, 4 or 8")]
@@ -80,6 +92,7 @@ impl Scalar for u64 {}
 /// A mapping of shared memory. Unmapped on drop.
 #[derive(Debug)]
 pub struct Window {
+    /// Aligned to [`Window::ALIGNMENT`].
     base: NonNull<u8>,
     length: usize,
     access: Access,
@@ -100,10 +113,14 @@ impl std::fmt::Debug for dyn Owner {
 // SAFETY: the window owns its mapping, which stays valid wherever the value moves.
 unsafe impl Send for Window {}
 // SAFETY: all access through `&self` is volatile or atomic on memory that is shared with other
-// processes anyway; no reference to its content is ever formed.
+// processes anyway; the only references formed to its content are to atomics.
 unsafe impl Sync for Window {}
 
 impl Window {
+    /// What every window's base is a multiple of: the widest scalar, so that whether an access is
+    /// aligned is a property of its offset.
+    pub const ALIGNMENT: usize = 8;
+
     /// Maps `length` bytes of `fd` from `offset`. Use [`crate::SharedMemory::map`], which checks
     /// the range against the size.
     pub(crate) fn map(
@@ -126,19 +143,27 @@ impl Window {
             .map_err(|source| WindowError::Map { offset, length: length as u64, source })
     }
 
-    /// Memory that somebody else mapped, and unmaps when `owner` is dropped.
+    /// Memory that somebody else mapped, and unmaps when `owner` is dropped. It need not begin at a
+    /// page: a BAR smaller than one begins where the device's resource does.
+    ///
+    /// # Errors
+    /// [`WindowError::Base`] unless it begins at a multiple of [`Window::ALIGNMENT`]; `owner` is
+    /// then dropped, and the memory with it.
     ///
     /// # Safety
     /// From `base` on `length` bytes are mapped with `access` for as long as `owner` lives, and
-    /// nobody forms a reference into them.
-    #[must_use]
+    /// nobody forms a reference into them other than to an atomic.
     pub unsafe fn foreign(
         base: NonNull<u8>,
         length: usize,
         access: Access,
         owner: Box<dyn Owner>,
-    ) -> Self {
-        Self { base, length, access, owner: Some(owner) }
+    ) -> Result<Self, WindowError> {
+        let (address, alignment) = (base.as_ptr() as usize, Self::ALIGNMENT);
+        if !address.is_multiple_of(alignment) {
+            return Err(WindowError::Base { address, alignment });
+        }
+        Ok(Self { base, length, access, owner: Some(owner) })
     }
 
     /// Length in bytes.
@@ -224,7 +249,7 @@ impl Window {
     fn scalar_at<T: Scalar>(&self, offset: u64) -> Result<*mut T, WindowError> {
         let width = size_of::<T>();
         let pointer = self.at(offset, width)?;
-        // The base is page aligned, so alignment is a property of the offset.
+        // The base is aligned for every scalar, so alignment is a property of the offset.
         if !offset.is_multiple_of(width as u64) {
             return Err(WindowError::Misaligned { offset, width: width as u64 });
         }
@@ -350,76 +375,6 @@ impl Window {
         }
         Ok(())
     }
-
-    fn atomic_u64(&self, offset: u64) -> Result<*const AtomicU64, WindowError> {
-        self.writable()?;
-        self.scalar_at::<u64>(offset).map(|pointer| pointer.cast_const().cast())
-    }
-
-    /// Atomically replaces a word and returns the old one.
-    ///
-    /// # Errors
-    /// As [`Window::write`].
-    pub fn swap_u64(&self, offset: u64, value: u64) -> Result<u64, WindowError> {
-        let word = self.atomic_u64(offset)?;
-        // SAFETY: range and alignment are checked; the window keeps the memory mapped for this
-        // call; AtomicU64 allows the other side's concurrent changes.
-        Ok(unsafe { &*word }.swap(value, Ordering::AcqRel))
-    }
-
-    /// Atomically sets bits and returns the old word.
-    ///
-    /// # Errors
-    /// As [`Window::write`].
-    pub fn set_bits_u64(&self, offset: u64, bits: u64) -> Result<u64, WindowError> {
-        let word = self.atomic_u64(offset)?;
-        // SAFETY: as in `swap_u64`.
-        Ok(unsafe { &*word }.fetch_or(bits, Ordering::AcqRel))
-    }
-
-    /// Atomic load that sees what was stored before the value it returns.
-    ///
-    /// # Errors
-    /// As [`Window::write`]: atomics are for windows that both sides write.
-    pub fn load_u64(&self, offset: u64) -> Result<u64, WindowError> {
-        let word = self.atomic_u64(offset)?;
-        // SAFETY: as in `swap_u64`.
-        Ok(unsafe { &*word }.load(Ordering::Acquire))
-    }
-
-    /// Atomic store that publishes everything stored before it.
-    ///
-    /// # Errors
-    /// As [`Window::write`].
-    pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), WindowError> {
-        let word = self.atomic_u64(offset)?;
-        // SAFETY: as in `swap_u64`.
-        unsafe { &*word }.store(value, Ordering::Release);
-        Ok(())
-    }
-
-    /// Atomic 32-bit store that publishes everything stored before it: a doorbell.
-    ///
-    /// # Errors
-    /// As [`Window::write`].
-    pub fn store_u32(&self, offset: u64, value: u32) -> Result<(), WindowError> {
-        self.writable()?;
-        let word: *const AtomicU32 = self.scalar_at::<u32>(offset)?.cast_const().cast();
-        // SAFETY: as in `swap_u64`.
-        unsafe { &*word }.store(value, Ordering::Release);
-        Ok(())
-    }
-
-    /// Atomic 32-bit load that sees what was stored before the value it returns.
-    ///
-    /// # Errors
-    /// As [`Window::write`].
-    pub fn load_u32(&self, offset: u64) -> Result<u32, WindowError> {
-        self.writable()?;
-        let word: *const AtomicU32 = self.scalar_at::<u32>(offset)?.cast_const().cast();
-        // SAFETY: as in `swap_u64`.
-        Ok(unsafe { &*word }.load(Ordering::Acquire))
-    }
 }
 
 /// Never executable (P7.6).
@@ -446,95 +401,4 @@ impl Drop for Window {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn window() -> Window {
-        SharedMemory::create("test", 4096).unwrap().map_all(Access::ReadWrite).unwrap()
-    }
-
-    #[test]
-    fn accesses_past_the_end_or_wrapping_are_refused() {
-        let window = window();
-        for offset in [4089, 4096, u64::MAX - 3, u64::MAX] {
-            let error = window.read::<u64>(offset).unwrap_err();
-            assert!(matches!(error, WindowError::OutOfRange { .. }), "{offset:#x}: {error}");
-        }
-        assert!(matches!(window.read::<u32>(2), Err(WindowError::Misaligned { .. })));
-        assert!(matches!(window.read_width(0, 3), Err(WindowError::Width(3))));
-    }
-
-    #[test]
-    fn a_read_only_window_refuses_stores() {
-        let memory = SharedMemory::create("test", 4096).unwrap();
-        let window = memory.map_all(Access::ReadOnly).unwrap();
-        assert!(matches!(window.write(0, 1u8), Err(WindowError::ReadOnly)));
-        assert!(matches!(window.copy_in(0, &[1]), Err(WindowError::ReadOnly)));
-        assert!(matches!(window.swap_u64(0, 1), Err(WindowError::ReadOnly)));
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn p7_6_a_window_is_never_executable() {
-        let memory = SharedMemory::create("p7-6-window", 4096).unwrap();
-        let _windows =
-            [Access::ReadOnly, Access::ReadWrite].map(|access| memory.map_all(access).unwrap());
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let ours: Vec<&str> = maps.lines().filter(|map| map.contains("p7-6-window")).collect();
-        let protection = |map: &str| map.split_whitespace().nth(1).map(str::to_owned);
-        let mut found: Vec<_> = ours.into_iter().filter_map(protection).collect();
-        found.sort();
-        assert_eq!(found, ["r--s", "rw-s"]);
-    }
-
-    #[test]
-    fn two_mappings_see_each_other() {
-        let memory = SharedMemory::create("test", 4096).unwrap();
-        let a = memory.map_all(Access::ReadWrite).unwrap();
-        let b = memory.map_all(Access::ReadWrite).unwrap();
-        a.set_bits_u64(8, 0b1010).unwrap();
-        assert_eq!(b.swap_u64(8, 0).unwrap(), 0b1010);
-        assert_eq!(a.read_width(8, 8).unwrap(), 0);
-    }
-
-    #[test]
-    fn other_memory_comes_under_the_same_addresses() {
-        let memory = |value: u8, size| {
-            let memory = SharedMemory::create("test", size).unwrap();
-            let filled = memory.map_all(Access::ReadWrite).unwrap();
-            filled.copy_in(0, &vec![value; filled.length()]).unwrap();
-            memory
-        };
-        let first = memory(1, 0x10000);
-        let window = first.map_all(Access::ReadWrite).unwrap();
-        let address = window.address();
-        let ones = memory(0xff, 0x4000);
-        window.replace_with_copies(&ones).unwrap();
-        assert_eq!(window.read::<u64>(0xfff8).unwrap(), u64::MAX);
-        window.write(0xc000, 0u32).unwrap();
-        let untouched = [&ones, &first].map(|memory| memory.map_all(Access::ReadOnly).unwrap());
-        assert_eq!(untouched[0].read::<u32>(0).unwrap(), u32::MAX);
-        assert_eq!(untouched[1].read::<u32>(0xc000).unwrap(), 0x0101_0101);
-        let second = memory(2, 0x14000);
-        window.replace(&second, 0x4000).unwrap();
-        assert_eq!((window.read::<u8>(0xffff).unwrap(), window.address()), (2, address));
-        assert!(matches!(window.replace(&second, 0x8000), Err(WindowError::OutOfRange { .. })));
-        assert_eq!(window.read::<u8>(0).unwrap(), 2);
-    }
-
-    proptest! {
-        #[test]
-        fn copies_are_exact_at_any_offset(offset in 0u64..64, data in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let window = window();
-            window.copy_in(offset, &data).unwrap();
-            let mut back = vec![0; data.len()];
-            window.copy_out(offset, &mut back).unwrap();
-            prop_assert_eq!(&back, &data);
-            if offset > 0 {
-                prop_assert_eq!(window.read::<u8>(offset - 1).unwrap(), 0);
-            }
-            prop_assert_eq!(window.read::<u8>(offset + data.len() as u64).unwrap(), 0);
-        }
-    }
-}
+mod tests;

@@ -4,11 +4,12 @@
 //! [`seatbelt`] on macOS). [`confine`] applies every layer to the calling process, in this order, and reports what really holds:
 //!
 //! 1. the descriptors that are open are the expected ones;
-//! 2. user and pid namespaces, which the spawning VMM side made, are there;
+//! 2. user and pid namespaces, which the spawning VMM side made, are there, and a control group of
+//!    its own where it could make one;
 //! 3. mount, network, ipc and uts namespaces;
 //! 4. an empty, read-only root directory;
 //! 5. no capabilities, not even in the bounding set; no new privileges; not dumpable;
-//! 6. resource limits; death with the parent;
+//! 6. resource limits, a budget of addresses; death with the parent;
 //! 7. Landlock: nothing of the file system, no network, no signals or sockets outside;
 //! 8. seccomp: the allow-list, anything else kills the process.
 //!
@@ -27,7 +28,7 @@ mod sys;
 
 #[cfg(target_os = "macos")]
 pub use sys::allows;
-pub use sys::confine;
+pub use sys::{confine, machine_memory};
 
 /// Whose policy applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,9 +55,10 @@ pub enum Mode {
 pub enum State {
     /// In force, with what there is to say of it.
     Enforced(String),
-    /// In force as far as the kernel knows it; says what is lacking.
+    /// In force as far as the kernel knows it, or as whoever started the process could make it; says
+    /// what is lacking.
     Partial(String),
-    /// Not in force; says why.
+    /// Not in force; says why, and what helps.
     Missing(String),
 }
 
@@ -73,14 +75,11 @@ pub struct Report {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
     /// A layer is missing in strict mode.
-    #[error(
-        "Sandbox layer '{layer}' is missing: {why} \
-         (--sandbox=relaxed starts without it and says so)"
-    )]
+    #[error("Sandbox layer '{layer}' is missing: {why}, or start without it by --sandbox=relaxed")]
     Missing {
         /// Which.
         layer: &'static str,
-        /// Why.
+        /// Why, and what helps.
         why: String,
     },
 }

@@ -1,6 +1,6 @@
 //! A vfio-user client that says exactly what it is told to, and a served function to say it to.
 
-use std::io::{IoSlice, IoSliceMut, Read as _};
+use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -131,14 +131,14 @@ impl Served {
     /// A client that has negotiated.
     #[must_use]
     pub fn client(&self) -> Client {
-        Client::of(&self.path)
+        Client::negotiated(&self.path)
     }
 
     /// Waits until the server logs something that `wanted` picks.
     ///
     /// # Panics
     /// When it does not within ten seconds.
-    pub fn until(&self, wanted: impl Fn(&Event) -> bool) {
+    pub fn until(&self, mut wanted: impl FnMut(&Event) -> bool) {
         let events = self.events.lock().unwrap();
         while !wanted(&events.recv_timeout(Duration::from_secs(10)).unwrap()) {}
     }
@@ -162,7 +162,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// One that has said nothing yet.
+    /// A client of whoever listens at `path`, that has said nothing yet.
     ///
     /// # Panics
     /// When nobody listens.
@@ -173,11 +173,30 @@ impl Client {
         Self { stream, next: 1 }
     }
 
-    /// One that has negotiated.
+    /// [`Client::connect`], and negotiated. Tries again while the client before it is still taken
+    /// leave of, since a server sends away whoever comes meanwhile.
+    ///
+    /// # Panics
+    /// When nobody listens, or the server goes on sending it away.
     #[must_use]
-    pub fn of(path: &Path) -> Self {
-        let mut client = Self::connect(path);
-        client.ok(command::VERSION, b"\0\0\0\0{\"capabilities\":{}}\0");
+    pub fn negotiated(path: &Path) -> Self {
+        const VERSION: &[u8] = b"\0\0\0\0{\"capabilities\":{}}\0";
+        let mut client = None;
+        let negotiated = crate::eventually(|| {
+            let mut next = Self::connect(path);
+            let size = u32::try_from(HEADER + VERSION.len()).unwrap();
+            let header =
+                Header { id: 0, command: command::VERSION, size, flags: flag::COMMAND, error: 0 };
+            let message = [&header.to_bytes()[..], VERSION].concat();
+            let welcome = next.stream.write_all(&message).is_ok()
+                && rustix::net::recv(&next.stream, &mut [0; 1], RecvFlags::PEEK)
+                    .is_ok_and(|(came, _)| came == 1);
+            client = welcome.then_some(next);
+            welcome
+        });
+        assert!(negotiated, "the server at {} takes nobody", path.display());
+        let mut client = client.unwrap();
+        assert_eq!(client.receive().1.error, 0);
         client
     }
 

@@ -4,10 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use cordon_tests::{Simulator, address, announce, eventually};
-use device_proc::dext::sim::SimulatedRegistry;
-use device_proc::dext::{
-    Behind, CallError, DextError, Mapped, Registry as _, UserClient, open_function,
-};
+use dext_client::sim::SimulatedRegistry;
+use dext_client::{Behind, CallError, DextError, Mapped, Registry as _, UserClient, open_function};
 use ipc::wire::dext::{ENABLED_WORDS, IoReturn, memory, selector};
 use ipc::{Access, Deadline, SharedMemory, Window};
 use std::time::Duration;

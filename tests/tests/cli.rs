@@ -6,6 +6,7 @@ use std::process::Command;
 
 use cordon_tests::{Simulator, Vmm, config, program};
 use cordon_vmm::DmaMode;
+use ipc::wire::dext::selector;
 use serde_json::Value;
 
 /// Exit status, standard output, standard error.
@@ -165,7 +166,7 @@ fn devices_lists_what_there_is_and_who_has_it() {
 fn inspect_shows_a_free_function_whole_and_leaves_nothing() {
     let simulator = Simulator::usual();
     let dext = format!("--dext={}", simulator.endpoint());
-    let (code, text, errors) = cordon(&["inspect", "01:00.1", &dext, "--json"]);
+    let (code, text, errors) = cordon(&["inspect", "01:00.1", &dext, "--attach", "--json"]);
     assert_eq!(code, 0, "{errors}");
     let one: Value = serde_json::from_str(&text).unwrap();
     let names: Vec<&str> = one["config"]["capabilities"]
@@ -183,6 +184,24 @@ fn inspect_shows_a_free_function_whole_and_leaves_nothing() {
         let layers = process["sandbox"]["layers"].as_array().unwrap();
         assert!(layers.iter().all(|layer| layer["state"] != "MISSING"), "{layers:?}");
     }
+    simulator.assert_released("01:00.1");
+}
+
+#[test]
+fn inspect_looks_without_a_claim_unless_it_is_asked_to_attach() {
+    let simulator = Simulator::usual();
+    let dext = format!("--dext={}", simulator.endpoint());
+    // A claim would fail, and be seen to.
+    simulator.fault(&format!("fail:selector={},nth=1,code=0xe00002bd", selector::CLAIM));
+    let (code, text, errors) = cordon(&["inspect", "01:00.1", &dext]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(text.contains("Free (--attach shows") && text.contains("MSI-X"), "{text}");
+    let (_, text, _) = cordon(&["inspect", "01:00.1", &dext, "--json"]);
+    let one: Value = serde_json::from_str(&text).unwrap();
+    assert!(one["attached"].is_null() && one["claimed_by"].is_null(), "{one}");
+    assert_eq!(simulator.fired(), [0]);
+    refused("cordon", &["inspect", "01:00.1", &dext, "--attach"], 1, &["Claim", "01:00.1"]);
+    assert_eq!(simulator.fired(), [1]);
     simulator.assert_released("01:00.1");
 }
 

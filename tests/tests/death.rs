@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cordon_tests::{Simulator, Vmm, config, eventually, is_running, program, signal};
+use cordon_tests::{Simulator, Vmm, children, config, eventually, is_running, program, signal};
 use cordon_vmm::child::{Cause, ExitStatus};
 use cordon_vmm::{DmaMode, ErrorKind, Function, HostConfig, PassthroughDevice as _};
 use rustix::process::Signal;
@@ -141,15 +141,4 @@ fn a_vmm_that_is_killed_leaves_nothing_within_a_second() {
     };
     assert!(eventually(gone));
     assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
-}
-
-/// Children of every thread of a process.
-fn children(pid: u32) -> Vec<u32> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let lists =
-        tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
-    let pids = lists.flat_map(|list| {
-        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
-    });
-    pids.collect()
 }

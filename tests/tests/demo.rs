@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -127,6 +128,51 @@ fn nor_does_one_of_stops_hangs_and_nonsense_with_a_plan() {
     assert_eq!(fired, [true, true, false]);
 }
 
+/// Every fault plan that the documentation shows, with the file that shows it.
+fn documented_plans() -> Vec<(&'static str, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut plans = Vec::new();
+    for file in ["README.md", "ARCHITECTURE.md", "vmm-side/src/faults/mod.rs"] {
+        let text = std::fs::read_to_string(root.join(file)).unwrap();
+        let plain: Vec<&str> =
+            text.lines().map(|line| line.strip_prefix("//!").unwrap_or(line)).collect();
+        let plain = plain.join("\n");
+        let blocks = plain.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+        plans.extend(
+            blocks
+                .filter(|block| block.contains("\"faults\""))
+                .map(|block| (file, block.to_owned())),
+        );
+    }
+    plans
+}
+
+#[test]
+fn every_plan_and_fault_that_the_documentation_shows_runs_and_fires() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("plan.json");
+    let plans = documented_plans();
+    let files: Vec<&str> = plans.iter().map(|(file, _)| *file).collect();
+    assert!(
+        ["ARCHITECTURE.md", "vmm-side/src/faults/mod.rs"].iter().all(|one| files.contains(one))
+    );
+    for (file, plan) in plans {
+        std::fs::write(&path, &plan).unwrap();
+        let lines = torture(20, &["--plan", path.to_str().unwrap()]);
+        let reports: Vec<&Value> = lines.iter().filter_map(|line| line.get("fault")).collect();
+        let planned: Value = serde_json::from_str(&plan).unwrap();
+        assert_eq!(reports.len(), planned["faults"].as_array().unwrap().len(), "{file}");
+        assert!(reports.iter().all(|report| !report["fired"].is_null()), "{file}: {reports:?}");
+    }
+    let help = Command::new(program("cordon")).args(["torture", "--help"]).output().unwrap();
+    let help =
+        String::from_utf8(help.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let fault = help.split("A fault, as ").nth(1).unwrap().split(';').next().unwrap();
+    let lines = torture(20, &["--fault", fault]);
+    let report = lines.iter().find_map(|line| line.get("fault")).unwrap();
+    assert!(!report["fired"].is_null(), "{fault}: {report}");
+}
+
 #[test]
 fn plans_that_cannot_be_are_named() {
     let directory = tempfile::tempdir().unwrap();
@@ -140,6 +186,15 @@ fn plans_that_cannot_be_are_named() {
             "no request Fly",
         ),
         (r#"{"faults":[{"process":"connection","when":"before","what":"kill"}]}"#, "survives"),
+        (
+            r#"{"faults":[{"process":"connection","when":"before","what":{"delay":600}}]}"#,
+            "longer than 600 ms",
+        ),
+        (
+            r#"{"faults":[{"process":"function","when":"after","what":{"selector":{"selector":8,
+               "code":1}}}]}"#,
+            "an I/O error",
+        ),
     ] {
         std::fs::write(&plan, text).unwrap();
         let output = Command::new(program("cordon"))

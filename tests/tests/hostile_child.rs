@@ -13,7 +13,7 @@ type Child = Supervisor<FunctionProtocol>;
 
 fn start(behaviour: &str) -> Result<Child, Arc<Death>> {
     let mut spec = Spec::new(program("hostile-child"), "01:00.0");
-    spec.arguments.push(format!("--behave={behaviour}"));
+    spec.arguments.push(format!("--behave={behaviour}").into());
     spec.deadlines.start = Duration::from_secs(2);
     // Whoever is to be answered while it floods has longer.
     let call = if behaviour == "chatter" { 3000 } else { 400 };

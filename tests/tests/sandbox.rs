@@ -3,21 +3,25 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::process::Command;
 
 use cordon_cli::selftest::{self, Outcome};
 use cordon_tests::{Simulator, Vmm, address, announce, bin_dir, config, program};
+use cordon_vmm::container::GuestRegion;
 use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::{DmaMode, PassthroughDevice as _};
-use ipc::Event;
 use ipc::wire::function::InterruptIndex;
+use ipc::wire::sandbox::LayerState;
+use ipc::{Event, SharedMemory};
 
 #[test]
 fn at_least_25_forbidden_things_are_refused_in_each_role() {
     let simulator = Simulator::usual();
     let config = config(&simulator);
     let probe = program("sandbox-probe");
-    let attempts = selftest::run(&config, &probe, address("01:00.0"), |_| {}).unwrap();
+    let attempts =
+        selftest::run(&config, &probe, address("01:00.0"), |_| ControlFlow::Continue(())).unwrap();
     for role in ["function", "connection"] {
         let of_role: Vec<_> = attempts.iter().filter(|attempt| attempt.role == role).collect();
         let holes: Vec<_> = of_role.iter().filter(|attempt| !attempt.outcome.held()).collect();
@@ -25,8 +29,16 @@ fn at_least_25_forbidden_things_are_refused_in_each_role() {
         announce(&format!("sandbox: {} things tried as {role}, all refused", of_role.len()));
         assert!(of_role.len() >= 25);
     }
-    let killed = attempts.iter().filter(|one| one.outcome == Outcome::Killed).count();
-    assert!(killed + 1 >= attempts.len(), "the filter's answer is death, not an error");
+    // The filter's answer is death, not an error. A limit's is an error, and a descriptor that nobody
+    // asked for is the receiver's to see.
+    for attempt in &attempts {
+        let expected = match attempt.name.as_str() {
+            name if name.starts_with("too-m") => Outcome::Refused,
+            "send-descriptor" if attempt.role == "connection" => Outcome::EndedByReceiver,
+            _ => Outcome::Killed,
+        };
+        assert_eq!(attempt.outcome, expected, "{} as {}", attempt.name, attempt.role);
+    }
     simulator.assert_released("01:00.0");
 }
 
@@ -57,6 +69,22 @@ fn the_attempts_work_where_nothing_confines_them() {
         "host-name",
         "become-dumpable",
         "other-architecture",
+        "map-shared-anonymous",
+        "map-growing-down",
+        "map-at-an-address",
+        "map-over-itself",
+        "map-without-reserve",
+        "map-populated",
+        "map-no-access",
+        "map-a-private-copy",
+        "map-shared-and-populated",
+        "remap-to-an-address",
+        "remap-and-keep",
+        "remap-a-second-time",
+        "too-much-private-memory",
+        "too-much-heap",
+        "too-much-guest-memory",
+        "too-many-page-tables",
     ] {
         assert_eq!(unconfined(attempt), Some(SUCCEEDED), "{attempt}");
     }
@@ -176,7 +204,7 @@ fn a_missing_layer_stops_a_strict_start_and_is_reported_by_a_relaxed_one() {
     let (ok, text) = without_namespaces(&format!("devices --dext {dext}"));
     assert!(!ok, "{text}");
     assert!(text.contains("namespace") && text.contains("--sandbox=relaxed"), "{text}");
-    let relaxed = format!("inspect 01:00.0 --dext {dext} --sandbox relaxed");
+    let relaxed = format!("inspect 01:00.0 --attach --dext {dext} --sandbox relaxed");
     let (ok, text) = without_namespaces(&relaxed);
     assert!(ok, "{text}");
     assert!(text.contains("MISSING: pid namespace"), "{text}");
@@ -191,9 +219,102 @@ fn what_is_enforced_travels_up() {
     let probe = vmm.attach("01:00.1");
     for report in [probe.sandbox(), probe.connection().sandbox()] {
         let names: Vec<&str> = report.layers.iter().map(|layer| layer.name.as_str()).collect();
-        for layer in ["user namespace", "pid namespace", "empty root", "landlock", "seccomp"] {
+        for layer in [
+            "user namespace",
+            "pid namespace",
+            "empty root",
+            "address space",
+            "landlock",
+            "seccomp",
+        ] {
             assert!(names.contains(&layer), "{names:?}");
         }
     }
     assert!(probe.sandbox().syscalls <= 24);
+}
+
+#[test]
+fn limits_are_set_for_good_and_a_function_process_has_no_room_for_guest_memory() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let limits = |pid: u32| -> BTreeMap<String, [u64; 2]> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let number = |field: &str| field.trim().parse().unwrap_or(u64::MAX);
+        // Columns of a fixed width: name, soft, hard.
+        let line = |line: &str| {
+            (line[..26].trim().to_owned(), [number(&line[26..47]), number(&line[47..68])])
+        };
+        text.lines().skip(1).map(line).collect()
+    };
+    let (function, connection) = (limits(probe.pid()), limits(probe.connection().pid()));
+    for (name, most) in [("Max data size", 32 << 20), ("Max stack size", 8 << 20)] {
+        assert_eq!(function[name], [most; 2], "{name}");
+    }
+    for name in ["Max processes", "Max file size", "Max locked memory", "Max core file size"] {
+        assert_eq!((function[name], connection[name]), ([0; 2], [0; 2]), "{name}");
+    }
+    // What it had when it confined itself, BARs included, and 40 MiB; a few for what there was.
+    let [soft, hard] = function["Max address space"];
+    assert!(soft == hard && hard > 40 << 20 && hard < 64 << 20, "{soft} {hard}");
+    // A connection process maps guest memory, of which there may be as much as the machine has.
+    let [soft, hard] = connection["Max address space"];
+    assert!(soft == hard && hard > 1 << 30 && hard < u64::MAX, "{soft} {hard}");
+}
+
+#[test]
+fn guest_memory_over_the_budget_is_refused_and_hurts_nobody() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let simulator = Simulator::usual();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("device-proc");
+    let script = format!(
+        "#!/bin/sh\nif [ $1 = connection ]; then set -- \"$@\" --guest-memory=8388608; fi\nexec {} \"$@\"",
+        program("device-proc").display()
+    );
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut config = config(&simulator);
+    config.device_proc = path;
+    let vmm = Vmm::new(config, DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let plug = |size| {
+        let memory = SharedMemory::create("plugged", size).unwrap();
+        let region = GuestRegion { iova: 0x1_0000_0000, size, memory: memory.into(), offset: 0, writable: true };
+        vmm.container.map(region)
+    };
+    let refused = plug(1 << 30).unwrap_err().to_string();
+    assert!(refused.contains("more than this process was started for"), "{refused}");
+    // The same process takes what it was started for, and the device goes on.
+    let before = probe.connection().pid();
+    plug(1 << 20).unwrap();
+    probe.config_read(0, &mut [0; 4]).unwrap();
+    assert_eq!(probe.connection().pid(), before);
+}
+
+#[test]
+fn a_control_group_is_reported_as_it_is_and_not_left() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let report = probe.sandbox();
+    let layer = report.layers.iter().find(|layer| layer.name == "control group").unwrap();
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", probe.pid())).unwrap();
+    let own = groups.lines().find(|line| line.starts_with("0::") && line.contains("/cordon-"));
+    // Whether one can be made is the machine's to say; what is said of it must be so.
+    match &layer.state {
+        LayerState::Enforced(said) => {
+            assert!(said.starts_with("256 MiB") && said.ends_with("1 process"), "{said}");
+            assert!(own.is_some(), "{groups}");
+        }
+        LayerState::Partial(_) => assert_eq!(own, None, "{groups}"),
+        LayerState::Missing(why) => panic!("it is not required: {why}"),
+    }
+    announce(&format!("sandbox: control group: {:?}", layer.state));
+    let path = own.and_then(|own| own.strip_prefix("0::")).map(str::to_owned);
+    drop(probe);
+    drop(vmm);
+    if let Some(path) = path {
+        assert!(!std::path::Path::new("/sys/fs/cgroup").join(&path[1..]).exists(), "{path}");
+    }
 }

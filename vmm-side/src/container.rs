@@ -107,6 +107,20 @@ impl State {
 
 /// Guest memory and the functions that reach it.
 ///
+/// ```
+/// use cordon_vmm::{Container, DmaMode, GuestRegion, SharedMemory};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let container = Container::new(DmaMode::Direct);
+/// let memory = SharedMemory::create("guest-ram", 64 << 20)?;
+/// container.map(GuestRegion { iova: 1 << 31, size: 64 << 20, memory, offset: 0, writable: true })?;
+/// assert_eq!(container.usage(), (1, 64 << 20));
+/// // Whatever is attached with it from here on may reach that memory, and nothing else.
+/// container.unmap(1 << 31, 64 << 20)?;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Its lock is never held while a process is asked: what is under way is written down
 /// ([`Step`]), and whoever needs the same region of the same function waits for that alone.
 pub struct Container {

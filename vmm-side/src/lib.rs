@@ -24,6 +24,21 @@
 //! that serves them; one thread for each function and one for each device look after processes and are
 //! on the way of no request. The lines that they log go through `tracing`, and through `log` for a VMM
 //! that uses that.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use cordon_vmm::{Container, DmaMode, Host, HostConfig, PassthroughDevice as _};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let host = Host::new(HostConfig::new("/usr/libexec/device-proc", "iokit"));
+//! let container = Arc::new(Container::new(DmaMode::Companion));
+//! let function = host.attach("01:00.0".parse()?, &container, None)?;
+//! let mut ids = [0; 4];
+//! function.config_read(0, &mut ids)?;
+//! host.detach(&function);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod child;
 pub mod companion;

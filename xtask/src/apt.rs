@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::Result;
+use crate::{Result, process};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -29,13 +29,14 @@ fn check_tools() -> Result {
     for (tool, package) in [("apt-get", "apt"), ("dpkg-deb", "dpkg")] {
         let there = Command::new(tool).arg("--version").stdout(Stdio::null()).status();
         if !there.is_ok_and(|status| status.success()) {
-            return Err(format!("{tool} is needed to fetch packages (package {package}, Debian)"));
+            let why = format!("{tool} is needed to fetch packages (package {package}, Debian)");
+            return Err(why.into());
         }
     }
     if Path::new(KEYRING).is_file() {
         Ok(())
     } else {
-        Err(format!("{KEYRING} is needed (package debian-archive-keyring)"))
+        Err(format!("{KEYRING} is needed (package debian-archive-keyring)").into())
     }
 }
 
@@ -53,7 +54,9 @@ pub(crate) fn mirror(archive: &str) -> Result<String> {
         .iter()
         .filter_map(|file| std::fs::read_to_string(file).ok())
         .find_map(|text| mirror_in(&text, &codename))
-        .ok_or_else(|| format!("no apt source of this machine names a Debian mirror of {codename}"))
+        .ok_or_else(|| {
+            format!("no apt source of this machine names a Debian mirror of {codename}").into()
+        })
 }
 
 /// A mirror of `codename` in a sources file of either form.
@@ -135,38 +138,39 @@ impl Apt {
 
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let said = format!("{program} {}", arguments.join(" "));
-        let output = self.command(program, arguments).output();
-        let output = output.map_err(|error| format!("{said}: {error}"))?;
+        let output = process::output(&said, &mut self.command(program, arguments))?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let errors = String::from_utf8_lossy(&output.stderr);
-        Err(format!("{said}: {}: {}", output.status, errors.trim()))
+        Err(format!("{said}: {}: {}", output.status, errors.trim()).into())
     }
 
     /// Unpacks every package that was fetched, and throws the packages away.
     pub(crate) fn unpack(self, into: &Path) -> Result {
         let archives = self.folder.join("cache/archives");
-        let entries = std::fs::read_dir(&archives).map_err(|error| error.to_string())?;
+        let entries = std::fs::read_dir(&archives)?;
         for entry in entries.flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|extension| extension == "deb") {
-                let unpacked = Command::new("dpkg-deb").arg("-x").arg(&path).arg(into).status();
-                if !unpacked.is_ok_and(|status| status.success()) {
-                    return Err(format!("{} cannot be unpacked", path.display()));
+                let mut unpack = Command::new("dpkg-deb");
+                unpack.arg("-x").arg(&path).arg(into);
+                if !process::status("dpkg-deb", &mut unpack)?.success() {
+                    return Err(format!("{} cannot be unpacked", path.display()).into());
                 }
             }
         }
-        std::fs::remove_dir_all(&self.folder).map_err(|error| error.to_string())
+        Ok(std::fs::remove_dir_all(&self.folder)?)
     }
 }
 
 pub(crate) fn write(path: &Path, text: &str) -> Result {
-    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+    Ok(std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?)
 }
 
 pub(crate) fn make(folder: &Path) -> Result {
-    std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))
+    let made = std::fs::create_dir_all(folder);
+    Ok(made.map_err(|error| format!("{}: {error}", folder.display()))?)
 }
 
 #[cfg(test)]

@@ -5,10 +5,14 @@
 //! and unpacked; nothing is installed, and no root is needed. The mirror is the one that the
 //! machine's own apt sources name. Debian 13's backports have the QEMU that knows vfio-user.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use console::say;
+
 use crate::apt::{self, Apt, Bundle, make, write};
+use crate::process::{self, Running};
 use crate::{Result, cargo, target};
 
 /// What was prepared.
@@ -26,7 +30,7 @@ const SYSTEM: Bundle = Bundle { name: "system", suites: &["bookworm"], prefer: "
 /// Prepares everything that is not there yet.
 pub(crate) fn prepare() -> Result<Prepared> {
     if std::env::consts::ARCH != "x86_64" {
-        return Err("the guest suites need an x86-64 host: the guest is one".to_owned());
+        return Err("the guest suites need an x86-64 host: the guest is one".into());
     }
     let folder = target().join("guest");
     let stamp = folder.join("stamp");
@@ -34,7 +38,7 @@ pub(crate) fn prepare() -> Result<Prepared> {
         initramfs(&folder)?;
         return Ok(Prepared { folder });
     }
-    println!("preparing QEMU and a guest in {} (once)", folder.display());
+    say!("preparing QEMU and a guest in {} (once)", folder.display())?;
     let mirror = apt::mirror("")?;
     let _ = std::fs::remove_dir_all(&folder);
     qemu(&folder, &mirror)?;
@@ -72,7 +76,7 @@ fn system(folder: &Path, mirror: &str) -> Result {
     std::fs::copy(kernel, folder.join("vmlinuz")).map_err(|error| error.to_string())?;
     let busybox = into.join("bin/busybox");
     std::fs::copy(busybox, folder.join("busybox")).map_err(|error| error.to_string())?;
-    std::fs::remove_dir_all(&into).map_err(|error| error.to_string())
+    Ok(std::fs::remove_dir_all(&into)?)
 }
 
 /// The agent, linked statically, and busybox.
@@ -85,9 +89,8 @@ fn initramfs(folder: &Path) -> Result {
         .arg("--target-dir")
         .arg(&build)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    let built = command.status().map_err(|error| format!("the guest's agent: {error}"))?;
-    if !built.success() {
-        return Err("the guest's agent cannot be built".to_owned());
+    if !process::status("the guest's agent", &mut command)?.success() {
+        return Err("the guest's agent cannot be built".into());
     }
     let read = |path: PathBuf| std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()));
     let agent = read(build.join(triple).join("release/guest-agent"))?;
@@ -98,7 +101,8 @@ fn initramfs(folder: &Path) -> Result {
     archive.add("init", 0o100_755, &agent);
     archive.add("bin/busybox", 0o100_755, &busybox);
     let path = folder.join("initramfs");
-    std::fs::write(&path, archive.finish()).map_err(|error| format!("{}: {error}", path.display()))
+    let written = std::fs::write(&path, archive.finish());
+    Ok(written.map_err(|error| format!("{}: {error}", path.display()))?)
 }
 
 /// An archive of the form that the kernel unpacks: "newc".
@@ -153,33 +157,67 @@ impl Prepared {
     }
 }
 
-/// Boots a guest with a prompt on this terminal, an NVMe and a probe function in it.
-pub(crate) fn interactive() -> Result {
-    let prepared = prepare()?;
-    let mut build = cargo(&["build", "--release", "--quiet", "--workspace", "--bins"]);
-    if !build.status().is_ok_and(|status| status.success()) {
-        return Err("the programs cannot be built".to_owned());
+/// A folder for the length of a run.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("cordon-guest-{}", std::process::id()));
+        make(&path)?;
+        Ok(Self(path))
     }
-    let programs = target().join("release");
-    let folder = std::env::temp_dir().join(format!("cordon-guest-{}", std::process::id()));
-    make(&folder)?;
-    let socket = |name: &str| folder.join(name).display().to_string();
-    let mut simulator = Command::new(programs.join("dext-sim"))
-        .args(["--socket", &socket("dext"), "--exit-with-stdin"])
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Where the programs are: built, unless `CORDON_BIN_DIR` says where, as for the suites.
+fn programs() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("CORDON_BIN_DIR") {
+        return Ok(folder.into());
+    }
+    let mut build = cargo(&["build", "--release", "--quiet", "--workspace", "--bins"]);
+    if !process::status("cargo build", &mut build)?.success() {
+        return Err("the programs cannot be built".into());
+    }
+    Ok(target().join("release"))
+}
+
+/// Boots a guest with a prompt on this terminal, an NVMe and a probe function in it. Whatever ends
+/// it, nothing is left: what is started is dropped in reverse order, and the folder last.
+pub(crate) fn interactive() -> Result {
+    let prepared = match std::env::var_os("CORDON_GUEST_DIR") {
+        Some(folder) => Prepared { folder: folder.into() },
+        None => prepare()?,
+    };
+    let programs = programs()?;
+    let folder = Folder::new()?;
+    let mut simulator = Command::new(programs.join("dext-sim"));
+    simulator
+        .arg("--socket")
+        .arg(folder.join("dext"))
+        .arg("--exit-with-stdin")
         .args(["--device=01:00.0=nvme,size=256M,queues=4", "--device=01:00.1=probe"])
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("dext-sim: {error}"))?;
-    wait_for(&folder.join("dext"))?;
-    let mut server = Command::new(programs.join("cordon"))
-        .args(["serve", "--dext", &format!("sim:{}", socket("dext"))])
-        .args(["--device", "01:00.0", "--socket", &socket("nvme")])
-        .args(["--device", "01:00.1", "--socket", &socket("probe")])
-        .stdin(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cordon serve: {error}"))?;
-    wait_for(&folder.join("probe"))?;
+        .stdout(Stdio::null());
+    let mut simulator = Running::start("dext-sim", &mut simulator)?;
+    wait_for(&folder.join("dext"), &mut simulator)?;
+    let mut dext = OsString::from("sim:");
+    dext.push(folder.join("dext"));
+    let mut server = Command::new(programs.join("cordon"));
+    server.arg("serve").arg("--dext").arg(dext).stdin(Stdio::null());
+    for (device, name) in [("01:00.0", "nvme"), ("01:00.1", "probe")] {
+        server.args(["--device", device, "--socket"]).arg(folder.join(name));
+    }
+    let mut server = Running::start("cordon serve", &mut server)?;
+    wait_for(&folder.join("probe"), &mut server)?;
     let mut qemu = prepared.qemu();
     qemu.args(["-accel", "tcg", "-M", "q35,memory-backend=ram", "-m", "512M", "-smp", "2"])
         .args(["-object", "memory-backend-memfd,id=ram,size=512M,share=on"])
@@ -190,33 +228,29 @@ pub(crate) fn interactive() -> Result {
         .arg(prepared.folder.join("initramfs"))
         .args(["-append", "console=ttyS0 quiet panic=-1 cordon.test=shell", "-no-reboot"]);
     for name in ["nvme", "probe"] {
-        let path = socket(name);
-        qemu.arg("-device").arg(format!(
-            "{{\"driver\":\"vfio-user-pci\",\"socket\":{{\"type\":\"unix\",\"path\":\"{path}\"}}}}"
-        ));
+        let path = folder.join(name);
+        let path = path.to_str().ok_or("QEMU takes no path that is not text: see TMPDIR")?;
+        let socket = serde_json::json!({ "type": "unix", "path": path });
+        let device = serde_json::json!({ "driver": "vfio-user-pci", "socket": socket });
+        qemu.arg("-device").arg(device.to_string());
     }
-    let booted = qemu.status();
-    for process in [&mut server, &mut simulator] {
-        let _ = Command::new("kill").arg(process.id().to_string()).status();
-        let _ = process.wait();
-    }
-    let _ = std::fs::remove_dir_all(&folder);
-    match booted {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("QEMU: {status}")),
-        Err(error) => Err(format!("QEMU: {error}")),
-    }
+    let status = Running::start_in_foreground("QEMU", &mut qemu)?.wait()?;
+    if status.success() { Ok(()) } else { Err(format!("QEMU: {status}").into()) }
 }
 
 /// Waits until a program has made its socket.
-fn wait_for(path: &Path) -> Result {
+fn wait_for(path: &Path, program: &mut Running) -> Result {
     for _ in 0..500 {
         if path.exists() {
             return Ok(());
         }
+        process::check()?;
+        if !program.is_running() {
+            break;
+        }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    Err(format!("{} did not appear", path.display()))
+    Err(format!("{} did not appear", path.display()).into())
 }
 
 /// For the suites: where everything is.

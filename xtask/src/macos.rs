@@ -8,6 +8,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use console::say;
+
 use crate::apt::{self, Apt, Bundle, make, write};
 use crate::{Result, root, run, target};
 
@@ -19,7 +21,8 @@ const STAMP: &str = "1";
 /// What runs on the host, or in a guest that is no Mac.
 const NOT_FOR_MACS: [&str; 4] = ["--exclude", "guest-agent", "--exclude", "xtask"];
 /// The programs.
-const PROGRAMS: [&str; 4] = ["cordon", "device-proc", "dext-sim", "sandbox-probe"];
+const PROGRAMS: [&str; 5] =
+    ["cordon", "device-proc", "dext-sim", "faulty-device-proc", "sandbox-probe"];
 
 const TOOLCHAIN: Bundle =
     Bundle { name: "toolchain", suites: &["bookworm"], prefer: "bookworm-security" };
@@ -28,7 +31,7 @@ const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "rust-web-src", "rust-web
 /// Lints and links everything for macOS.
 pub(crate) fn check() -> Result {
     if std::env::consts::ARCH != "x86_64" {
-        return Err("the toolchain for macOS is fetched for x86-64 hosts".to_owned());
+        return Err("the toolchain for macOS is fetched for x86-64 hosts".into());
     }
     let toolchain = toolchain()?;
     let mut lint = cargo(&toolchain, &["clippy"])?;
@@ -37,10 +40,10 @@ pub(crate) fn check() -> Result {
     run("linking for macOS", cargo(&toolchain, &["build"])?)?;
     let built = target().join("macos").join(TARGET).join("debug");
     for program in PROGRAMS {
-        println!("{program}: {}", kind(&built.join(program))?);
+        say!("{program}: {}", kind(&built.join(program))?)?;
     }
     let (symbols, files) = inventory(&built)?;
-    println!("{symbols} symbols are asked of macOS by {files} Mach-O executables, all listed");
+    say!("{symbols} symbols are asked of macOS by {files} Mach-O executables, all listed")?;
     Ok(())
 }
 
@@ -51,7 +54,7 @@ fn toolchain() -> Result<PathBuf> {
     if std::fs::read_to_string(&stamp).is_ok_and(|found| found == STAMP) {
         return Ok(folder);
     }
-    println!("\n== preparing a toolchain for macOS in {} (once)", folder.display());
+    say!("\n== preparing a toolchain for macOS in {} (once)", folder.display())?;
     let _ = std::fs::remove_dir_all(&folder);
     let security = apt::mirror("-security")?;
     let mut sources = TOOLCHAIN.sources(&apt::mirror("")?);
@@ -71,7 +74,7 @@ fn toolchain() -> Result<PathBuf> {
         let path = folder.join(name);
         write(&path, &format!("#!/bin/sh\n{line}\n"))?;
         let executable = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&path, executable).map_err(|error| error.to_string())
+        Ok(std::fs::set_permissions(&path, executable)?)
     };
     let usr = into.join("usr");
     let at = |part: &str| usr.join(part).display().to_string();
@@ -138,7 +141,7 @@ fn kind(path: &Path) -> Result<&'static str> {
     if is_executable(&bytes) {
         Ok("Mach-O 64-bit arm64 executable")
     } else {
-        Err(format!("{} is no Mach-O executable for arm64", path.display()))
+        Err(format!("{} is no Mach-O executable for arm64", path.display()).into())
     }
 }
 
@@ -187,7 +190,8 @@ fn inventory(built: &Path) -> Result<(usize, usize)> {
     if unused.is_empty() {
         Ok((listed.len(), files))
     } else {
-        Err(format!("nobody asks macOS for {}: take them out of the stubs", unused.join(", ")))
+        let unused = unused.join(", ");
+        Err(format!("nobody asks macOS for {unused}: take them out of the stubs").into())
     }
 }
 

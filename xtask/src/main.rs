@@ -5,17 +5,20 @@
 
 mod apt;
 mod guest;
+mod licences;
 mod macos;
+mod package;
 mod policy;
+mod process;
 
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
+use console::{Interrupted, OutputError, complain, exit, say};
 
 #[derive(Parser)]
-#[command(about = "Set-up, demo and every check of the project")]
+#[command(about = "Set-up, demo and every check of the project", after_help = exit::HELP)]
 struct Options {
     #[command(subcommand)]
     task: Task,
@@ -35,31 +38,43 @@ enum Task {
         #[arg(long)]
         prepare: bool,
     },
+    /// Only what needs no program: licences, the crate graph, packages.
+    Policy,
     /// Lint and link everything for macOS (aarch64-apple-darwin), with a toolchain that is fetched.
     Macos,
-    /// Everything CI runs: format, lints, dependency policy, documentation, macOS, demo, tests.
+    /// Everything CI runs: format, lints, dependency policy, documentation, packages, macOS, demo,
+    /// tests.
     Test,
 }
 
-type Result<T = ()> = std::result::Result<T, String>;
+/// Why a task failed.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Result<T = ()> = std::result::Result<T, Failure>;
 
-fn main() -> ExitCode {
-    let done = match Options::parse().task {
+fn carry_out(task: Task) -> Result {
+    process::catch_signals()?;
+    match task {
         Task::Demo { arguments } => demo(&arguments),
-        Task::Guest { prepare: true } => {
-            guest::folder().map(|folder| println!("{}", folder.display()))
-        }
+        Task::Guest { prepare: true } => Ok(say!("{}", guest::folder()?.display())?),
         Task::Guest { prepare: false } => guest::interactive(),
+        Task::Policy => policy().and_then(|()| package::check()),
         Task::Macos => macos::check(),
         Task::Test => test(),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xtask: {error}");
-            ExitCode::FAILURE
-        }
     }
+}
+
+fn main() -> ExitCode {
+    let options = match console::parse::<Options>() {
+        Ok(options) => options,
+        Err(status) => return status,
+    };
+    let Err(error) = carry_out(options.task) else { return ExitCode::SUCCESS };
+    if error.is::<OutputError>() {
+        return ExitCode::from(exit::UNWRITTEN);
+    }
+    complain(format_args!("xtask: {error}"));
+    let interrupted = error.downcast_ref::<Interrupted>();
+    ExitCode::from(interrupted.map_or(exit::FAILED, |interrupted| interrupted.0.status()))
 }
 
 /// The workspace's root folder.
@@ -79,9 +94,9 @@ fn cargo(arguments: &[&str]) -> Command {
 }
 
 fn run(what: &str, mut command: Command) -> Result {
-    println!("\n== {what}");
-    let status = command.status().map_err(|error| format!("{what}: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("{what} failed: {status}")) }
+    say!("\n== {what}")?;
+    let status = process::status(what, &mut command)?;
+    if status.success() { Ok(()) } else { Err(format!("{what} failed: {status}").into()) }
 }
 
 fn demo(arguments: &[String]) -> Result {
@@ -101,42 +116,43 @@ fn test() -> Result {
     // missing_docs warns while one writes and is an error here.
     lint.args(["-D", "missing_docs"]);
     run("lints", lint)?;
-    println!("\n== dependency policy");
-    policy::check(&root())?;
+    policy()?;
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     run("documentation", docs)?;
+    package::check()?;
     macos::check()?;
     run("building the programs", cargo(&["build", "--workspace", "--bins", "--quiet"]))?;
     demo(&["--json".to_owned()])?;
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
-    println!("\n== QEMU and a guest");
+    say!("\n== QEMU and a guest")?;
     tests.env("CORDON_GUEST_DIR", guest::folder()?);
     tests.env("CORDON_BIN_DIR", target().join("debug"));
     run_tests(tests)
 }
 
+fn policy() -> Result {
+    say!("\n== dependency policy")?;
+    policy::check(&root())
+}
+
 /// Runs the tests, passes their output on, and closes with the sum of all suites.
 fn run_tests(mut tests: Command) -> Result {
-    println!("\n== tests");
-    let mut child =
-        tests.stdout(Stdio::piped()).spawn().map_err(|error| format!("tests: {error}"))?;
-    let output = child.stdout.take().ok_or("the tests have no output")?;
+    say!("\n== tests")?;
     let (mut passed, mut failed) = (0, 0);
-    for line in BufReader::new(output).lines() {
-        let line = line.map_err(|error| format!("tests: {error}"))?;
-        println!("{line}");
+    let status = process::lines("tests", &mut tests, |line| {
+        say!("{line}")?;
         if let Some(counts) = line.strip_prefix("test result: ") {
             passed += count(counts, "passed");
             failed += count(counts, "failed");
         }
-    }
-    let status = child.wait().map_err(|error| format!("tests: {error}"))?;
-    println!("\nsuites: {passed} passed, {failed} failed");
+        Ok(())
+    })?;
+    say!("\nsuites: {passed} passed, {failed} failed")?;
     match (status.success(), passed) {
-        (true, 0) => Err("no test ran".to_owned()),
+        (true, 0) => Err("no test ran".into()),
         (true, _) => Ok(()),
-        (false, _) => Err(format!("tests failed: {status}")),
+        (false, _) => Err(format!("tests failed: {status}").into()),
     }
 }
 

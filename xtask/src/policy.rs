@@ -3,109 +3,167 @@
 //! `cargo deny` checks the same file and advisories too, where it is installed and can fetch
 //! them. This check needs nothing but Cargo, so it runs everywhere and always.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 
+use console::say;
 use serde_json::Value;
 
-use crate::Result;
+use crate::{Result, cargo, licences};
 
-/// Crate edges that are allowed inside the workspace. `cordon-tests` and `xtask` are no product.
+/// Crate edges that are allowed inside the workspace, from the ground up.
 const EDGES: &[(&str, &[&str])] = &[
+    ("cordon-console", &[]),
     ("cordon-ipc", &[]),
     ("cordon-pci", &[]),
     ("cordon-sandbox-profiles", &[]),
-    ("cordon-dext-client", &["cordon-ipc"]),
-    ("cordon-device-proc", &["cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"]),
+    ("cordon-backend", &["cordon-ipc"]),
+    ("cordon-dext-client", &["cordon-backend", "cordon-ipc"]),
+    (
+        "cordon-device-proc",
+        &["cordon-backend", "cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"],
+    ),
     ("cordon-vmm", &["cordon-dext-client", "cordon-ipc", "cordon-pci"]),
     ("cordon-vfio-user", &["cordon-ipc", "cordon-pci", "cordon-vmm"]),
-    ("cordon-cli", &["cordon-ipc", "cordon-pci", "cordon-vfio-user", "cordon-vmm"]),
-    ("cordon-dext-sim", &["cordon-ipc"]),
+    (
+        "cordon-cli",
+        &["cordon-console", "cordon-ipc", "cordon-pci", "cordon-vfio-user", "cordon-vmm"],
+    ),
+    ("cordon-dext-sim", &["cordon-console", "cordon-ipc"]),
     (
         "cordon-tests",
-        &["cordon-cli", "cordon-device-proc", "cordon-ipc", "cordon-vfio-user", "cordon-vmm"],
+        &[
+            "cordon-backend",
+            "cordon-cli",
+            "cordon-device-proc",
+            "cordon-dext-client",
+            "cordon-ipc",
+            "cordon-vfio-user",
+            "cordon-vmm",
+        ],
     ),
+    ("cordon-examples", &["cordon-vmm"]),
     ("guest-agent", &[]),
-    ("xtask", &[]),
+    ("xtask", &["cordon-console"]),
 ];
 
 /// Crates that only the named ones may use directly.
 const RESERVED: &[(&str, &[&str])] = &[("bincode", &["cordon-ipc"])];
 
-/// Checks all of it.
+/// What a VMM links, which must not bring a command line, signal handlers or a log's printer along.
+const LINKED: &[&str] = &["cordon-vmm", "cordon-vfio-user"];
+/// What belongs to commands.
+const OF_COMMANDS: &[&str] =
+    &["anstream", "clap", "clap_builder", "clap_derive", "signal-hook", "tracing-subscriber"];
+
+/// Checks all of it, and prints the graph of our crates.
 pub(crate) fn check(root: &Path) -> Result {
-    let metadata = metadata(root)?;
+    let metadata = metadata()?;
     let packages = metadata["packages"].as_array().ok_or("cargo metadata has no packages")?;
     let deny = std::fs::read_to_string(root.join("deny.toml"))
         .map_err(|error| format!("deny.toml: {error}"))?;
     let deny: toml::Table = deny.parse().map_err(|error| format!("deny.toml: {error}"))?;
-    let licences = licences(packages, &deny)?;
-    let edges = edges(packages)?;
-    one_file_knows_bincode(root)?;
-    println!("{licences} packages have allowed licences; {edges} crates have allowed edges");
-    Ok(())
+    let licences = licences::check(packages, &deny)?;
+    say!("{licences} packages have allowed licences")?;
+    let graph = edges(packages)?;
+    say!("the graph of our {} crates, each edge allowed:", graph.len())?;
+    for (name, uses) in &graph {
+        say!("  {}", line(name, uses))?;
+    }
+    for name in LINKED {
+        say!("{}", without_commands(name)?)?;
+    }
+    one_file_knows_bincode(root)
 }
 
-fn metadata(root: &Path) -> Result<Value> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["metadata", "--format-version=1", "--locked"])
-        .current_dir(root)
-        .output()
-        .map_err(|error| format!("cargo metadata: {error}"))?;
+/// Names of the packages of ours that may be published.
+pub(crate) fn published() -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let packages = metadata["packages"].as_array().ok_or("cargo metadata has no packages")?;
+    // `publish = false` is an empty list of registries.
+    let ours = packages.iter().filter(|one| one["source"].is_null() && one["publish"].is_null());
+    Ok(ours.filter_map(|package| package["name"].as_str().map(str::to_owned)).collect())
+}
+
+fn metadata() -> Result<Value> {
+    let output = output(&["metadata", "--format-version=1", "--locked"])?;
+    Ok(serde_json::from_str(&output).map_err(|error| format!("cargo metadata: {error}"))?)
+}
+
+/// What Cargo prints.
+fn output(arguments: &[&str]) -> Result<String> {
+    let what = format!("cargo {}", arguments.join(" "));
+    let output = cargo(arguments).output().map_err(|error| format!("{what}: {error}"))?;
     if !output.status.success() {
-        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr)));
+        return Err(format!("{what}: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("cargo metadata: {error}"))
+    Ok(String::from_utf8(output.stdout).map_err(|error| format!("{what}: {error}"))?)
 }
 
-/// Every package is under a licence that deny.toml allows, and comes from the registry or here.
-fn licences(packages: &[Value], deny: &toml::Table) -> Result<usize> {
-    let allowed = deny
-        .get("licenses")
-        .and_then(|table| table.get("allow")?.as_array())
-        .ok_or("deny.toml has no licenses.allow")?;
-    let allowed: Vec<&str> = allowed.iter().filter_map(toml::Value::as_str).collect();
-    for package in packages {
+/// Crates of ours and which of ours they use, in the order of [`EDGES`].
+type Graph<'m> = Vec<(&'m str, Vec<&'m str>)>;
+
+/// The graph, if each edge is allowed.
+fn edges(packages: &[Value]) -> Result<Graph<'_>> {
+    let allowed: BTreeMap<&str, &[&str]> = EDGES.iter().copied().collect();
+    let mut found = BTreeMap::new();
+    for package in packages.iter().filter(|package| package["source"].is_null()) {
         let name = package["name"].as_str().unwrap_or("?");
-        let licence = package["license"].as_str().unwrap_or("none");
-        if !satisfied(licence, &allowed) {
-            return Err(format!("{name} is under '{licence}', which deny.toml does not allow"));
-        }
-        let source = package["source"].as_str();
-        if source.is_some_and(|source| !source.starts_with("registry+")) {
-            return Err(format!("{name} does not come from the registry"));
-        }
-    }
-    Ok(packages.len())
-}
-
-/// An SPDX expression of OR over AND, with or without parentheses, as crates have them.
-fn satisfied(expression: &str, allowed: &[&str]) -> bool {
-    let plain = expression.replace(['(', ')'], " ").replace('/', " OR ");
-    let every = |part: &str| part.split(" AND ").all(|one| allowed.contains(&one.trim()));
-    plain.split(" OR ").any(every)
-}
-
-fn edges(packages: &[Value]) -> Result<usize> {
-    let ours: BTreeMap<&str, &[&str]> = EDGES.iter().copied().collect();
-    let local = packages.iter().filter(|package| package["source"].is_null());
-    for package in local {
-        let name = package["name"].as_str().unwrap_or("?");
-        let allowed = ours.get(name).ok_or(format!("{name} has no allowed edges: add it"))?;
-        for dependency in package["dependencies"].as_array().into_iter().flatten() {
-            let to = dependency["name"].as_str().unwrap_or("?");
-            if ours.contains_key(to) && !allowed.contains(&to) {
-                return Err(format!("{name} must not depend on {to}"));
+        let may = allowed.get(name).ok_or(format!("{name} has no allowed edges: add it"))?;
+        let uses = package["dependencies"].as_array().into_iter().flatten();
+        let uses: Vec<&str> = uses.filter_map(|used| used["name"].as_str()).collect();
+        for used in &uses {
+            if allowed.contains_key(used) && !may.contains(used) {
+                return Err(format!("{name} must not depend on {used}").into());
             }
-            let reserved = RESERVED.iter().find(|(reserved, _)| *reserved == to);
+            let reserved = RESERVED.iter().find(|(reserved, _)| reserved == used);
             if reserved.is_some_and(|(_, users)| !users.contains(&name)) {
-                return Err(format!("{name} must not use {to} directly"));
+                return Err(format!("{name} must not use {used} directly").into());
             }
         }
+        let mut ours: Vec<&str> =
+            uses.into_iter().filter(|used| allowed.contains_key(used)).collect();
+        ours.sort_unstable();
+        // A crate is named twice when its tests use it with other features.
+        ours.dedup();
+        found.insert(name, ours);
     }
-    Ok(ours.len())
+    let gone = EDGES.iter().find(|(name, _)| !found.contains_key(name));
+    if let Some((name, _)) = gone {
+        return Err(format!("there is no crate {name}: take its edges out").into());
+    }
+    Ok(EDGES.iter().filter_map(|(name, _)| found.remove_entry(name)).collect())
+}
+
+fn line(name: &str, uses: &[&str]) -> String {
+    if uses.is_empty() { name.to_owned() } else { format!("{name} -> {}", uses.join(", ")) }
+}
+
+/// Says that a crate brings nothing along that belongs to commands.
+fn without_commands(name: &str) -> Result<String> {
+    let edges = "--edges=normal,build";
+    let tree =
+        output(&["tree", "--package", name, edges, "--prefix=none", "--target=all", "--locked"])?;
+    judge(name, &tree)
+}
+
+/// Reads a crate's tree, one crate a line, its name first.
+fn judge(name: &str, tree: &str) -> Result<String> {
+    let crates: BTreeSet<&str> =
+        tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    if !crates.contains(name) {
+        return Err(format!("cargo tree -p {name} does not name it").into());
+    }
+    match OF_COMMANDS.iter().find(|one| crates.contains(*one)) {
+        Some(found) => {
+            Err(format!("{name} must not bring {found} along: it is for commands").into())
+        }
+        None => Ok(format!(
+            "cargo tree -p {name}: {} crates, none of {}",
+            crates.len(),
+            OF_COMMANDS.join(", ")
+        )),
+    }
 }
 
 /// bincode is unmaintained: replacing it must stay a change of one file.
@@ -117,7 +175,7 @@ fn one_file_knows_bincode(root: &Path) -> Result {
             code.contains("bincode::")
         });
         if uses && !entry.ends_with("codec.rs") {
-            return Err(format!("{} uses bincode: only codec.rs may", entry.display()));
+            return Err(format!("{} uses bincode: only codec.rs may", entry.display()).into());
         }
     }
     Ok(())
@@ -140,15 +198,56 @@ fn walk(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    /// Packages that use others, and every crate that there must be.
+    fn packages(more: &[(&str, &[&str])]) -> Vec<Value> {
+        let given = |name: &str| more.iter().find(|(given, _)| *given == name);
+        let package = |(name, uses): &(&str, &[&str])| {
+            let uses: Vec<Value> = uses.iter().map(|used| json!({ "name": used })).collect();
+            json!({ "name": name, "source": null, "dependencies": uses })
+        };
+        let rest = EDGES.iter().filter(|(name, _)| given(name).is_none()).map(|(name, _)| {
+            let nothing: &[&str] = &[];
+            package(&(name, nothing))
+        });
+        more.iter().map(package).chain(rest).collect()
+    }
 
     #[test]
-    fn expressions_are_understood() {
-        let allowed = ["MIT", "Apache-2.0", "Unicode-3.0"];
-        for good in ["MIT", "MIT OR GPL-3.0", "(MIT OR Apache-2.0) AND Unicode-3.0", "X/MIT"] {
-            assert!(satisfied(good, &allowed), "{good}");
+    fn the_graph_has_the_edges_that_there_are() {
+        let packages = packages(&[("cordon-vmm", &["tracing", "cordon-ipc", "cordon-ipc"])]);
+        let graph = edges(&packages).unwrap();
+        assert_eq!(graph.len(), EDGES.len());
+        let (name, uses) = graph.iter().find(|(name, _)| *name == "cordon-vmm").unwrap();
+        assert_eq!(line(name, uses), "cordon-vmm -> cordon-ipc");
+    }
+
+    #[test]
+    fn a_library_that_brings_a_command_line_along_is_refused_by_name() {
+        let tree = "cordon-vmm v0.1.0 (/x)\nlibc v0.2.1\ntracing v0.1.44\nlibc v0.2.1 (*)\n";
+        let said = judge("cordon-vmm", tree).unwrap();
+        assert!(said.starts_with("cargo tree -p cordon-vmm: 3 crates, none of "), "{said}");
+        let refused = judge("cordon-vmm", &format!("{tree}clap v4.6.9\n")).unwrap_err();
+        assert_eq!(refused, "cordon-vmm must not bring clap along: it is for commands");
+        assert!(judge("cordon-vmm", "").is_err());
+    }
+
+    #[test]
+    fn edges_that_are_not_allowed_are_refused_by_name() {
+        for (name, uses, why) in [
+            ("cordon-ipc", "cordon-vmm", "cordon-ipc must not depend on cordon-vmm"),
+            (
+                "cordon-vmm",
+                "cordon-device-proc",
+                "cordon-vmm must not depend on cordon-device-proc",
+            ),
+            ("cordon-vmm", "bincode", "cordon-vmm must not use bincode directly"),
+            ("cordon-new", "cordon-ipc", "cordon-new has no allowed edges: add it"),
+        ] {
+            assert_eq!(edges(&packages(&[(name, &[uses])])), Err(why.to_owned()));
         }
-        for bad in ["GPL-3.0", "none", "MIT AND GPL-3.0"] {
-            assert!(!satisfied(bad, &allowed), "{bad}");
-        }
+        let without = packages(&[]).split_off(1);
+        assert_eq!(edges(&without), Err("there is no crate cordon-ipc: take its edges out".into()));
     }
 }

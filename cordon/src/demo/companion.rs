@@ -15,8 +15,9 @@ use super::summary::Summary;
 use crate::Failure;
 use crate::rig::leftovers::{self, Belongings};
 use crate::rig::probe::Probe;
+use crate::rig::reporter::Reporter;
 use crate::rig::simulator::Dart;
-use crate::rig::{RAM, RAM_BASE, RigOptions, Voice, register_window, vectors};
+use crate::rig::{RAM, RAM_BASE, RigOptions, register_window, vectors};
 
 const PAGE: usize = 16 << 10;
 const PAGES: usize = 64;
@@ -75,12 +76,16 @@ impl Ring<'_> {
 }
 
 /// Runs the step.
-pub(super) fn run(rig: &RigOptions, voice: &Voice, summary: &mut Summary) -> Result<(), Failure> {
-    voice.step("Mapping on demand through the companion, on a strict DART");
+pub(super) fn run(
+    rig: &RigOptions,
+    reporter: &Reporter,
+    summary: &mut Summary,
+) -> Result<(), Failure> {
+    reporter.step("Mapping on demand through the companion, on a strict DART")?;
     let probe: PciAddress = "03:00.0".parse()?;
-    let devices = [format!("{probe}=probe")];
+    let devices = [format!("{probe}=probe").into()];
     let (simulator, config) = rig.start_on(Dart::Strict, &devices, Recovery::OFF, None)?;
-    voice.data(&json!({ "process": "strict dext-sim", "pid": simulator.pid() }));
+    reporter.data(&json!({ "process": "strict dext-sim", "pid": simulator.pid() }))?;
     let before = Belongings::now()?;
     {
         let host = Host::new(config);
@@ -102,7 +107,7 @@ pub(super) fn run(rig: &RigOptions, voice: &Voice, summary: &mut Summary) -> Res
             let events = vectors(&proxy, proxy.vectors().into())?;
             proxy.config_write(0x04, &[0x06, 0x00])?;
             let mut device = Probe::new(&proxy, &registers, &events);
-            move_data(&Ring { companion: &companion, ram: &ram }, &mut device, voice)
+            move_data(&Ring { companion: &companion, ram: &ram }, &mut device, reporter)
         })();
         host.detach(&proxy);
         summary.on_demand = moved?;
@@ -115,19 +120,19 @@ pub(super) fn run(rig: &RigOptions, voice: &Voice, summary: &mut Summary) -> Res
     Ok(())
 }
 
-fn move_data(ring: &Ring<'_>, device: &mut Probe<'_>, voice: &Voice) -> Result<u64, Failure> {
+fn move_data(ring: &Ring<'_>, device: &mut Probe<'_>, reporter: &Reporter) -> Result<u64, Failure> {
     let page = |number: usize| RAM_BASE + DATA + (number * PAGE) as u64;
     let pages: Vec<u64> = (0..2 * PAGES).map(page).collect();
     if device.copy(page(0), page(1), 64, 0).is_ok() {
         return Err("the device reaches memory that nobody mapped".into());
     }
     let bus = ring.map(&pages)?;
-    voice.say(&format!(
+    reporter.say(&format!(
         "{} pages of 16 KiB mapped: guest address {:#x} is bus address {:#x}",
         pages.len(),
         pages[0],
         bus[0]
-    ));
+    ))?;
     let mut verified = 0;
     for number in 0..PAGES {
         let content: Vec<u8> =
@@ -145,6 +150,8 @@ fn move_data(ring: &Ring<'_>, device: &mut Probe<'_>, voice: &Voice) -> Result<u
     if device.copy(bus[0], bus[1], 64, 0).is_ok() {
         return Err("the device reaches memory that was unmapped".into());
     }
-    voice.say(&format!("{verified} bytes moved by bus addresses and compared; all unmapped again"));
+    reporter.say(&format!(
+        "{verified} bytes moved by bus addresses and compared; all unmapped again"
+    ))?;
     Ok(verified)
 }

@@ -1,6 +1,10 @@
 //! The steps of the demo, in order.
 
+use std::ffi::OsString;
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cordon_cli::selftest;
 use cordon_vmm::container::GuestRegion;
@@ -17,62 +21,78 @@ use crate::output::{self, Sandbox};
 use crate::rig::leftovers::{self, Belongings};
 use crate::rig::nvme::{self, Memory, Nvme};
 use crate::rig::probe::Probe;
+use crate::rig::reporter::Reporter;
 use crate::rig::storage::{BUFFER, Storage};
-use crate::rig::{QUEUES, RAM, RAM_BASE, Voice, alive, register_window, vectors};
-use crate::{Failure, programs};
+use crate::rig::{QUEUES, RAM, RAM_BASE, alive, register_window, vectors};
+use crate::{Failure, ending, programs, sys};
 
+/// How long the demo may take to end in order once it was interrupted.
+const GRACE: Duration = Duration::from_secs(2);
 /// What moves while the other function's process is dead.
 const WHILE_DEAD: u64 = 8 << 20;
 
 /// Runs every step; the first that does not hold ends the demo.
 pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
-    let voice = Voice::new(options.json);
+    let reporter = Reporter::new(options.json, ending::within(GRACE)?);
+    let done = steps(options, &reporter);
+    if done.is_err() {
+        // A signal explains whatever failed since.
+        reporter.check()?;
+    }
+    done
+}
+
+fn steps(options: &DemoOptions, reporter: &Reporter) -> Result<(), Failure> {
     let prober = programs::find("sandbox-probe", options.sandbox_probe.as_deref())?;
     let (nvme, probe): (PciAddress, PciAddress) = ("01:00.0".parse()?, "01:00.1".parse()?);
     let mut summary = Summary::default();
 
-    voice.step("Starting a simulated device 01:00 with an NVMe and a probe function");
-    let image = match &options.image {
-        None => "size=64M".to_owned(),
-        Some(path) if path.to_string_lossy().contains(',') => {
+    reporter.step("Starting a simulated device 01:00 with an NVMe and a probe function")?;
+    let mut disk = OsString::from(format!("{nvme}=nvme,queues={QUEUES},"));
+    match &options.image {
+        None => disk.push("size=64M"),
+        Some(path) if path.as_os_str().as_bytes().contains(&b',') => {
             return Err(format!("{}: the path of an image has no comma", path.display()).into());
         }
-        Some(path) => format!("image={}", path.display()),
-    };
-    let devices = [format!("{nvme}=nvme,queues={QUEUES},{image}"), format!("{probe}=probe")];
+        Some(path) => {
+            disk.push("image=");
+            disk.push(path);
+        }
+    }
+    let devices = [disk, format!("{probe}=probe").into()];
     let (simulator, config) = options.rig.start(&devices, Recovery::OFF, None)?;
-    voice.say(&format!("dext-sim runs as process {}", simulator.pid()));
-    voice.data(&json!({ "process": "dext-sim", "pid": simulator.pid() }));
+    reporter.say(&format!("dext-sim runs as process {}", simulator.pid()))?;
+    reporter.data(&json!({ "process": "dext-sim", "pid": simulator.pid() }))?;
     let before = Belongings::now()?;
 
-    drive(&config, options, [nvme, probe], &voice, &mut summary)?;
+    drive(&config, options, [nvme, probe], reporter, &mut summary)?;
 
-    super::companion::run(&options.rig, &voice, &mut summary)?;
+    super::companion::run(&options.rig, reporter, &mut summary)?;
 
-    voice.step("Trying forbidden things from inside the sandbox of each role");
-    try_forbidden(&config, &prober, nvme, &voice, &mut summary)?;
+    reporter.step("Trying forbidden things from inside the sandbox of each role")?;
+    try_forbidden(&config, &prober, nvme, reporter, &mut summary)?;
 
-    voice.step("Looking for leftovers");
+    reporter.step("Looking for leftovers")?;
     let left = leftovers::list(&before, &simulator)?;
     for one in &left {
-        voice.say(&format!("left: {one}"));
+        reporter.say(&format!("left: {one}"))?;
     }
     if !left.is_empty() {
         return Err(format!("{} things are left", left.len()).into());
     }
-    voice.say("no process, descriptor, connection, claim, interrupt or DMA registration is left");
+    reporter
+        .say("no process, descriptor, connection, claim, interrupt or DMA registration is left")?;
     let simulated = simulator.pid();
     drop(simulator);
-    if leftovers::children()?.contains(&simulated) {
+    if sys::children()?.contains(&simulated) {
         return Err("the simulated dext did not end".into());
     }
-    finish(&voice, &summary);
-    Ok(())
+    finish(reporter, &summary)
 }
 
-fn finish(voice: &Voice, summary: &Summary) {
-    voice.step("Done: every step held");
-    voice.data(&json!({
+fn finish(reporter: &Reporter, summary: &Summary) -> Result<(), Failure> {
+    reporter.step("Done: every step held")?;
+    reporter.data(&json!({
         "ok": true,
         "functions": 2,
         "connection_processes": 1,
@@ -85,7 +105,8 @@ fn finish(voice: &Voice, summary: &Summary) {
             "syscalls_function": summary.syscalls,
         },
         "leftovers": 0,
-    }));
+    }))?;
+    Ok(())
 }
 
 /// Everything between attach and detach.
@@ -93,22 +114,22 @@ fn drive(
     config: &HostConfig,
     options: &DemoOptions,
     [nvme, probe]: [PciAddress; 2],
-    voice: &Voice,
+    reporter: &Reporter,
     summary: &mut Summary,
 ) -> Result<(), Failure> {
-    voice.step("Asking the dext what it offers");
+    reporter.step("Asking the dext what it offers")?;
     for function in Lister::start(config)?.functions()? {
         let identity = function.identity;
-        voice.say(&format!(
+        reporter.say(&format!(
             "{}  {:04x}:{:04x}  {}",
             identity.address,
             identity.vendor,
             identity.device,
             crate::devices::class_name(identity.class)
-        ));
+        ))?;
     }
 
-    voice.step("Attaching both functions");
+    reporter.step("Attaching both functions")?;
     let host = Host::new(config.clone());
     let container = Arc::new(Container::new(DmaMode::Direct));
     let ram = SharedMemory::create("guest-ram", RAM)?;
@@ -127,19 +148,19 @@ fn drive(
         ("function 01:00.0", disk.pid()),
         ("function 01:00.1", other.pid()),
     ] {
-        voice.say(&format!("{role} process {pid}"));
-        voice.data(&json!({ "process": role, "pid": pid }));
+        reporter.say(&format!("{role} process {pid}"))?;
+        reporter.data(&json!({ "process": role, "pid": pid }))?;
     }
 
     let guest = Guest::new(&window, [&disk, &other], RAM_BASE)?;
-    exercise(&guest, options, voice, summary)?;
+    exercise(&guest, options, reporter, summary)?;
 
-    voice.step("The processes and what confines them");
+    reporter.step("The processes and what confines them")?;
     summary.syscalls = disk.sandbox().syscalls;
-    tree(&disk, &other, voice);
+    tree(&disk, &other, reporter)?;
 
     drop(guest);
-    voice.step("Detaching both functions");
+    reporter.step("Detaching both functions")?;
     drop(attached);
     Ok(())
 }
@@ -188,10 +209,10 @@ impl<'a> Guest<'a> {
 fn exercise(
     guest: &Guest<'_>,
     options: &DemoOptions,
-    voice: &Voice,
+    reporter: &Reporter,
     summary: &mut Summary,
 ) -> Result<(), Failure> {
-    voice.step("Reading config space");
+    reporter.step("Reading config space")?;
     for proxy in [guest.disk, guest.other] {
         let mut header = [0; 64];
         proxy.config_read(0, &mut header)?;
@@ -203,46 +224,49 @@ fn exercise(
         }
         // As a guest would: memory space and bus mastering on.
         proxy.config_write(0x04, &[0x06, 0x00])?;
-        voice.say(&format!("{}: {:02x?}", proxy.info().name, &header[..16]));
+        reporter.say(&format!("{}: {:02x?}", proxy.info().name, &header[..16]))?;
     }
 
-    voice.step("Bringing the NVMe controller up through its BAR window");
+    reporter.step("Bringing the NVMe controller up through its BAR window")?;
     let mut memory = Memory::new(guest.ram, guest.base);
     let disk = guest.disk;
-    let alive = move || alive(disk);
+    let alive = move || {
+        reporter.check()?;
+        alive(disk)
+    };
     let mut nvme = Nvme::start(&guest.disk_registers, &mut memory, &guest.disk_events, &alive)?;
     let storage = Storage { memory: guest.ram, buffer: memory.take(BUFFER)? };
     let bytes = nvme.blocks * nvme::BLOCK;
-    voice.say(&format!("{}, {}, {QUEUES} I/O queues", nvme.model, output::size(bytes)));
+    reporter.say(&format!("{}, {}, {QUEUES} I/O queues", nvme.model, output::size(bytes)))?;
 
-    voice.step("Moving data by DMA in both directions, completions by MSI-X");
+    reporter.step("Moving data by DMA in both directions, completions by MSI-X")?;
     summary.bytes += match &options.image {
-        None => storage.exercise(&mut nvme, voice)?,
-        Some(path) => storage.exercise_image(&mut nvme, path, voice)?,
+        None => storage.exercise(&mut nvme, reporter)?,
+        Some(path) => storage.exercise_image(&mut nvme, path, reporter)?,
     };
 
-    voice.step("Exercising the probe: registers, DMA engine, every vector, reset");
+    reporter.step("Exercising the probe: registers, DMA engine, every vector, reset")?;
     let mut probe = Probe::new(guest.other, &guest.other_registers, &guest.other_events);
     summary.bytes += exercise_probe(&mut probe, guest, &mut memory)?;
-    voice.say(&format!(
+    reporter.say(&format!(
         "12 registers, {} vectors, 4 copies of 1 MiB, reset",
         guest.other_events.len()
-    ));
+    ))?;
 
-    voice.step("Killing the probe's function process");
-    kill(guest.other, voice)?;
+    reporter.step("Killing the probe's function process")?;
+    kill(guest.other, reporter)?;
     if options.image.is_none() {
         summary.bytes += storage.write_and_verify(&mut nvme, 2, WHILE_DEAD)?;
     } else if let Some(path) = &options.image {
-        summary.bytes += storage.exercise_image(&mut nvme, path, voice)?;
+        summary.bytes += storage.exercise_image(&mut nvme, path, reporter)?;
     }
-    voice.say("the NVMe function did not notice: its data moved meanwhile, every byte right");
+    reporter.say("the NVMe function did not notice: its data moved meanwhile, every byte right")?;
     nvme.stop()?;
     for (proxy, interrupts) in [(guest.disk, &nvme.interrupts), (guest.other, &probe.interrupts)] {
         if interrupts.contains(&0) {
             return Err(format!("{}: a vector never came: {interrupts:?}", proxy.address()).into());
         }
-        voice.say(&format!("{}: interrupts by vector {interrupts:?}", proxy.address()));
+        reporter.say(&format!("{}: interrupts by vector {interrupts:?}", proxy.address()))?;
         summary.interrupts.insert(proxy.address().to_string(), json!(interrupts));
     }
     Ok(())
@@ -275,7 +299,7 @@ fn exercise_probe(
 }
 
 /// Kills the function's process and shows what its VMM sees then.
-fn kill(proxy: &Function, voice: &Voice) -> Result<(), Failure> {
+fn kill(proxy: &Function, reporter: &Reporter) -> Result<(), Failure> {
     use rustix::process::{Pid, Signal, kill_process};
     let pid = i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw).ok_or("no process")?;
     kill_process(pid, Signal::KILL)?;
@@ -289,31 +313,32 @@ fn kill(proxy: &Function, voice: &Voice) -> Result<(), Failure> {
         return Err(format!("a dead BAR reads {bytes:02x?}, not all ones").into());
     }
     let death = proxy.death().ok_or("the death was not noticed")?;
-    voice.say(&death.to_string());
-    voice.say("its config space and BARs read all ones");
+    reporter.say(&death.to_string())?;
+    reporter.say("its config space and BARs read all ones")?;
     Ok(())
 }
 
-fn tree(disk: &Function, other: &Function, voice: &Voice) {
+fn tree(disk: &Function, other: &Function, reporter: &Reporter) -> Result<(), Failure> {
     let connection = disk.connection();
     let all = [
         ("connection 01:00".to_owned(), connection.pid(), connection.sandbox()),
         (format!("function {}", disk.address()), disk.pid(), disk.sandbox()),
         (format!("function {}", other.address()), other.pid(), other.sandbox()),
     ];
-    voice.say(&format!("cordon (the VMM) [{}]", std::process::id()));
+    reporter.say(&format!("cordon (the VMM) [{}]", std::process::id()))?;
     for (name, pid, sandbox) in &all {
         let sandbox = Sandbox::from(sandbox);
-        voice.say(&format!("  {name} [{pid}]: {}", sandbox.summary()));
-        voice.data(&json!({ "process": name, "pid": pid, "sandbox": sandbox }));
+        reporter.say(&format!("  {name} [{pid}]: {}", sandbox.summary()))?;
+        reporter.data(&json!({ "process": name, "pid": pid, "sandbox": sandbox }))?;
     }
+    Ok(())
 }
 
 fn try_forbidden(
     config: &HostConfig,
     prober: &std::path::Path,
     address: PciAddress,
-    voice: &Voice,
+    reporter: &Reporter,
     summary: &mut Summary,
 ) -> Result<(), Failure> {
     let mut holes = Vec::new();
@@ -321,14 +346,16 @@ fn try_forbidden(
         if !attempt.outcome.held() {
             holes.push(format!("{} {}: {:?}", attempt.role, attempt.name, attempt.outcome));
         }
+        if reporter.check().is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
+    reporter.check()?;
     summary.tried = attempts.len();
     summary.refused = attempts.iter().filter(|attempt| attempt.outcome.held()).count();
     let killed = attempts.iter().filter(|a| a.outcome == selftest::Outcome::Killed).count();
-    voice.say(&format!(
+    reporter.say(&format!(
         "{} things tried in 2 roles, {} refused ({killed} of them by ending the process)",
         summary.tried, summary.refused
-    ));
+    ))?;
     if let Some(hole) = holes.first() {
         return Err(format!("the sandbox let something through: {hole}").into());
     }

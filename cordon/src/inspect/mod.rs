@@ -1,14 +1,16 @@
 //! `cordon inspect`: one function, like `lspci -vv`, and what Cordon makes of it.
 //!
-//! What can be read without a claim is read by a lister process. If the function is free it is
-//! then attached as a VMM would, for what only that shows (vectors registered, windows, how the
-//! platform maps DMA, the processes and their confinement), and detached again.
+//! What can be read without a claim is read by a lister process, which disturbs nobody. Where it is
+//! asked for, a function that is free is then attached as a VMM would, for what only that shows
+//! (vectors registered, windows, how the platform maps DMA, the processes and their confinement), and
+//! detached again; whoever wants to attach it meanwhile is refused.
 
 mod decode;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use console::{OutputError, say};
 use cordon_vmm::InterruptIndex;
 use cordon_vmm::container::GuestRegion;
 use cordon_vmm::device::{PassthroughDevice as _, REGIONS};
@@ -86,7 +88,7 @@ pub(crate) fn run(
     address: PciAddress,
     common: &Common,
     control: Option<&Path>,
-    passive: bool,
+    attach: bool,
     json: bool,
 ) -> Result<(), Failure> {
     let config = common.config()?;
@@ -95,13 +97,15 @@ pub(crate) fn run(
         let functions = lister.functions()?;
         let at = functions.iter().position(|function| function.identity.address == address);
         let at = at.ok_or_else(|| {
-            format!("no such device: the dext at {} has no function {address}", common.dext)
+            format!("no such device: the dext at {} has no function {address}", common.dext())
         })?;
         let bytes = lister.config(at)?;
         let function = functions.into_iter().nth(at).ok_or("the dext's list changed")?;
         (function, bytes, Sandbox::from(lister.sandbox()))
     };
-    let attached = if function.claimed || passive {
+    let served = control.map(|control| served(control, address)).transpose()?;
+    // One that is served and away is not claimed, and would not come back while we have it.
+    let attached = if function.claimed || served.is_some() || !attach {
         None
     } else {
         let host = Host::new(config);
@@ -111,24 +115,26 @@ pub(crate) fn run(
         host.detach(&proxy);
         Some(attached?)
     };
-    let mut inspection = inspection(&function, &bytes, attached, reader);
-    if let Some(control) = control {
-        let served = control::ask(control)?.into_iter();
-        let of_it = served.into_iter().find(|one| one.address == inspection.address);
-        let none = || format!("the cordon serve at {} does not have {address}", control.display());
-        inspection.served = Some(of_it.ok_or_else(none)?);
-    }
+    let inspection = inspection(&function, &bytes, attached, served, reader);
     if json {
         return output::json(&inspection);
     }
-    print(&inspection, passive);
-    Ok(())
+    Ok(print(&inspection)?)
+}
+
+/// What the `cordon serve` at `control` knows of the function.
+fn served(control: &Path, address: PciAddress) -> Result<Served, Failure> {
+    let mut all = control::ask(control)?.into_iter();
+    let of_it = all.find(|one| one.address == address.to_string());
+    let none = || format!("the cordon serve at {} does not have {address}", control.display());
+    Ok(of_it.ok_or_else(none)?)
 }
 
 fn inspection(
     function: &listing::Function,
     bytes: &[u8],
     attached: Option<Attached>,
+    served: Option<Served>,
     reader: Sandbox,
 ) -> Inspection {
     let identity = &function.identity;
@@ -145,7 +151,7 @@ fn inspection(
         config: decode::decode(bytes),
         bars: output::bars(&function.bars),
         attached,
-        served: None,
+        served,
         reader,
     }
 }
@@ -222,9 +228,9 @@ fn dma(proxy: &Function) -> Result<Dma, Failure> {
     Ok(Dma { addresses, page_size: container.page_size(), registrations })
 }
 
-fn print(inspection: &Inspection, passive: bool) {
+fn print(inspection: &Inspection) -> Result<(), OutputError> {
     let config = &inspection.config;
-    println!(
+    say!(
         "{} {} [{}]: {}:{} (rev {:02x})",
         inspection.address,
         inspection.class_name,
@@ -232,53 +238,56 @@ fn print(inspection: &Inspection, passive: bool) {
         inspection.vendor,
         inspection.device,
         config.revision
-    );
-    println!("    Subsystem: {}", config.subsystem);
-    println!("    Control: {}", config.command);
-    println!("    Status: {}", config.status);
-    println!("    Interrupt: pin {}", config.interrupt_pin);
+    )?;
+    say!("    Subsystem: {}", config.subsystem)?;
+    say!("    Control: {}", config.command)?;
+    say!("    Status: {}", config.status)?;
+    say!("    Interrupt: pin {}", config.interrupt_pin)?;
     for bar in &inspection.bars {
-        println!("    Region {}: {} [size={}]", bar.bar, bar.kind(), output::size(bar.size));
+        say!("    Region {}: {} [size={}]", bar.bar, bar.kind(), output::size(bar.size))?;
     }
     for capability in &config.capabilities {
-        println!("    Capabilities: [{:x}] {}", capability.offset, capability.name);
+        say!("    Capabilities: [{:x}] {}", capability.offset, capability.name)?;
         for detail in &capability.details {
-            println!("        {detail}");
+            say!("        {detail}")?;
         }
     }
-    match (&inspection.claimed_by, &inspection.attached) {
-        (Some(owners), _) => {
-            println!("    Claimed; open in {}", owners.join(", "));
-            match &inspection.served {
-                Some(served) => print_served(served),
-                None => println!("    (interrupts, DMA and processes are its owner's to show)"),
-            }
-        }
-        (None, None) if passive => println!("    Free; not attached for this look (--passive)"),
-        (None, None) => println!("    Free"),
-        (None, Some(attached)) => print_attached(attached),
+    if let Some(owners) = &inspection.claimed_by {
+        say!("    Claimed; open in {}", owners.join(", "))?;
     }
-    println!("    Read by: lister process, {}", inspection.reader.summary());
+    match (&inspection.served, &inspection.attached, &inspection.claimed_by) {
+        (Some(served), _, _) => print_served(served)?,
+        (None, Some(attached), _) => print_attached(attached)?,
+        (None, None, Some(_)) => {
+            say!("    (interrupts, DMA and processes are its owner's to show: --control)")?;
+        }
+        (None, None, None) => {
+            say!("    Free (--attach shows windows, interrupts, DMA and processes)")?;
+        }
+    }
+    say!("    Read by: lister process, {}", inspection.reader.summary())
 }
 
-fn print_served(served: &Served) {
+fn print_served(served: &Served) -> Result<(), OutputError> {
     let why = served.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
-    println!("    Served as {}, {}{why}", served.name, served.presence);
-    println!(
+    say!("    Served as {}, {}{why}", served.name, served.presence)?;
+    say!(
         "        function process {}, replaced {} times{}; connection process {}, device back {} times",
         served.function_process,
         served.replacements,
         if served.standby { ", a standby waits" } else { "" },
         served.connection_process,
         served.returns
-    );
+    )?;
+    say!("        {}", served.client)?;
     for line in served.dma.iter().flat_map(control::Dma::lines) {
-        println!("        {line}");
+        say!("        {line}")?;
     }
+    Ok(())
 }
 
-fn print_attached(attached: &Attached) {
-    println!("    Free; attached as {} for this look:", attached.name);
+fn print_attached(attached: &Attached) -> Result<(), OutputError> {
+    say!("    Free; attached as {} for this look:", attached.name)?;
     for region in attached.regions.iter().filter(|region| region.size > 0) {
         let parts: Vec<String> = region
             .windows
@@ -290,20 +299,21 @@ fn print_attached(attached: &Attached) {
         } else {
             format!("windows {}", parts.join(", "))
         };
-        println!("        region {} {}: {} bytes, {how}", region.index, region.name, region.size);
+        say!("        region {} {}: {} bytes, {how}", region.index, region.name, region.size)?;
     }
     for interrupt in &attached.interrupts {
-        println!("        interrupt {}: {} vectors", interrupt.index, interrupt.count);
+        say!("        interrupt {}: {} vectors", interrupt.index, interrupt.count)?;
     }
     let dma = &attached.dma;
-    println!("        DMA: {}; pages of {} bytes", dma.addresses, dma.page_size);
+    say!("        DMA: {}; pages of {} bytes", dma.addresses, dma.page_size)?;
     for line in dma.registrations.lines() {
-        println!("        {line}");
+        say!("        {line}")?;
     }
     for process in &attached.processes {
-        println!("        {} process {}: {}", process.role, process.pid, process.sandbox.summary());
+        say!("        {} process {}: {}", process.role, process.pid, process.sandbox.summary())?;
         for layer in &process.sandbox.layers {
-            println!("            {:18} {:9} {}", layer.name, layer.state, layer.detail);
+            say!("            {:18} {:9} {}", layer.name, layer.state, layer.detail)?;
         }
     }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::simulator::Simulator;
-use crate::Failure;
+use crate::{Failure, sys};
 
 /// What this process has at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,35 +15,8 @@ pub(crate) struct Belongings {
 impl Belongings {
     /// Counts.
     pub(crate) fn now() -> Result<Self, Failure> {
-        Ok(Self { children: children()?, descriptors: descriptors()? })
+        Ok(Self { children: sys::children()?, descriptors: sys::descriptors()? })
     }
-}
-
-/// Children of every thread of this process.
-pub(crate) fn children() -> Result<Vec<u32>, Failure> {
-    let mut children = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task")? {
-        // A thread that ends meanwhile has no children.
-        let list = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
-        children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-    }
-    children.sort_unstable();
-    Ok(children)
-}
-
-fn descriptors() -> Result<Vec<String>, Failure> {
-    let mut open = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let path = entry?.path();
-        let target = std::fs::read_link(&path).unwrap_or_default();
-        // The listing's own descriptor.
-        if !target.starts_with("/proc/") {
-            let number = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            open.push(format!("{} {}", number.unwrap_or_default(), target.display()));
-        }
-    }
-    open.sort();
-    Ok(open)
 }
 
 /// One line for each thing that is there now and was not at `before`, or that the dext still has.

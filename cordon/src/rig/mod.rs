@@ -4,9 +4,11 @@
 pub(crate) mod leftovers;
 pub(crate) mod nvme;
 pub(crate) mod probe;
+pub(crate) mod reporter;
 pub(crate) mod simulator;
 pub(crate) mod storage;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -39,7 +41,7 @@ impl RigOptions {
     /// Starts the simulated dext with these devices, and says how processes over it are started.
     pub(crate) fn start(
         &self,
-        devices: &[String],
+        devices: &[OsString],
         recovery: Recovery,
         faults: Option<Arc<Faults>>,
     ) -> Result<(Simulator, HostConfig), Failure> {
@@ -50,7 +52,7 @@ impl RigOptions {
     pub(crate) fn start_on(
         &self,
         dart: Dart,
-        devices: &[String],
+        devices: &[OsString],
         recovery: Recovery,
         faults: Option<Arc<Faults>>,
     ) -> Result<(Simulator, HostConfig), Failure> {
@@ -93,50 +95,5 @@ pub(crate) fn alive(proxy: &Function) -> Result<(), Failure> {
     match proxy.death() {
         None => Ok(()),
         Some(death) => Err(death.into()),
-    }
-}
-
-/// Says what happens: text for people, or JSON lines.
-pub(crate) struct Voice {
-    json: bool,
-    started: std::time::Instant,
-}
-
-impl Voice {
-    pub(crate) fn new(json: bool) -> Self {
-        Self { json, started: std::time::Instant::now() }
-    }
-
-    /// A step begins.
-    pub(crate) fn step(&self, name: &str) {
-        let ms = self.started.elapsed().as_millis();
-        if self.json {
-            self.line(&serde_json::json!({ "step": name, "ms": ms }));
-        } else {
-            println!("\n{:6.2} s  {name}", self.started.elapsed().as_secs_f64());
-        }
-    }
-
-    /// Something that was seen in it.
-    pub(crate) fn say(&self, text: &str) {
-        if self.json {
-            self.line(&serde_json::json!({ "say": text }));
-        } else {
-            println!("          {text}");
-        }
-    }
-
-    /// Something for programs.
-    pub(crate) fn data(&self, value: &serde_json::Value) {
-        if self.json {
-            self.line(value);
-        }
-    }
-
-    fn line(&self, value: &serde_json::Value) {
-        use std::io::Write as _;
-        // In one piece, and now: a reader sees whole lines, also of a program that is killed.
-        let mut output = std::io::stdout().lock();
-        let _ = output.write_all(format!("{value}\n").as_bytes()).and_then(|()| output.flush());
     }
 }

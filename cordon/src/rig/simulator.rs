@@ -1,14 +1,17 @@
 //! The simulated dext that the demo starts: a child program, gone with the demo.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
 use crate::Failure;
+use crate::scratch::Folder;
 
 /// Who chooses bus addresses.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +25,7 @@ pub(crate) enum Dart {
 /// A running simulator.
 pub(crate) struct Simulator {
     child: Child,
-    directory: PathBuf,
+    folder: Folder,
 }
 
 /// What its clients hold, as it sees it.
@@ -59,29 +62,31 @@ impl std::fmt::Display for FunctionState {
 
 impl Simulator {
     /// Starts `program` with `devices` and waits until it listens.
-    pub(crate) fn start(program: &Path, dart: Dart, devices: &[String]) -> Result<Self, Failure> {
-        let directory = private_directory()?;
+    pub(crate) fn start(program: &Path, dart: Dart, devices: &[OsString]) -> Result<Self, Failure> {
+        // Whoever can connect to the simulator owns its devices.
+        let folder = Folder::new("cordon-demo")?;
         let mut command = Command::new(program);
         command
             .arg("--socket")
-            .arg(directory.join("dext"))
+            .arg(folder.path().join("dext"))
             .arg("--control")
-            .arg(directory.join("control"))
+            .arg(folder.path().join("control"))
             .arg("--exit-with-stdin")
             .arg(match dart {
                 Dart::Identity => "--dart=identity",
                 Dart::Strict => "--dart=strict",
             })
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+            .stdout(Stdio::piped())
+            // What a terminal sends to the command is not sent to the dext, which ends with it.
+            .process_group(0);
         for device in devices {
             command.arg("--device").arg(device);
         }
         let spawned = command.spawn();
-        let child = spawned
-            .map_err(|error| format!("cannot run {}: {error}", program.display()))
-            .inspect_err(|_| drop(std::fs::remove_dir_all(&directory)))?;
-        let mut simulator = Self { child, directory };
+        let child =
+            spawned.map_err(|error| format!("cannot run {}: {error}", program.display()))?;
+        let mut simulator = Self { child, folder };
         let output = simulator.child.stdout.take().ok_or("the simulator has no output")?;
         let mut line = String::new();
         // It says one line or exits; both end this read.
@@ -94,8 +99,10 @@ impl Simulator {
     }
 
     /// Where it is, as processes are told.
-    pub(crate) fn endpoint(&self) -> String {
-        format!("sim:{}", self.directory.join("dext").display())
+    pub(crate) fn endpoint(&self) -> OsString {
+        let mut endpoint = OsString::from("sim:");
+        endpoint.push(self.folder.path().join("dext"));
+        endpoint
     }
 
     /// Process id.
@@ -106,7 +113,7 @@ impl Simulator {
     /// What clients hold.
     pub(crate) fn state(&self) -> Result<Vec<FunctionState>, Failure> {
         let gone = |error| format!("the simulated dext does not answer: {error}");
-        let mut stream = UnixStream::connect(self.directory.join("control")).map_err(gone)?;
+        let mut stream = UnixStream::connect(self.folder.path().join("control")).map_err(gone)?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.write_all(b"\"state\"\n").map_err(gone)?;
         let mut line = String::new();
@@ -143,22 +150,5 @@ impl Drop for Simulator {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
-}
-
-/// A directory that only this user can enter: whoever can connect to the simulator owns its
-/// devices.
-fn private_directory() -> Result<PathBuf, Failure> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let base = std::env::temp_dir();
-    for attempt in 0..100u32 {
-        let path = base.join(format!("cordon-demo-{}-{attempt}", std::process::id()));
-        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => return Ok(path),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(format!("cannot make {}: {error}", path.display()).into()),
-        }
-    }
-    Err(format!("no room for a directory in {}", base.display()).into())
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use ipc::Window;
 
-use super::Voice;
 use super::nvme::{BLOCK, MAX_TRANSFER, Nvme, Transfer};
+use super::reporter::Reporter;
 use crate::{Failure, output};
 
 /// Bytes moved in each direction, at least.
@@ -86,9 +86,13 @@ impl Storage<'_> {
     }
 
     /// 64 MiB out and back.
-    pub(crate) fn exercise(&self, nvme: &mut Nvme<'_>, voice: &Voice) -> Result<u64, Failure> {
+    pub(crate) fn exercise(
+        &self,
+        nvme: &mut Nvme<'_>,
+        reporter: &Reporter,
+    ) -> Result<u64, Failure> {
         let verified = self.write_and_verify(nvme, 1, ENOUGH)?;
-        voice.say(&format!("{} written, read back and compared", output::size(verified)));
+        reporter.say(&format!("{} written, read back and compared", output::size(verified)))?;
         Ok(verified)
     }
 
@@ -98,7 +102,7 @@ impl Storage<'_> {
         &self,
         nvme: &mut Nvme<'_>,
         path: &Path,
-        voice: &Voice,
+        reporter: &Reporter,
     ) -> Result<u64, Failure> {
         let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let whole = file.metadata()?.len();
@@ -132,8 +136,11 @@ impl Storage<'_> {
         } else {
             "all".to_owned()
         };
-        voice.say(&format!("{part} of {} read through the device equals the file", path.display()));
-        voice.say(&format!("written back {passes} times; the file did not change"));
+        reporter.say(&format!(
+            "{part} of {} read through the device equals the file",
+            path.display()
+        ))?;
+        reporter.say(&format!("written back {passes} times; the file did not change"))?;
         Ok(verified)
     }
 }

@@ -3,9 +3,10 @@
 
 mod load;
 mod size;
+mod summary;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -18,11 +19,13 @@ use serde_json::json;
 
 use self::load::{Tally, move_data, take_interrupts};
 use self::size::{Growth, Size};
-use crate::Failure;
+use self::summary::{Deaths, Summary, Visible};
 use crate::faults::FaultOptions;
 use crate::rig::leftovers::{self, Belongings};
+use crate::rig::reporter::Reporter;
 use crate::rig::simulator::Simulator;
-use crate::rig::{QUEUES, RAM, RAM_BASE, RigOptions, Voice, alive};
+use crate::rig::{QUEUES, RAM, RAM_BASE, RigOptions, alive};
+use crate::{Failure, ending};
 
 /// What the torture is told.
 #[derive(Debug, Args)]
@@ -69,6 +72,8 @@ enum Blow {
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A process that does not answer for this long is killed, where processes are stopped or hang.
 const DEADLINE: Duration = Duration::from_millis(600);
+/// How long an interrupted torture may take to end in order: what was struck last comes back first.
+const GRACE: Duration = Duration::from_secs(10);
 /// Data moved before the first look at what processes hold.
 const WARM_BYTES: u64 = 64 << 20;
 /// Spawns that a recovery is compared with, spread over the run.
@@ -94,45 +99,85 @@ struct Rack<'r> {
     simulator: &'r Simulator,
     meter: &'r SpawnMeter,
     tally: &'r Tally,
-    voice: &'r Voice,
+    reporter: &'r Reporter,
 }
 
 /// What came of it.
 #[derive(Default)]
 struct Outcome {
+    /// How often a process was struck.
+    struck: u64,
     spawns: Vec<Duration>,
     growth: Vec<Growth>,
 }
 
-/// Runs the torture; an error unless everything but kills and recoveries is zero.
-pub(crate) fn run(options: &TortureOptions) -> Result<(), Failure> {
-    let voice = Voice::new(options.json);
-    let faults = options.faults.arm()?;
-    for report in faults.report() {
-        if report.fault.process == Target::Connection || !report.fault.what.is_deadly() {
-            let why = "the torture's driver survives the deaths of function processes only";
-            return Err(format!("fault '{}': {why}", report.fault).into());
+/// Why the torture cannot tell a fault from a failure.
+fn unfit(fault: &Fault) -> Option<&'static str> {
+    let is_long = |ms: u64| Duration::from_millis(ms) >= DEADLINE;
+    match (fault.process, fault.what) {
+        (_, What::Selector { .. }) => Some("its driver takes a call that fails for an I/O error"),
+        (_, What::Delay(ms)) if is_long(ms) => {
+            Some("processes that take longer than 600 ms are killed here")
+        }
+        (_, What::Delay(_)) | (Target::Function, _) => None,
+        (Target::Connection, _) => {
+            Some("its driver survives the deaths of function processes only")
         }
     }
+}
+
+/// Runs the torture; an error unless everything but kills and recoveries is zero.
+pub(crate) fn run(options: &TortureOptions) -> Result<(), Failure> {
+    let faults = options.faults.arm()?;
+    for report in faults.report() {
+        if let Some(why) = unfit(&report.fault) {
+            return Err(format!("The torture cannot have fault '{}': {why}", report.fault).into());
+        }
+    }
+    let reporter = Reporter::new(options.json, ending::within(GRACE)?);
+    match under_load(options, &faults, &reporter) {
+        Err(failure) if !failure.is::<Visible>() => {
+            // A signal explains whatever failed since.
+            reporter.check()?;
+            Err(failure)
+        }
+        done => done,
+    }
+}
+
+/// Whether processes are struck so that they fall silent, which only a deadline ends.
+fn is_silence_expected(options: &TortureOptions, faults: &Faults) -> bool {
+    let silent = [Blow::Stop, Blow::Hang, Blow::Truncated];
+    let planned = faults.report();
+    let mut planned = planned.iter().map(|report| report.fault.what);
+    options.blows.iter().any(|blow| silent.contains(blow))
+        || planned.any(|what| matches!(what, What::Stop | What::Hang | What::Truncated))
+}
+
+fn under_load(
+    options: &TortureOptions,
+    faults: &Arc<Faults>,
+    reporter: &Reporter,
+) -> Result<(), Failure> {
     let (nvme, probe): (PciAddress, PciAddress) = ("01:00.0".parse()?, "01:00.1".parse()?);
     let free: PciAddress = "02:00.0".parse()?;
     let devices = [
-        format!("{nvme}=nvme,queues={QUEUES},size=64M"),
-        format!("{probe}=probe"),
-        format!("{free}=probe"),
+        format!("{nvme}=nvme,queues={QUEUES},size=64M").into(),
+        format!("{probe}=probe").into(),
+        format!("{free}=probe").into(),
     ];
     // The deaths are ours: no number of them is a crash loop.
     let standby = options.standby;
     let recovery = Recovery::default().with_max_deaths(u32::MAX).with_standby(standby);
     let by_kills_only = options.blows == [Blow::Kill] && !options.faults.any();
-    let armed = (!by_kills_only).then(|| Arc::clone(&faults));
+    let armed = (!by_kills_only).then(|| Arc::clone(faults));
     let (simulator, mut config) = options.rig.start(&devices, recovery, armed)?;
-    if !by_kills_only {
+    if is_silence_expected(options, faults) {
         config.deadlines.call = DEADLINE;
     }
     let before = Belongings::now()?;
 
-    voice.step(&format!("Striking {} times, seed {}", options.kills, options.seed));
+    reporter.step(&format!("Striking {} times, seed {}", options.kills, options.seed))?;
     let meter = SpawnMeter::start(&config, free)?;
     let host = Host::new(config);
     let container = Arc::new(Container::new(DmaMode::Direct));
@@ -150,11 +195,11 @@ pub(crate) fn run(options: &TortureOptions) -> Result<(), Failure> {
     let rack = Rack {
         options,
         proxies: &proxies,
-        faults: &faults,
+        faults,
         simulator: &simulator,
         meter: &meter,
         tally: &tally,
-        voice: &voice,
+        reporter,
     };
     let tortured = rack.torture(&window);
     for proxy in &proxies {
@@ -162,92 +207,25 @@ pub(crate) fn run(options: &TortureOptions) -> Result<(), Failure> {
     }
     meter.stop()?;
     let mut outcome = tortured?;
-    let mut recoveries: Vec<Duration> = proxies.iter().flat_map(|one| one.recoveries()).collect();
-    let replaced: u64 = proxies.iter().map(|one| one.replacements()).sum();
+    let deaths = Deaths {
+        struck: outcome.struck,
+        recoveries: proxies.iter().flat_map(|one| one.recoveries()).collect(),
+        replaced: proxies.iter().map(|one| one.replacements()).sum(),
+    };
     drop((proxies, container));
     let left = leftovers::list(&before, &simulator)?;
+    drop(simulator);
     for one in &left {
-        voice.say(&format!("left: {one}"));
+        reporter.say(&format!("left: {one}"))?;
     }
     for one in &outcome.growth {
-        voice.say(&one.to_string());
+        reporter.say(&one.to_string())?;
     }
-    voice.data(&json!({ "processes": outcome.growth }));
+    reporter.data(&json!({ "processes": outcome.growth }))?;
     let leaked = left.len() + outcome.growth.iter().filter(|one| one.is_leak()).count();
-    let planned = rack_report(&faults, &voice);
-    let spawns = &mut outcome.spawns;
-    let sum = Sum { options, voice: &voice, tally: &tally, replaced, planned, leaked };
-    sum.up(&mut recoveries, spawns)
-}
-
-/// Says which faults of the plan fired; how many did.
-fn rack_report(faults: &Faults, voice: &Voice) -> u64 {
-    let mut planned = 0;
-    for report in faults.report().into_iter().filter(|report| report.fault.request.is_some()) {
-        match report.fired {
-            Some(pid) => voice.say(&format!("fired at process {pid}: {}", report.fault)),
-            None => voice.say(&format!("never fired: {}", report.fault)),
-        }
-        planned += u64::from(report.fired.is_some());
-        voice.data(&json!({ "fault": report }));
-    }
-    planned
-}
-
-/// The value below which `percent` of the times are; in microseconds.
-fn percentile(times: &mut [Duration], percent: usize) -> u128 {
-    times.sort_unstable();
-    let at = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-    times.get(at).map_or(0, Duration::as_micros)
-}
-
-struct Sum<'r> {
-    options: &'r TortureOptions,
-    voice: &'r Voice,
-    tally: &'r Tally,
-    replaced: u64,
-    planned: u64,
-    leaked: usize,
-}
-
-impl Sum<'_> {
-    fn up(&self, recoveries: &mut [Duration], spawns: &mut [Duration]) -> Result<(), Failure> {
-        let Self { options, voice, tally, replaced, planned, leaked } = *self;
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let [p50, p99, max] = [50, 99, 100].map(|percent| percentile(recoveries, percent));
-        let spawn = percentile(spawns, 50);
-        voice.step("Done");
-        voice.say(&format!("{} kills, {replaced} recoveries", options.kills));
-        voice.say(&format!(
-            "{} MiB moved and compared, {} interrupts taken",
-            load(&tally.bytes) >> 20,
-            load(&tally.interrupts)
-        ));
-        voice.say(&format!(
-            "{} bytes corrupt, {} I/O errors, {} interrupts lost, {leaked} things leaked",
-            load(&tally.corrupt_bytes),
-            load(&tally.io_errors),
-            load(&tally.lost_interrupts)
-        ));
-        voice.say(&format!("recovery: {p50} us median, {p99} us p99, {max} us at most"));
-        voice.say(&format!("a bare spawn to ready under the same load: {spawn} us median"));
-        voice.data(&json!({
-            "kills": options.kills,
-            "recoveries": replaced,
-            "corrupt_bytes": load(&tally.corrupt_bytes),
-            "io_errors": load(&tally.io_errors),
-            "lost_interrupts": load(&tally.lost_interrupts),
-            "leaked": leaked,
-            "recovery_us": { "p50": p50, "p99": p99, "max": max },
-            "spawn_us": { "p50": spawn },
-        }));
-        // A planned fault may strike the process that a kill is about to strike.
-        let expected = options.kills..=options.kills + planned;
-        if tally.trouble() > 0 || leaked > 0 || !expected.contains(&replaced) {
-            return Err("the deaths were not invisible".into());
-        }
-        Ok(())
-    }
+    let planned = summary::planned(faults, reporter)?;
+    let summary = Summary { options, reporter, tally: &tally, planned, leaked };
+    summary.tell(deaths, &mut outcome.spawns)
 }
 
 impl Rack<'_> {
@@ -265,7 +243,7 @@ impl Rack<'_> {
             for (what, worker) in [("NVMe", storage), ("probe", interrupts)] {
                 match worker.join() {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => self.voice.say(&format!("{what}: {error}")),
+                    Ok(Err(error)) => self.reporter.say(&format!("{what}: {error}"))?,
                     Err(_) => return Err(format!("the {what} worker panicked").into()),
                 }
             }
@@ -284,33 +262,31 @@ impl Rack<'_> {
         let warm = kills.div_ceil(10);
         let mut first = None;
         let mut last_word = Instant::now();
-        for number in 0..kills {
-            if !self.tally.goes_on() {
-                return Ok(outcome);
-            }
+        while outcome.struck < kills && self.goes_on() {
+            let number = outcome.struck;
             if number == warm {
                 // And after the first rounds of data.
-                let _ = wait(|| self.tally.bytes.load(Ordering::Relaxed) >= WARM_BYTES);
+                let enough = || self.tally.bytes.load(Ordering::Relaxed) >= WARM_BYTES;
+                let _ = wait(|| enough() || !self.goes_on());
                 first = Some(watched.map(Size::of));
             }
             if number.is_multiple_of(kills.div_ceil(SPAWNS)) {
                 outcome.spawns.push(self.meter.measure()?);
             }
             if last_word.elapsed() > Duration::from_secs(5) {
-                self.voice.say(&format!("{number} kills"));
+                self.reporter.say(&format!("{number} kills"))?;
                 last_word = Instant::now();
             }
             let proxy = &self.proxies[usize::from(random.next().is_multiple_of(2))];
             if self.options.standby {
-                wait(|| proxy.has_standby())
+                wait(|| proxy.has_standby() || !self.goes_on())
                     .map_err(|()| format!("{} has no standby", proxy.address()))?;
             }
             std::thread::sleep(Duration::from_micros(random.next() % 4000));
-            let before = proxy.replacements();
-            self.strike(proxy, &mut random)?;
-            let back = wait(|| proxy.replacements() > before || alive(proxy).is_err());
-            alive(proxy)?;
-            back.map_err(|()| format!("{} did not come back", proxy.address()))?;
+            if self.goes_on() {
+                self.strike_once(proxy, &mut random)?;
+                outcome.struck += 1;
+            }
         }
         if let Some(first) = first {
             let sizes = first.into_iter().zip(watched.map(Size::of));
@@ -318,6 +294,20 @@ impl Rack<'_> {
             outcome.growth = names.into_iter().zip(sizes).map(grown).collect();
         }
         Ok(outcome)
+    }
+
+    /// Whether there is no reason to end early.
+    fn goes_on(&self) -> bool {
+        self.tally.goes_on() && self.reporter.check().is_ok()
+    }
+
+    /// Strikes, and waits until whoever was struck is replaced.
+    fn strike_once(&self, proxy: &Function, random: &mut Random) -> Result<(), Failure> {
+        let before = proxy.replacements();
+        self.strike(proxy, random)?;
+        let back = wait(|| proxy.replacements() > before || alive(proxy).is_err());
+        alive(proxy)?;
+        Ok(back.map_err(|()| format!("{} did not come back", proxy.address()))?)
     }
 
     fn strike(&self, proxy: &Function, random: &mut Random) -> Result<(), Failure> {

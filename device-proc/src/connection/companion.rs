@@ -9,7 +9,7 @@ use ipc::wire::dma::{MAX_BATCH, Reply, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Tube, TubeError};
 
-use super::slot::Slot;
+use super::claimed::ClaimedFunction;
 
 /// Its tube.
 pub(super) struct Companion {
@@ -33,7 +33,7 @@ impl Companion {
     }
 
     /// Serves what it sent; `false` when it is gone or out of step.
-    pub(super) fn serve_one(&mut self, slot: &mut Slot) -> bool {
+    pub(super) fn serve_one(&mut self, function: &mut ClaimedFunction) -> bool {
         let now = Deadline::now();
         if !self.greeted {
             // Its greeting is there: it is what woke us.
@@ -45,17 +45,17 @@ impl Companion {
             Err(TubeError::TimedOut) => return true,
             Err(TubeError::Disconnected) => return false,
             Ok(_) | Err(_) => {
-                tracing::warn!("the function process of {} is out of step", slot.address());
+                tracing::warn!("the function process of {} is out of step", function.address());
                 return false;
             }
         };
         let fits = |length| (1..=MAX_BATCH).contains(&length);
         let reply: Reply = match received.message {
             Request::Map { batch, entries } if fits(entries.len()) => {
-                Ok(slot.map_batch(batch, &entries))
+                Ok(function.map_batch(batch, &entries))
             }
             Request::Unmap { batch, keys } if fits(keys.len()) => {
-                Ok(slot.unmap_batch(batch, &keys))
+                Ok(function.unmap_batch(batch, &keys))
             }
             Request::Map { .. } | Request::Unmap { .. } => Err(FailureKind::InvalidArgument),
         };
@@ -67,7 +67,7 @@ impl Companion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dext::fake::Fake;
+    use dext_client::fake::Fake;
     use ipc::wire::connection::DmaEntry;
     use ipc::wire::dext::{IoReturn, selector};
     use ipc::wire::dma::Outcome;
@@ -76,16 +76,16 @@ mod tests {
     use std::time::Duration;
 
     /// A function with guest memory at 0x10000, its companion, and the process at the other end.
-    fn pair() -> (Fake, Slot, Companion, Tube) {
+    fn pair() -> (Fake, ClaimedFunction, Companion, Tube) {
         let (fake, client) = Fake::client();
         fake.fail(selector::REGISTER_DMA_REGION, IoReturn::NOT_OPEN);
-        let mut slot = Slot::new(client, crate::options::Windows::Handed);
-        slot.attach().unwrap();
+        let mut function = ClaimedFunction::new(Box::new(client), crate::options::Windows::Handed);
+        function.attach().unwrap();
         fake.recover(selector::REGISTER_DMA_REGION);
         let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
-        slot.memory.add(0x10000, 0x10000, ram, 0, true).unwrap();
+        function.memory.add(0x10000, 0x10000, ram, 0, true).unwrap();
         let (ours, theirs) = Tube::pair().unwrap();
-        (fake, slot, Companion::new(0, ours.into()), theirs)
+        (fake, function, Companion::new(0, ours.into()), theirs)
     }
 
     fn soon() -> Deadline {
@@ -93,15 +93,15 @@ mod tests {
     }
 
     /// As a function process that knows its part begins.
-    fn greeted() -> (Fake, Slot, Companion, Tube) {
-        let (fake, mut slot, mut companion, mut peer) = pair();
+    fn greeted() -> (Fake, ClaimedFunction, Companion, Tube) {
+        let (fake, mut function, mut companion, mut peer) = pair();
         let joined = std::thread::spawn(move || {
             peer.handshake(Role::Function, Role::Connection, soon()).unwrap();
             peer
         });
         assert!(ipc::poll::wait_readable(companion.tube(), soon()).unwrap());
-        assert!(companion.serve_one(&mut slot));
-        (fake, slot, companion, joined.join().unwrap())
+        assert!(companion.serve_one(&mut function));
+        (fake, function, companion, joined.join().unwrap())
     }
 
     /// A name, and what a process does wrong.
@@ -117,17 +117,17 @@ mod tests {
 
     #[test]
     fn batches_are_registered_in_guest_memory_and_nowhere_else() {
-        let (fake, mut slot, mut companion, mut peer) = greeted();
+        let (fake, mut function, mut companion, mut peer) = greeted();
         let mut wanted = entries(2);
         wanted.push(DmaEntry { key: 9, address: 0x1fff0, size: 0x20 });
         peer.send(1, &Request::Map { batch: 1, entries: wanted }, &[], soon()).unwrap();
-        assert!(companion.serve_one(&mut slot));
+        assert!(companion.serve_one(&mut function));
         let failed = Outcome::Failed(FailureKind::InvalidArgument);
         assert!(
             matches!(answer(&mut peer).unwrap()[..], [Outcome::Mapped { .. }, Outcome::Mapped { .. }, last] if last == failed)
         );
         peer.send(2, &Request::Unmap { batch: 2, keys: vec![0, 77] }, &[], soon()).unwrap();
-        assert!(companion.serve_one(&mut slot));
+        assert!(companion.serve_one(&mut function));
         assert_eq!(answer(&mut peer).unwrap(), [Outcome::Unmapped, failed]);
         assert_eq!(fake.registered().len(), 1);
     }
@@ -148,30 +148,30 @@ mod tests {
             ("a role", &|peer| peer.send(1, &0u8, &[], soon()).unwrap()),
         ];
         for (name, wrong) in wrongs {
-            let (_fake, mut slot, mut companion, mut peer) = greeted();
+            let (_fake, mut function, mut companion, mut peer) = greeted();
             wrong(&mut peer);
-            let ends = (0..1000).any(|_| !companion.serve_one(&mut slot));
+            let ends = (0..1000).any(|_| !companion.serve_one(&mut function));
             assert!(ends, "{name}");
         }
         for length in [0, MAX_BATCH + 1] {
-            let (fake, mut slot, mut companion, mut peer) = greeted();
+            let (fake, mut function, mut companion, mut peer) = greeted();
             let keys = vec![1; length];
             peer.send(1, &Request::Unmap { batch: 1, keys }, &[], soon()).unwrap();
-            assert!(companion.serve_one(&mut slot));
+            assert!(companion.serve_one(&mut function));
             assert_eq!(answer(&mut peer), Err(FailureKind::InvalidArgument));
             assert_eq!(fake.calls_of(selector::UNREGISTER_DMA_REGION).len(), 0);
         }
         // Who asks again and again and never reads an answer holds nobody up.
-        let (_fake, mut slot, mut companion, mut peer) = greeted();
+        let (_fake, mut function, mut companion, mut peer) = greeted();
         let request = Request::Map { batch: 1, entries: entries(4096) };
         let ends = (0..1000).any(|_| {
             let _ = peer.send(1, &request, &[], Deadline::now());
-            !companion.serve_one(&mut slot)
+            !companion.serve_one(&mut function)
         });
         assert!(ends);
         // Who does not introduce itself as a function process.
-        let (_fake, mut slot, mut companion, mut peer) = pair();
+        let (_fake, mut function, mut companion, mut peer) = pair();
         peer.send(1, &ipc::wire::handshake::Hello::ours(Role::Vmm), &[], soon()).unwrap();
-        assert!(!companion.serve_one(&mut slot));
+        assert!(!companion.serve_one(&mut function));
     }
 }

@@ -1,36 +1,36 @@
 //! The connection process: claim, DMA registrations and BAR windows of one physical device.
 //!
-//! It opens every function of the device without claiming any, confines itself, and then does as
-//! the VMM side says: claim a function and export its BARs, take regions of guest memory, register
-//! ranges of them. It never sees a byte that a guest wrote. It distrusts function processes: one
-//! that serves a companion may ask for registrations of its own function , and every
-//! range is checked against the memory table. It exits at once when the
-//! VMM side or the dext is gone; the dext then releases everything.
+//! It opens the isolation group of the device without claiming any function of it, confines
+//! itself, and then does as the VMM side says: claim a function and export its BARs, take regions
+//! of guest memory, register ranges of them. It never sees a byte that a guest wrote. It distrusts
+//! function processes: one that serves a companion may ask for registrations of its own function,
+//! and every range is checked against the memory table. It exits at once when the VMM side or the
+//! backend is gone; what survives that is the backend's.
 
+pub mod claimed;
 mod companion;
-pub mod slot;
 pub mod windows;
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 
+use cordon_backend::{Backend, BusRange, Group, Liveness, OpenGroup, Source as Origin};
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Mapped, Ready, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
 
+use self::claimed::ClaimedFunction;
 use self::companion::Companion;
-use self::slot::Slot;
-use crate::dext::{self, DextError};
-use crate::misbehave::Misbehave;
+use crate::hooks::Hooks;
 use crate::options::{Common, Windows};
-use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
+use crate::start::{self, Answer, Confinement, RoleError, nothing_beside, one_beside};
 
 /// What the main loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Tube,
-    Dext,
+    Backend,
     /// A function process, of the function with this number.
     Companion(u8),
 }
@@ -38,24 +38,47 @@ enum Token {
 /// The state of the process, owned by its one thread.
 pub struct ConnectionProcess {
     address: PciAddress,
-    slots: Vec<Slot>,
+    group: Box<dyn Group>,
+    functions: Vec<ClaimedFunction>,
     companions: Vec<Companion>,
     /// Where memory without a descriptor goes.
     port: Option<MemoryPort>,
-    misbehave: Misbehave,
 }
 
 /// Runs the role until the VMM side ends it.
 ///
 /// # Errors
 /// [`RoleError`].
-pub fn run(address: PciAddress, windows: Windows, common: &Common) -> Result<(), RoleError> {
-    start::run(
-        common,
-        Role::Connection,
-        |tube| prepare(address, windows, common, tube),
-        |tube, mut process| process.serve(tube),
-    )
+pub fn run(
+    address: PciAddress,
+    windows: Windows,
+    common: &Common,
+    hooks: &mut dyn Hooks,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(start::inherited_tube(common)?, Role::Connection)?;
+    let backend = hooks.backend(&common.dext).map_err(RoleError::from);
+    let port = MemoryPort::inherited();
+    let confinement = common.confinement();
+    let prepared = backend
+        .and_then(|backend| prepare(backend.as_ref(), address, windows, port, confinement, &tube));
+    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
+}
+
+/// Runs the role over a tube and a backend that are there already, until the VMM side ends it.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn serve_on(
+    tube: Tube,
+    backend: &dyn Backend,
+    address: PciAddress,
+    windows: Windows,
+    confinement: Confinement,
+    hooks: &mut dyn Hooks,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(tube, Role::Connection)?;
+    let prepared = prepare(backend, address, windows, None, confinement, &tube);
+    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
 /// Opens and confines; public so that the escape suite confines itself the same way.
@@ -63,55 +86,50 @@ pub fn run(address: PciAddress, windows: Windows, common: &Common) -> Result<(),
 /// # Errors
 /// [`RoleError`].
 pub fn prepare(
+    backend: &dyn Backend,
     address: PciAddress,
     windows: Windows,
-    common: &Common,
+    port: Option<MemoryPort>,
+    confinement: Confinement,
     tube: &Tube,
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
-    let misbehave = Misbehave::new(common.misbehave);
-    let port = MemoryPort::inherited();
-    let registry = misbehave.over(dext::registry(&common.dext)?);
-    let clients = dext::open_matching(registry.as_ref(), |found| found.same_device(address))?;
-    if !clients.iter().any(|client| client.address() == address) {
-        return Err(DextError::NoSuchDevice(address).into());
-    }
-    let functions = clients.iter().map(dext::Client::identity).collect();
-    let slots: Vec<Slot> = clients.into_iter().map(|client| Slot::new(client, windows)).collect();
+    let OpenGroup { group, functions } = backend.open_group(address, Origin::Own)?;
+    let identities = functions.iter().map(|function| function.identity()).collect();
+    let mut functions: Vec<ClaimedFunction> =
+        functions.into_iter().map(|function| ClaimedFunction::new(function, windows)).collect();
+    let later = crate::budget::connection(confinement, &mut functions)?;
     let mut open = vec![tube.as_fd()];
-    open.extend(slots.iter().flat_map(Slot::descriptors));
-    let sandbox = start::confine(common, sandbox_profiles::Role::Connection, &open)?;
+    open.extend(group.descriptors());
+    open.extend(functions.iter().flat_map(ClaimedFunction::descriptors));
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Connection, &open, later)?;
     let companions = Vec::new();
-    let process = ConnectionProcess { address, slots, companions, port, misbehave };
-    Ok((process, Ready { functions, sandbox }))
+    let process = ConnectionProcess { address, group, functions, companions, port };
+    Ok((process, Ready { functions: identities, sandbox }))
 }
 
 impl ConnectionProcess {
-    fn serve(&mut self, tube: &mut Tube) -> Result<(), RoleError> {
+    fn serve(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<(), RoleError> {
         loop {
             for token in self.wait(tube)? {
                 match token {
                     Token::Tube => {
-                        if !self.serve_one(tube)? {
+                        if !self.serve_one(tube, hooks)? {
                             return Ok(());
                         }
                     }
                     Token::Companion(function) => self.serve_companion(function),
-                    Token::Dext => {
-                        return Err(DextError::Lost {
-                            subject: format!("Device of {}", self.address),
-                            operation: "waiting",
-                        }
-                        .into());
-                    }
+                    Token::Backend => return Err(self.group.lost("waiting").into()),
                 }
             }
         }
     }
 
     fn wait(&self, tube: &Tube) -> Result<Vec<Token>, RoleError> {
-        let liveness: Vec<BorrowedFd<'_>> = self.slots.iter().filter_map(Slot::liveness).collect();
+        let of_functions = self.functions.iter().filter_map(ClaimedFunction::liveness);
+        let liveness: Vec<Liveness<'_>> =
+            self.group.liveness().into_iter().chain(of_functions).collect();
         let mut sources = vec![Source::readable(tube, Token::Tube)];
-        sources.extend(liveness.iter().map(|fd| Source::hangup(fd, Token::Dext)));
+        sources.extend(liveness.iter().map(|liveness| liveness.source(Token::Backend)));
         sources.extend(self.companions.iter().map(|companion| {
             Source::readable(companion.tube(), Token::Companion(companion.function()))
         }));
@@ -119,27 +137,24 @@ impl ConnectionProcess {
     }
 
     /// Serves one request; `false` when it was the last.
-    fn serve_one(&mut self, tube: &mut Tube) -> Result<bool, RoleError> {
+    fn serve_one(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<bool, RoleError> {
         let incoming = match start::next_request::<Request>(tube) {
             Ok(Some(incoming)) => incoming,
             Ok(None) => return Ok(true),
             Err(TubeError::Disconnected) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        let mut misbehave = std::mem::take(&mut self.misbehave);
-        let goes_on = self.answer(incoming, tube, &mut misbehave);
-        self.misbehave = misbehave;
-        goes_on
+        self.answer(incoming, tube, hooks)
     }
 
     /// Serves one request of a function process; one that is gone or out of step is forgotten, and
     /// what it registered stays: its successor may need it.
-    fn serve_companion(&mut self, function: u8) {
-        let Some(at) = self.companions.iter().position(|one| one.function() == function) else {
+    fn serve_companion(&mut self, number: u8) {
+        let Some(at) = self.companions.iter().position(|one| one.function() == number) else {
             return;
         };
-        let slot = self.slots.iter_mut().find(|slot| slot.address().function() == function);
-        let goes_on = slot.is_some_and(|slot| self.companions[at].serve_one(slot));
+        let function = self.functions.iter_mut().find(|one| one.number() == number);
+        let goes_on = function.is_some_and(|function| self.companions[at].serve_one(function));
         if !goes_on {
             self.companions.remove(at);
         }
@@ -147,7 +162,7 @@ impl ConnectionProcess {
 
     /// Memory without descriptors goes before the message that speaks of it.
     fn send_entries(&self, function: u8, entries: &[&MemoryEntry]) -> Result<(), RoleError> {
-        let deadline = Deadline::after(start::PATIENCE);
+        let deadline = Deadline::after(start::PEER_TIMEOUT);
         let none = || std::io::Error::from(std::io::ErrorKind::NotConnected);
         let sent = self.port.as_ref().ok_or_else(none);
         let sent = sent.and_then(|port| port.send(function.into(), entries, deadline));
@@ -158,19 +173,19 @@ impl ConnectionProcess {
         &mut self,
         incoming: start::Incoming<Request>,
         tube: &mut Tube,
-        misbehave: &mut Misbehave,
+        hooks: &mut dyn Hooks,
     ) -> Result<bool, RoleError> {
         let start::Incoming { request, id, handles } = incoming;
         if let Request::Misbehave(wrong) = request {
-            start::arrange(tube, id, misbehave, &wrong)?;
+            start::arrange(tube, id, hooks, &wrong)?;
             return Ok(true);
         }
-        let answer = Answer::to(tube, id, misbehave);
+        let answer = Answer::to(tube, id, hooks);
         // What came beside a request that takes nothing is refused with the request.
         let alone = nothing_beside(&handles);
         match request {
             Request::Attach(call) => {
-                let attached = alone.and_then(|()| self.slot(call.function)?.attach());
+                let attached = alone.and_then(|()| self.function(call.function)?.attach());
                 self.send_attached(answer, &call, attached)?;
             }
             Request::Detach(call) => {
@@ -179,41 +194,44 @@ impl ConnectionProcess {
             }
             Request::AddMemory(call) => {
                 let added = one_beside(handles).and_then(|fd| {
-                    let memory = &mut self.slot(call.function)?.memory;
+                    let memory = &mut self.function(call.function)?.memory;
                     memory.add(call.base, call.size, fd, call.offset, call.writable)
                 });
                 answer.send(&call, added)?;
             }
             Request::RemoveMemory(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.and_then(|slot| slot.remove_memory(call.base)))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                let removed = function.and_then(|function| function.remove_memory(call.base));
+                answer.send(&call, removed)?;
             }
             Request::MapDma(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                let mapped = slot.and_then(|slot| slot.map(&call.entry));
-                let mapped =
-                    mapped.map(|(bus_address, bus_length)| Mapped { bus_address, bus_length });
+                let function = alone.and_then(|()| self.function(call.function));
+                let mapped = function.and_then(|function| function.map(&call.entry));
+                let mapped = mapped.map(|BusRange { address, length }| Mapped {
+                    bus_address: address,
+                    bus_length: length,
+                });
                 answer.send(&call, mapped)?;
             }
             Request::UnmapDma(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.and_then(|slot| slot.unmap(call.key)))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                answer.send(&call, function.and_then(|function| function.unmap(call.key)))?;
             }
             Request::GetStatistics(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.map(|slot| slot.statistics()))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                answer.send(&call, function.map(|function| function.statistics()))?;
             }
             Request::Reset(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.and_then(Slot::reset))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                answer.send(&call, function.and_then(ClaimedFunction::reset))?;
             }
             Request::Companion(call) => {
                 let joined = one_beside(handles).and_then(|fd| self.join(call.function, fd));
                 answer.send(&call, joined)?;
             }
             Request::ReleaseDma(call) => {
-                let slot = alone.and_then(|()| self.slot(call.function));
-                answer.send(&call, slot.map(|slot| slot.release_companion(None)))?;
+                let function = alone.and_then(|()| self.function(call.function));
+                answer.send(&call, function.map(|function| function.release_companion(None)))?;
             }
             Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
             Request::Shutdown(call) => {
@@ -231,7 +249,7 @@ impl ConnectionProcess {
         &mut self,
         answer: Answer<'_>,
         call: &ipc::wire::connection::Attach,
-        attached: Result<slot::Exported, Failure>,
+        attached: Result<claimed::Exported, Failure>,
     ) -> Result<(), RoleError> {
         let (attached, windows) = match attached {
             Ok((attached, windows)) => (Ok(Box::new(attached)), windows),
@@ -245,28 +263,29 @@ impl ConnectionProcess {
         answer.send_with(call, attached, &handles)
     }
 
-    fn detach(&mut self, function: u8) -> Result<(), Failure> {
-        self.slot(function)?.release();
-        self.slots.retain(|slot| slot.address().function() != function);
-        self.companions.retain(|one| one.function() != function);
+    fn detach(&mut self, number: u8) -> Result<(), Failure> {
+        self.function(number)?;
+        let is_it = |one: &mut ClaimedFunction| one.number() == number;
+        self.functions.extract_if(.., is_it).for_each(ClaimedFunction::release);
+        self.companions.retain(|one| one.function() != number);
         Ok(())
     }
 
-    fn join(&mut self, function: u8, fd: std::os::fd::OwnedFd) -> Result<(), Failure> {
-        self.slot(function)?;
-        self.companions.retain(|one| one.function() != function);
-        self.companions.push(Companion::new(function, fd));
+    fn join(&mut self, number: u8, fd: std::os::fd::OwnedFd) -> Result<(), Failure> {
+        self.function(number)?;
+        self.companions.retain(|one| one.function() != number);
+        self.companions.push(Companion::new(number, fd));
         Ok(())
     }
 
-    fn slot(&mut self, function: u8) -> Result<&mut Slot, Failure> {
+    fn function(&mut self, number: u8) -> Result<&mut ClaimedFunction, Failure> {
         let address = self.address;
-        let slot = self.slots.iter_mut().find(|slot| slot.address().function() == function);
-        slot.ok_or_else(|| Failure {
+        let function = self.functions.iter_mut().find(|one| one.number() == number);
+        function.ok_or_else(|| Failure {
             kind: FailureKind::NoDevice,
             code: None,
             message: format!(
-                "Function {function} of {:02x}:{:02x} is not open in its connection process",
+                "Function {number} of {:02x}:{:02x} is not open in its connection process",
                 address.bus(),
                 address.device()
             ),

@@ -5,23 +5,22 @@ use ipc::wire::common::{BarInfo, MsixInfo};
 use crate::capabilities;
 use crate::function::bars::is_mappable;
 
-/// Guest mappings are made on these boundaries only: pages of Apple silicon (P7.7).
-pub const GRANULE: u64 = 16 * 1024;
-
 /// Offset and length of each part of BAR `bar` that may be mapped into a guest: whole granules
 /// (P7.7) of a memory BAR (P7.1), the granules of the MSI-X table and pending-bit array left out
-/// (P7.3). `mapped` is how much of the BAR could be mapped here (P7.2).
+/// (P7.3). `mapped` is how much of the BAR could be mapped here (P7.2), `granule` the page size of
+/// the host.
 #[must_use]
 pub fn guest_windows(
     bar: u8,
     info: &BarInfo,
     mapped: u64,
     msix: Option<&MsixInfo>,
+    granule: u64,
 ) -> Vec<(u64, u64)> {
     if !is_mappable(info) {
         return Vec::new();
     }
-    let size = info.size.min(mapped) / GRANULE * GRANULE;
+    let size = info.size.min(mapped) / granule * granule;
     let mut holes = Vec::new();
     if let Some(msix) = msix {
         let table = (msix.table_bar, msix.table_offset, capabilities::table_bytes(msix));
@@ -29,7 +28,7 @@ pub fn guest_windows(
         for (in_bar, offset, length) in [table, pending] {
             if in_bar == bar {
                 let (start, end) = (u64::from(offset), u64::from(offset) + length);
-                holes.push((start / GRANULE * GRANULE, end.next_multiple_of(GRANULE)));
+                holes.push((start / granule * granule, end.next_multiple_of(granule)));
             }
         }
     }
@@ -51,6 +50,17 @@ pub fn guest_windows(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const GRANULE: u64 = 16 * 1024;
+
+    fn guest_windows(
+        bar: u8,
+        info: &BarInfo,
+        mapped: u64,
+        msix: Option<&MsixInfo>,
+    ) -> Vec<(u64, u64)> {
+        super::guest_windows(bar, info, mapped, msix, GRANULE)
+    }
 
     fn bar(size: u64) -> BarInfo {
         BarInfo { memory_index: 0, size, kind: 0 }
@@ -89,6 +99,9 @@ mod tests {
     fn p7_7_a_bar_below_a_page_is_left_to_traps() {
         assert_eq!(guest_windows(0, &bar(0x1000), 0x4000, None), []);
         assert_eq!(guest_windows(0, &bar(0x9000), 0xc000, None), [(0, 0x8000)]);
+        let small =
+            super::guest_windows(0, &bar(0x9000), 0x9000, Some(&msix(0x4010, 0x8800, 32)), 0x1000);
+        assert_eq!(small, [(0, 0x4000), (0x5000, 0x3000)]);
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use super::ring::{self, Batch, GuestMemory};
 use crate::memory::MemoryTable;
 use crate::start;
 
-/// How long the connection process may take, 4096 calls of the dext's included: less than the VMM
+/// How long the connection process may take, 4096 calls of the backend included: less than the VMM
 /// side waits for the answer to a doorbell.
 const PATIENCE: Duration = Duration::from_millis(2500);
 
@@ -81,12 +81,16 @@ impl Companion {
 impl GuestMemory for MemoryTable {
     fn read(&self, address: u64, into: &mut [u8]) -> bool {
         let found = self.find(address, into.len() as u64);
-        found.is_ok_and(|found| found.window.copy_out(found.into, into).is_ok())
+        found.is_ok_and(|found| {
+            found.window.is_some_and(|window| window.copy_out(found.into, into).is_ok())
+        })
     }
 
     fn write(&self, address: u64, from: &[u8]) -> bool {
         let found = self.find(address, from.len() as u64);
-        found.is_ok_and(|found| found.window.copy_in(found.into, from).is_ok())
+        found.is_ok_and(|found| {
+            found.window.is_some_and(|window| window.copy_in(found.into, from).is_ok())
+        })
     }
 
     fn is_writable(&self, address: u64, length: u64) -> bool {

@@ -1,9 +1,9 @@
 //! Config space: reads (P5) and what of a write is forwarded (P6).
 
+use cordon_backend::{BackendError, OpenFunction, ServedFunction};
 use ipc::wire::common::Failure;
 use ipc::wire::function::CONFIG_SPACE;
 
-use crate::dext::{Client, DextError};
 use crate::{failure, start};
 
 const COMMAND: std::ops::Range<u32> = 0x04..0x06;
@@ -31,11 +31,15 @@ fn clamp(offset: u32, length: usize) -> usize {
 }
 
 /// Reads `into.len()` bytes from `offset`. Bytes past the end read as zero (P5.1); a clamped width of
-/// 1, 2 or 4 is one ConfigRead (P5.2); anything else is read in dwords, then bytes (P5.3).
+/// 1, 2 or 4 is one read of the backend's (P5.2); anything else is read in dwords, then bytes (P5.3).
 ///
 /// # Errors
-/// [`DextError`] (P5.4).
-pub fn read(client: &mut Client, offset: u32, into: &mut [u8]) -> Result<(), DextError> {
+/// [`BackendError`] (P5.4).
+pub fn read(
+    function: &mut dyn OpenFunction,
+    offset: u32,
+    into: &mut [u8],
+) -> Result<(), BackendError> {
     let (inside, past) = into.split_at_mut(clamp(offset, into.len()));
     past.fill(0);
     let mut at = offset;
@@ -47,7 +51,7 @@ pub fn read(client: &mut Client, offset: u32, into: &mut [u8]) -> Result<(), Dex
             4.. => 4,
             _ => 1,
         };
-        let value = client.config_read(at, width)?.to_le_bytes();
+        let value = function.config_read(at, width)?.to_le_bytes();
         let (now, later) = rest.split_at_mut(width.into());
         now.copy_from_slice(&value[..now.len()]);
         at += u32::from(width);
@@ -57,7 +61,11 @@ pub fn read(client: &mut Client, offset: u32, into: &mut [u8]) -> Result<(), Dex
 }
 
 /// Writes `data` at `offset`, as far as the guest may.
-pub(super) fn write(client: &mut Client, offset: u32, data: &[u8]) -> Result<(), Failure> {
+pub(super) fn write(
+    function: &mut dyn ServedFunction,
+    offset: u32,
+    data: &[u8],
+) -> Result<(), Failure> {
     let data = &data[..clamp(offset, data.len())];
     let end = offset + u32::try_from(data.len()).unwrap_or(0);
     let touches = |range: &std::ops::Range<u32>| offset < range.end && range.start < end;
@@ -68,7 +76,7 @@ pub(super) fn write(client: &mut Client, offset: u32, data: &[u8]) -> Result<(),
         // P6.1: byte by byte, whatever else the write touches.
         for (at, byte) in (offset..).zip(data) {
             if COMMAND.contains(&at) {
-                forward(client, at, 1, (*byte).into())?;
+                forward(function, at, 1, (*byte).into())?;
             }
         }
         if COMMAND.contains(&offset) && end <= COMMAND.end {
@@ -86,29 +94,35 @@ pub(super) fn write(client: &mut Client, offset: u32, data: &[u8]) -> Result<(),
         other => {
             let message = format!(
                 "Function {}: config write of {other} bytes at {offset:#x}: 1, 2 or 4 allowed",
-                client.address()
+                function.address()
             );
             return Err(start::invalid(message));
         }
     };
     let mut value = [0; 4];
     value[..data.len()].copy_from_slice(data);
-    forward(client, offset, width, u32::from_le_bytes(value))
+    forward(function, offset, width, u32::from_le_bytes(value))
 }
 
-fn forward(client: &mut Client, offset: u32, width: u8, value: u32) -> Result<(), Failure> {
-    client.config_write(offset, width, value).map_err(|error| failure(&error))
+fn forward(
+    function: &mut dyn ServedFunction,
+    offset: u32,
+    width: u8,
+    value: u32,
+) -> Result<(), Failure> {
+    function.config_write(offset, width, value).map_err(|error| failure(&error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dext::fake::{Call, Fake};
+    use dext_client::Client;
+    use dext_client::fake::{Call, Fake};
     use ipc::wire::common::FailureKind;
     use ipc::wire::dext::IoReturn;
     use proptest::prelude::*;
 
-    fn read(client: &mut Client, offset: u32, length: usize) -> Result<Vec<u8>, DextError> {
+    fn read(client: &mut Client, offset: u32, length: usize) -> Result<Vec<u8>, BackendError> {
         let mut bytes = vec![0xa5; length];
         super::read(client, offset, &mut bytes).map(|()| bytes)
     }

@@ -1,26 +1,26 @@
-//! Interrupt delivery (P4, P9): from the dext's pending bits to the VMM's signallers.
+//! Interrupt delivery (P4, P9): from the backend's pending bits to the VMM's signallers.
 //!
-//! The dext's notification wakes the main loop, which drains the state page, signals every vector
-//! in use in ascending order and arms again. The VMM side is not involved.
+//! A notification wakes the main loop, which drains what pends, signals every vector in use in
+//! ascending order and arms again. The VMM side is not involved. Where the kernel delivers, it is
+//! given the signallers, and nothing of this runs when the device fires.
 
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use cordon_backend::{BackendError, Delivery, KernelInterrupts, ServedFunction, VectorSet};
+use ipc::Handles;
 use ipc::event::{self, Signaller};
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::dext::MAX_VECTORS;
 use ipc::wire::function::{InterruptAction, InterruptIndex, MAX_ASSIGN, Statistics};
-use ipc::{Handles, Window};
 
-use crate::dext::{Client, DextError};
 use crate::{failure, start};
 
 /// The interrupt setup of one function.
 pub struct Interrupts {
     subject: String,
-    /// Vectors that the dext registered.
+    /// Message vectors that the backend delivers.
     vectors: u16,
     /// Entries of the MSI-X table.
     entries: u16,
-    /// The state page; without it the pending bits are drained by calls.
-    page: Option<Window>,
     mode: Mode,
     statistics: Statistics,
 }
@@ -34,12 +34,15 @@ enum Mode {
 }
 
 /// INTx is level-triggered for the guest, and the dext tells of edges: it is held back after each
-/// signal until unmasked, which says that the guest has looked at the device. An edge meanwhile is
-/// signalled then, since the guest may have looked before it; but not if it came before anybody had
-/// taken the signal: whoever takes it looks at the device later than that. Such an edge must not be
-/// signalled again, for there is nothing left for its driver to do, and a driver that finds nothing
-/// touches no register: the VMM, which takes the line down at the next access, leaves it up, and
-/// the guest is interrupted until it gives up on the line ("nobody cared").
+/// signal until unmasked, which says that the guest has accessed the device. An edge meanwhile is
+/// signalled then, since the guest may have looked for work before it; but not if it came before
+/// anybody had taken the signal, for whoever takes it looks later than that. Such an edge must not
+/// be signalled again. There is nothing left for its driver to do, and one that finds nothing in
+/// memory touches no register: a VMM that takes the line down at the next access leaves it up, and
+/// its guest is interrupted over and over until it gives up on the line ("nobody cared").
+///
+/// An edge after the signal was taken may have been seen by the guest or not. It is signalled: a
+/// spurious interrupt, whatever a VMM makes of it, is better than one that is lost.
 struct Intx {
     signaller: Signaller,
     masked: bool,
@@ -60,29 +63,18 @@ impl Intx {
 }
 
 impl Interrupts {
-    /// Registers with the dext, masks everything and arms the notification. `entries` are those
-    /// of the MSI-X table.
+    /// Takes the function's interrupts; none is in use yet. `entries` are those of the MSI-X table.
     ///
     /// # Errors
-    /// [`DextError`].
-    pub fn new(client: &mut Client, entries: u16) -> Result<Self, DextError> {
-        let vectors = client.set_up_interrupts()?;
-        let page = match client.map_interrupt_page() {
-            Ok(mapped) => Some(mapped.window),
-            Err(error) if error.is_fatal() => return Err(error),
-            Err(error) => {
-                tracing::warn!("pending bits are drained by calls: {error}");
-                None
-            }
-        };
-        client.set_irq_mask([0; 4])?;
-        client.wait_interrupt()?;
-        let subject = format!("Function {}", client.address());
+    /// [`BackendError`].
+    pub fn new(function: &mut dyn ServedFunction, entries: u16) -> Result<Self, BackendError> {
+        let vectors = function.set_up_interrupts()?;
+        let subject = format!("Function {}", function.address());
         let (mode, statistics) = (Mode::Off, Statistics::default());
-        Ok(Self { subject, vectors, entries, page, mode, statistics })
+        Ok(Self { subject, vectors, entries, mode, statistics })
     }
 
-    /// Vectors that the dext registered.
+    /// Message vectors that the backend delivers.
     #[must_use]
     pub fn vectors(&self) -> u16 {
         self.vectors
@@ -97,18 +89,19 @@ impl Interrupts {
     /// A notification came (P9.1): drain, deliver in ascending order, arm again in any case.
     ///
     /// # Errors
-    /// [`DextError`] only when the dext is gone.
-    pub fn deliver(&mut self, client: &mut Client) -> Result<(), DextError> {
-        if let Err(error) = client.completion().clear() {
+    /// [`BackendError`] only when the backend is lost.
+    pub fn deliver(&mut self, function: &mut dyn ServedFunction) -> Result<(), BackendError> {
+        if let Some(Err(error)) = function.notification().map(ipc::Event::clear) {
             tracing::warn!("cannot take a notification: {error}");
         }
+        let Delivery::Notified(notified) = function.delivery() else { return Ok(()) };
         self.statistics.notifications += 1;
-        match self.drain(client) {
+        match notified.drain() {
             Ok(pending) => self.dispatch(pending),
             Err(error) if error.is_fatal() => return Err(error),
             Err(error) => tracing::warn!("pending bits cannot be drained: {error}"),
         }
-        match client.wait_interrupt() {
+        match notified.arm() {
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
                 tracing::warn!("the notification cannot be armed again: {error}");
@@ -118,16 +111,8 @@ impl Interrupts {
         }
     }
 
-    fn drain(&self, client: &mut Client) -> Result<[u64; 4], DextError> {
-        let Some(page) = &self.page else {
-            return client.check_interrupt();
-        };
-        // The page is 16 KiB, so the four words are there.
-        Ok([0, 8, 16, 24].map(|word| page.swap_u64(word, 0).unwrap_or_default()))
-    }
-
-    fn dispatch(&mut self, pending: [u64; 4]) {
-        let fired = u64::from(pending.iter().map(|word| word.count_ones()).sum::<u32>());
+    fn dispatch(&mut self, pending: VectorSet) {
+        let fired = u64::from(pending.count());
         let delivered = match &mut self.mode {
             Mode::Off => 0,
             Mode::Intx(_) if fired == 0 => 0,
@@ -137,9 +122,8 @@ impl Interrupts {
                 return;
             }
             Mode::Messages(_, signallers) => {
-                let bits = (0..MAX_VECTORS).filter(|vector| is_set(&pending, *vector));
-                let in_use =
-                    bits.filter_map(|vector| signallers.get(usize::from(vector))?.as_ref());
+                let signaller = |vector| signallers.get(usize::from(vector))?.as_ref();
+                let in_use = pending.iter().filter_map(signaller);
                 event::signal_all(in_use)
             }
         };
@@ -157,14 +141,15 @@ impl Interrupts {
         }
     }
 
-    /// Changes the setup and then the dext's mask (P9.4).
+    /// Changes the setup, and then what the backend records (P9.4) or the kernel delivers.
     pub(super) fn change(
         &mut self,
-        client: &mut Client,
+        function: &mut dyn ServedFunction,
         index: InterruptIndex,
         action: &InterruptAction,
         handles: Handles,
     ) -> Result<(), Failure> {
+        let was_in_use = is_mode(&self.mode, index);
         match action {
             InterruptAction::Assign { start, present } => {
                 self.assign(index, *start, present, handles)?;
@@ -174,7 +159,44 @@ impl Interrupts {
                 self.act(index, other)?;
             }
         }
-        client.set_irq_mask(self.mask()).map_err(|error| failure(&error))
+        let done = match function.delivery() {
+            Delivery::Notified(notified) => notified.set_mask(self.mask()),
+            Delivery::Kernel(kernel) => self.tell(kernel, index, action, was_in_use),
+        };
+        done.map_err(|error| failure(&error))
+    }
+
+    /// Tells the kernel of a change that was made here.
+    fn tell(
+        &self,
+        kernel: &mut dyn KernelInterrupts,
+        index: InterruptIndex,
+        action: &InterruptAction,
+        was_in_use: bool,
+    ) -> Result<(), BackendError> {
+        match action {
+            InterruptAction::Assign { .. } | InterruptAction::Disable => {
+                let is_in_use = is_mode(&self.mode, index);
+                let signallers = if is_in_use { self.signallers() } else { Vec::new() };
+                if is_in_use || was_in_use { kernel.connect(index, &signallers) } else { Ok(()) }
+            }
+            InterruptAction::Mask => kernel.mask_intx(true),
+            InterruptAction::Unmask => kernel.mask_intx(false),
+            // Signalled from here.
+            InterruptAction::Trigger { .. } => Ok(()),
+        }
+    }
+
+    /// Whom to signal for each vector of the index in use, up to the last one in use.
+    fn signallers(&self) -> Vec<Option<BorrowedFd<'_>>> {
+        match &self.mode {
+            Mode::Off => Vec::new(),
+            Mode::Intx(intx) => vec![Some(intx.signaller.as_fd())],
+            Mode::Messages(_, signallers) => {
+                let end = signallers.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+                signallers[..end].iter().map(|one| one.as_ref().map(Signaller::as_fd)).collect()
+            }
+        }
     }
 
     fn act(&mut self, index: InterruptIndex, action: &InterruptAction) -> Result<(), Failure> {
@@ -281,23 +303,15 @@ impl Interrupts {
     }
 
     /// One bit for each vector in use; INTx bit 0; nothing otherwise (P9.4).
-    fn mask(&self) -> [u64; 4] {
-        let mut words = [0; 4];
+    fn mask(&self) -> VectorSet {
         match &self.mode {
-            Mode::Off => {}
-            Mode::Intx(_) => words[0] = 1,
+            Mode::Off => VectorSet::EMPTY,
+            Mode::Intx(_) => std::iter::once(0).collect(),
             Mode::Messages(_, signallers) => {
-                for (vector, _) in signallers
-                    .iter()
-                    .enumerate()
-                    .take(self.vectors.into())
-                    .filter(|(_, signaller)| signaller.is_some())
-                {
-                    words[vector / 64] |= 1u64 << (vector % 64);
-                }
+                let vectors = (0..self.vectors).zip(signallers);
+                vectors.filter_map(|(vector, one)| one.as_ref().map(|_| vector)).collect()
             }
         }
-        words
     }
 }
 
@@ -307,10 +321,6 @@ fn is_mode(mode: &Mode, index: InterruptIndex) -> bool {
         Mode::Intx(_) => index == InterruptIndex::Intx,
         Mode::Messages(used, _) => *used == index,
     }
-}
-
-fn is_set(words: &[u64; 4], vector: u16) -> bool {
-    words[usize::from(vector / 64)] >> (vector % 64) & 1 != 0
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! P9, rule by rule, against the fake dext.
 
 use super::*;
-use crate::dext::fake::Fake;
+use dext_client::Client;
+use dext_client::fake::Fake;
 use ipc::Event;
 use ipc::wire::dext::{IoReturn, selector};
 use std::os::fd::OwnedFd;

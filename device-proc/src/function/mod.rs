@@ -1,11 +1,10 @@
 //! The function process: config space, trapped BAR access, interrupts and reset of one function.
 //!
-//! It holds one dext connection, never claimed, its tube, the signallers it was given, its mappings
-//! of the BARs and of the interrupt page, and guest RAM and a tube to the connection process only
-//! where it has a companion. It distrusts the guest, whose values arrive in
-//! requests, and every byte of them. One thread, one wait loop over tokens. It exits at once
-//! when the VMM side or the dext is gone; nothing is lost with it but what was in flight: claim,
-//! DMA and BAR windows are the connection process's.
+//! It holds one function of the backend's, never claimed, its tube, the signallers it was given,
+//! and guest RAM and a tube to the connection process only where it has a companion. It distrusts
+//! the guest, whose values arrive in requests, and every byte of them. One thread, one wait loop
+//! over tokens. It exits at once when the VMM side or the backend is gone; nothing is lost with it
+//! but what was in flight: claim, DMA and BAR windows are the connection process's.
 
 pub mod bars;
 pub mod companion;
@@ -15,6 +14,7 @@ pub mod ring;
 
 use std::os::fd::AsFd as _;
 
+use cordon_backend::{Backend, ErrorKind, ResetKind, ServedFunction, Source as Origin};
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::{Access, Ready, Request, Space};
@@ -24,11 +24,10 @@ use ipc::{Handles, PciAddress, Tube, TubeError};
 use self::bars::Bars;
 use self::companion::Companion;
 use self::interrupts::Interrupts;
-use crate::dext::{self, Client, DextError};
+use crate::hooks::Hooks;
 use crate::memory::MemoryTable;
-use crate::misbehave::Misbehave;
 use crate::options::Common;
-use crate::start::{self, Answer, RoleError, nothing_beside, one_beside};
+use crate::start::{self, Answer, Confinement, RoleError, nothing_beside, one_beside};
 use crate::{capabilities, failure};
 
 /// What the main loop waits for.
@@ -36,15 +35,15 @@ use crate::{capabilities, failure};
 enum Token {
     /// A request, or the end of the VMM side.
     Tube,
-    /// A notification of the dext's.
+    /// A notification of the backend's.
     Interrupt,
-    /// The end of the dext.
-    Dext,
+    /// The end of the backend.
+    Backend,
 }
 
 /// The state of the process, owned by its one thread.
 pub struct FunctionProcess {
-    client: Client,
+    function: Box<dyn ServedFunction>,
     bars: Bars,
     /// Entries of the MSI-X table.
     entries: u16,
@@ -53,20 +52,41 @@ pub struct FunctionProcess {
     /// Guest RAM, where a companion needs it.
     memory: MemoryTable,
     companion: Option<Companion>,
-    misbehave: Misbehave,
 }
 
 /// Runs the role until the VMM side ends it.
 ///
 /// # Errors
 /// [`RoleError`].
-pub fn run(address: PciAddress, standby: bool, common: &Common) -> Result<(), RoleError> {
-    start::run(
-        common,
-        Role::Function,
-        |tube| prepare(address, standby, common, tube),
-        |tube, mut process| process.serve(tube),
-    )
+pub fn run(
+    address: PciAddress,
+    standby: bool,
+    common: &Common,
+    hooks: &mut dyn Hooks,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(start::inherited_tube(common)?, Role::Function)?;
+    let backend = hooks.backend(&common.dext).map_err(RoleError::from);
+    let confinement = common.confinement();
+    let prepared =
+        backend.and_then(|backend| prepare(backend.as_ref(), address, standby, confinement, &tube));
+    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
+}
+
+/// Runs the role over a tube and a backend that are there already, until the VMM side ends it.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn serve_on(
+    tube: Tube,
+    backend: &dyn Backend,
+    address: PciAddress,
+    standby: bool,
+    confinement: Confinement,
+    hooks: &mut dyn Hooks,
+) -> Result<(), RoleError> {
+    let mut tube = start::greet(tube, Role::Function)?;
+    let prepared = prepare(backend, address, standby, confinement, &tube);
+    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
 /// Opens, sets up and confines; public so that the escape suite confines itself the same way.
@@ -74,97 +94,89 @@ pub fn run(address: PciAddress, standby: bool, common: &Common) -> Result<(), Ro
 /// # Errors
 /// [`RoleError`].
 pub fn prepare(
+    backend: &dyn Backend,
     address: PciAddress,
     standby: bool,
-    common: &Common,
+    confinement: Confinement,
     tube: &Tube,
 ) -> Result<(FunctionProcess, Ready), RoleError> {
     // Whoever brought a signaller may have it hang, and it must not hang this process.
-    ipc::event::bound_signals().map_err(RoleError::Timer)?;
-    let misbehave = Misbehave::new(common.misbehave);
-    let registry = misbehave.over(dext::registry(&common.dext)?);
-    let mut client = dext::open_function(registry.as_ref(), address)?;
-    let msix = capabilities::msix(&mut client)?;
-    let bars = Bars::new(&mut client, msix)?;
+    if matches!(confinement, Confinement::Process { .. }) {
+        ipc::event::bound_signals().map_err(RoleError::Timer)?;
+    }
+    let mut function = backend.open_function(address, Origin::Own)?;
+    let msix = capabilities::msix(function.as_mut())?;
+    let bars = Bars::new(function.as_mut(), msix)?;
     let entries = msix.map_or(0, |msix| msix.vectors);
-    let interrupts = if standby { None } else { Some(Interrupts::new(&mut client, entries)?) };
-    let (identity, infos) = (client.identity(), bars.infos());
+    let interrupts =
+        if standby { None } else { Some(Interrupts::new(function.as_mut(), entries)?) };
+    let (identity, infos) = (function.identity(), bars.infos());
     let vectors = interrupts.as_ref().map_or(0, Interrupts::vectors);
     let mut open = vec![tube.as_fd()];
-    open.extend(client.descriptors());
-    let sandbox = start::confine(common, sandbox_profiles::Role::Function, &open)?;
+    open.extend(function.descriptors());
+    let later = confinement.guest_memory();
+    let sandbox = start::confine(confinement, sandbox_profiles::Role::Function, &open, later)?;
     let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
-    let (memory, companion) = (MemoryTable::default(), None);
-    let process =
-        FunctionProcess { client, bars, entries, interrupts, memory, companion, misbehave };
+    let (memory, companion) = (MemoryTable::new(true), None);
+    let process = FunctionProcess { function, bars, entries, interrupts, memory, companion };
     Ok((process, ready))
 }
 
 impl FunctionProcess {
-    fn serve(&mut self, tube: &mut Tube) -> Result<(), RoleError> {
+    fn serve(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<(), RoleError> {
         loop {
             for token in self.wait(tube)? {
                 match token {
                     Token::Interrupt => {
                         if let Some(interrupts) = &mut self.interrupts {
-                            interrupts.deliver(&mut self.client)?;
+                            interrupts.deliver(self.function.as_mut())?;
                         }
                     }
                     Token::Tube => {
-                        if !self.serve_one(tube)? {
+                        if !self.serve_one(tube, hooks)? {
                             return Ok(());
                         }
                     }
-                    Token::Dext => {
-                        return Err(DextError::Lost {
-                            subject: format!("Function {}", self.client.address()),
-                            operation: "waiting",
-                        }
-                        .into());
-                    }
+                    Token::Backend => return Err(self.function.lost("waiting").into()),
                 }
             }
         }
     }
 
     fn wait(&self, tube: &Tube) -> Result<Vec<Token>, RoleError> {
-        let liveness = self.client.liveness();
-        let mut sources = vec![
-            Source::readable(self.client.completion(), Token::Interrupt),
-            Source::readable(tube, Token::Tube),
-        ];
-        if let Some(fd) = &liveness {
-            sources.push(Source::hangup(fd, Token::Dext));
-        }
+        let liveness = self.function.liveness();
+        let mut sources = Vec::with_capacity(3);
+        sources.extend(
+            self.function.notification().map(|event| Source::readable(event, Token::Interrupt)),
+        );
+        sources.push(Source::readable(tube, Token::Tube));
+        sources.extend(liveness.as_ref().map(|liveness| liveness.source(Token::Backend)));
         poll::wait(&sources, None).map_err(RoleError::Wait)
     }
 
     /// Serves one request; `false` when it was the last.
-    fn serve_one(&mut self, tube: &mut Tube) -> Result<bool, RoleError> {
+    fn serve_one(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<bool, RoleError> {
         let incoming = match start::next_request::<Request>(tube) {
             Ok(Some(incoming)) => incoming,
             Ok(None) => return Ok(true),
             Err(TubeError::Disconnected) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
-        let mut misbehave = std::mem::take(&mut self.misbehave);
-        let goes_on = self.answer(incoming, tube, &mut misbehave);
-        self.misbehave = misbehave;
-        goes_on
+        self.answer(incoming, tube, hooks)
     }
 
     fn answer(
         &mut self,
         incoming: start::Incoming<Request>,
         tube: &mut Tube,
-        misbehave: &mut Misbehave,
+        hooks: &mut dyn Hooks,
     ) -> Result<bool, RoleError> {
         let start::Incoming { request, id, handles } = incoming;
         if let Request::Misbehave(wrong) = request {
-            start::arrange(tube, id, misbehave, &wrong)?;
+            start::arrange(tube, id, hooks, &wrong)?;
             return Ok(true);
         }
-        let answer = Answer::to(tube, id, misbehave);
+        let answer = Answer::to(tube, id, hooks);
         // What came beside a request that takes nothing is refused with the request.
         let alone = nothing_beside(&handles);
         match request {
@@ -237,7 +249,8 @@ impl FunctionProcess {
                 let into = bytes.get_mut(..width).filter(|into| !into.is_empty());
                 let into = into.ok_or_else(|| config::no_width(width))?;
                 let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-                config::read(&mut self.client, offset, into).map_err(|error| failure(&error))?;
+                config::read(self.function.as_mut(), offset, into)
+                    .map_err(|error| failure(&error))?;
                 Ok(u64::from_le_bytes(bytes))
             }
             (Space::Config, true) => {
@@ -246,10 +259,12 @@ impl FunctionProcess {
                 let data = bytes.get(..width).filter(|data| !data.is_empty());
                 let data = data.ok_or_else(|| config::no_width(width))?;
                 let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-                config::write(&mut self.client, offset, data).map(|()| 0)
+                config::write(self.function.as_mut(), offset, data).map(|()| 0)
             }
-            (Space::Bar(bar), false) => self.bars.read(bar, offset, width),
-            (Space::Bar(bar), true) => self.bars.write(bar, offset, width, value).map(|()| 0),
+            (Space::Bar(bar), false) => self.bars.read(self.function.as_mut(), bar, offset, width),
+            (Space::Bar(bar), true) => {
+                self.bars.write(self.function.as_mut(), bar, offset, width, value).map(|()| 0)
+            }
         }
     }
 
@@ -257,7 +272,8 @@ impl FunctionProcess {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         config::check_length(length)?;
         let mut bytes = vec![0; length];
-        config::read(&mut self.client, offset, &mut bytes).map_err(|error| failure(&error))?;
+        config::read(self.function.as_mut(), offset, &mut bytes)
+            .map_err(|error| failure(&error))?;
         Ok(bytes)
     }
 
@@ -268,28 +284,31 @@ impl FunctionProcess {
     ) -> Result<(), Failure> {
         let standby = || start::invalid("A standby has no interrupts yet".to_owned());
         let interrupts = self.interrupts.as_mut().ok_or_else(standby)?;
-        interrupts.change(&mut self.client, call.index, &call.action, handles)
+        interrupts.change(self.function.as_mut(), call.index, &call.action, handles)
     }
 
     /// A standby becomes the one that serves; done again, it changes nothing. Refused while the
-    /// dext still cleans up after the one before.
+    /// backend still cleans up after the one before.
     fn take_over(&mut self) -> Result<u16, Failure> {
         if let Some(interrupts) = &self.interrupts {
             return Ok(interrupts.vectors());
         }
-        let set_up = Interrupts::new(&mut self.client, self.entries);
+        let set_up = Interrupts::new(self.function.as_mut(), self.entries);
         let interrupts = set_up.map_err(|error| failure(&error))?;
         let vectors = interrupts.vectors();
         self.interrupts = Some(interrupts);
         Ok(vectors)
     }
 
-    /// P8: reset by the dext; a failure is an I/O error.
+    /// P8: reset by the backend; a failure is an I/O error.
     fn reset(&mut self) -> Result<(), Failure> {
-        self.client.reset().map_err(|error| {
-            let failure = failure(&error);
-            let kind = if error.is_fatal() { FailureKind::NoDevice } else { FailureKind::Io };
-            Failure { kind, ..failure }
+        self.function.reset(ResetKind::Function).map_err(|error| {
+            let kind = match error.kind {
+                ErrorKind::Lost => FailureKind::NoDevice,
+                ErrorKind::Unsupported => FailureKind::NotSupported,
+                _ => FailureKind::Io,
+            };
+            Failure { kind, ..failure(&error) }
         })
     }
 }

@@ -7,10 +7,11 @@
 mod nvme;
 mod probe;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipc::PciAddress;
+use parking_lot::Mutex;
 
 use crate::config_space::Shape;
 use crate::hardware::Hardware;
@@ -52,7 +53,7 @@ pub(crate) fn start(
     let run = move || {
         let mut last_work = Instant::now();
         loop {
-            let busy = model.lock().unwrap_or_else(PoisonError::into_inner).poll(&hardware);
+            let busy = model.lock().poll(&hardware);
             if busy {
                 last_work = Instant::now();
                 continue;

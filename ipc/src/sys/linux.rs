@@ -108,6 +108,8 @@ pub(crate) fn written_extents(
     Ok(extents)
 }
 
+/// How sockets that carry tubes keep messages apart.
+pub(crate) const SOCKET_TYPE: SocketType = SocketType::SEQPACKET;
 /// Punches a hole over all of it: holes read as zero.
 pub(crate) fn give_back(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -116,8 +118,7 @@ pub(crate) fn give_back(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
 
 /// A socket of the kind that carries tubes.
 pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::CLOEXEC;
-    rustix::net::socket_with(crate::tube::FAMILY, SocketType::SEQPACKET, flags, None)
+    rustix::net::socket_with(crate::tube::FAMILY, SOCKET_TYPE, SocketFlags::CLOEXEC, None)
 }
 
 /// The next connection of a listening socket.

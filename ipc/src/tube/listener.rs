@@ -87,5 +87,47 @@ impl Tube {
     }
 }
 
+impl Tube {
+    /// Whether a descriptor that came from elsewhere is a connected socket of the kind that carries
+    /// tubes: to be asked before [`Tube::from_fd`] of what was inherited by number.
+    ///
+    /// # Errors
+    /// `InvalidInput`, which says what it is instead.
+    pub fn check_socket(fd: impl AsFd) -> io::Result<()> {
+        let refuse = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
+        let kind = rustix::net::sockopt::socket_type(&fd)
+            .map_err(|_| refuse("it is no socket".to_owned()))?;
+        let family = rustix::net::getsockname(&fd)?.address_family();
+        if family != FAMILY || kind != sys::SOCKET_TYPE {
+            return Err(refuse(format!("it is a socket of another kind ({family:?}, {kind:?})")));
+        }
+        match rustix::net::getpeername(&fd) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(refuse(format!("it is a socket without a peer ({error})"))),
+        }
+    }
+}
+
 /// The family of every socket of ours.
 pub(crate) const FAMILY: AddressFamily = AddressFamily::UNIX;
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn only_a_connected_socket_of_our_kind_is_taken_for_a_tube() {
+        let (ours, _theirs) = Tube::pair().unwrap();
+        Tube::check_socket(&ours).unwrap();
+        let why = |fd: BorrowedFd<'_>| Tube::check_socket(fd).unwrap_err().to_string();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(why(null.as_fd()).contains("no socket"));
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(why(udp.as_fd()).contains("another kind"));
+        let directory = tempfile::tempdir().unwrap();
+        let listener = Listener::bind(&directory.path().join("socket")).unwrap();
+        assert!(why(listener.as_fd()).contains("without a peer"));
+    }
+}

@@ -2,7 +2,11 @@
 
 use super::{Condition, Syscall};
 
-const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+const READ: u64 = libc::PROT_READ as u64;
+const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+const OWN: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+const SHARED: u64 = libc::MAP_SHARED as u64;
+const MAY_MOVE: u64 = libc::MREMAP_MAYMOVE as u64;
 
 /// System calls of a function process (and of a lister, and the base of a connection process).
 /// Not among them: anything that opens, creates, runs, signals or names another process; and
@@ -45,11 +49,35 @@ pub const FUNCTION: &[Syscall] = &[
         conditions: &[],
         needed_by: "signallers that the VMM takes back; everything at the end",
     },
+    // Each row is one way of mapping, whole: where the kernel likes, never executable (P7.6), and with
+    // no flag beside the one that says what it is. So there is no memory that a limit does not count
+    // (MAP_SHARED with MAP_ANONYMOUS, MAP_GROWSDOWN), none that is taken at once (MAP_POPULATE,
+    // MAP_LOCKED, MAP_HUGETLB), and no choice of addresses, which would spread page tables.
     Syscall {
         name: "mmap",
         number: libc::SYS_mmap,
-        conditions: &[(2, Condition::Without(PROT_EXEC))],
-        needed_by: "the allocator; windows. Never executable (P7.6)",
+        conditions: &[
+            (0, Condition::Is(0)),
+            (2, Condition::Is(READ_WRITE)),
+            (3, Condition::Is(OWN)),
+        ],
+        needed_by: "the allocator, for large blocks: counted by the limit of private memory",
+    },
+    Syscall {
+        name: "mmap",
+        number: libc::SYS_mmap,
+        conditions: &[
+            (0, Condition::Is(0)),
+            (2, Condition::Is(READ_WRITE)),
+            (3, Condition::Is(SHARED)),
+        ],
+        needed_by: "windows, of descriptors: guest memory, BARs, the interrupt page",
+    },
+    Syscall {
+        name: "mmap",
+        number: libc::SYS_mmap,
+        conditions: &[(0, Condition::Is(0)), (2, Condition::Is(READ)), (3, Condition::Is(SHARED))],
+        needed_by: "windows that are only read: guest memory that the device may not write",
     },
     Syscall {
         name: "munmap",
@@ -60,7 +88,9 @@ pub const FUNCTION: &[Syscall] = &[
     Syscall {
         name: "mremap",
         number: libc::SYS_mremap,
-        conditions: &[],
+        // Of a length: without one it would map shared memory a second time. To no chosen address,
+        // and leaving nothing behind.
+        conditions: &[(1, Condition::Not(0)), (3, Condition::Is(MAY_MOVE))],
         needed_by: "the allocator, growing large blocks; cannot change protection",
     },
     Syscall { name: "brk", number: libc::SYS_brk, conditions: &[], needed_by: "the allocator" },

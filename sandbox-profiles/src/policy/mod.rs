@@ -1,6 +1,6 @@
 //! The Linux policy as data: which system calls each role may make, with which arguments, and who
-//! needs them. The filter that is installed is made from these tables and nothing else; a test
-//! tries each row against the filter.
+//! needs them. The filter that is installed is made from these tables and nothing else. The program
+//! `sandbox-probe` tries from inside what no row allows.
 
 mod connection;
 mod function;
@@ -15,8 +15,8 @@ use crate::Role;
 pub enum Condition {
     /// The argument is exactly this.
     Is(u64),
-    /// None of these bits is set.
-    Without(u64),
+    /// The argument is anything but this.
+    Not(u64),
 }
 
 /// A system call that a role may make.
@@ -56,9 +56,20 @@ pub fn count(role: Role) -> usize {
 /// 2048 vectors (the function process), guest RAM regions (the connection process).
 pub const MAX_DESCRIPTORS: u64 = 4096;
 
-/// Bytes of private writable memory that a role may have: its heap and stack. Windows are shared
-/// memory and do not count.
-pub const MAX_PRIVATE_MEMORY: u64 = 256 << 20;
+/// Bytes of private writable memory that a role may have: its heap. Windows are shared memory and do
+/// not count, nor does the stack. A function process uses less than 1 MiB, and a few more while a
+/// companion's largest batch is in its hands; a connection process about 100 bytes for each of the
+/// 65,536 registrations that each of eight functions may have.
+#[must_use]
+pub fn private_memory(role: Role) -> u64 {
+    match role {
+        Role::Connection => 128 << 20,
+        Role::Function | Role::Lister => 32 << 20,
+    }
+}
+
+/// Bytes that the stack may grow to.
+pub const MAX_STACK: u64 = 8 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -21,21 +21,33 @@ unsafe extern "C" {
     fn sandbox_check(pid: libc::pid_t, operation: *const c_char, kind: c_int, ...) -> c_int;
 }
 
-/// Descriptors that are looked at.
+/// Descriptors that are looked at, and that it may have.
 const MOST: RawFd = 4096;
 
 /// Confines the calling process for good. `keep` are the descriptors that it has open beside
-/// 0, 1 and 2.
+/// 0, 1 and 2. `_later` are the bytes of memory that it will be handed and map afterwards: the
+/// system has no limit of addresses that could count them.
 ///
 /// # Errors
 /// [`ConfineError`] in strict mode; the process is partly confined then and must exit.
-pub fn confine(role: Role, mode: Mode, keep: &[RawFd]) -> Result<Report, ConfineError> {
+pub fn confine(
+    role: Role,
+    mode: Mode,
+    keep: &[RawFd],
+    _later: u64,
+) -> Result<Report, ConfineError> {
     let mut layers = Collector::new(mode);
     layers.add("descriptors", descriptors(keep))?;
     layers.add("resource limits", limits())?;
     let profile = seatbelt::profile(role);
     layers.add("seatbelt", if is_confined() { launched() } else { apply(profile) })?;
     Ok(layers.report(0))
+}
+
+/// Bytes of memory that this machine has, in all: nobody asks here, since nothing is counted by it.
+#[must_use]
+pub fn machine_memory() -> u64 {
+    0
 }
 
 /// Nothing is open but 0, 1, 2 and `keep`. The system's libraries open kernel queues of their own,
@@ -66,13 +78,22 @@ fn descriptors(keep: &[RawFd]) -> State {
 }
 
 fn limits() -> State {
-    for (resource, limit) in [(Resource::Core, 0), (Resource::Nproc, 0), (Resource::Fsize, 0)] {
-        let none = Rlimit { current: Some(limit), maximum: Some(limit) };
-        if let Err(error) = rustix::process::setrlimit(resource, none) {
+    let limits = [
+        (Resource::Core, 0),
+        (Resource::Nproc, 0),
+        (Resource::Fsize, 0),
+        // Whatever whoever started it may have.
+        (Resource::Nofile, MOST.unsigned_abs().into()),
+    ];
+    for (resource, most) in limits {
+        let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let most = Some(most.min(hard));
+        let limit = Rlimit { current: most, maximum: most };
+        if let Err(error) = rustix::process::setrlimit(resource, limit) {
             return State::Missing(format!("{resource:?}: {error}"));
         }
     }
-    State::Enforced("no core file, no process, no file".to_owned())
+    State::Enforced("no core file, no process, no file; few descriptors".to_owned())
 }
 
 /// Whether a profile applies already: a process cannot be confined twice.

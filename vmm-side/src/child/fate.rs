@@ -28,6 +28,7 @@ pub(crate) struct Fate {
     /// Wakes the keeper.
     wake: Signaller,
     last_request: Mutex<Option<&'static str>>,
+    last_words: Mutex<String>,
     /// Faults whose time is yet to come.
     pub(super) later: Mutex<Vec<Later>>,
 }
@@ -48,6 +49,7 @@ impl Fate {
             died,
             wake,
             last_request: Mutex::new(None),
+            last_words: Mutex::default(),
             later: Mutex::default(),
         })
     }
@@ -92,6 +94,15 @@ impl Fate {
         *self.last_request.lock() = Some(name);
     }
 
+    pub(super) fn note_last_words(&self, line: &str) {
+        line.clone_into(&mut self.last_words.lock());
+    }
+
+    /// Waits until it has ended by itself, or for as long as it may take to.
+    pub(super) fn wait_for_end(&self) {
+        let _ = poll::wait_readable(&self.process, Deadline::after(GRACE));
+    }
+
     pub(crate) fn death(&self) -> Option<Arc<Death>> {
         self.death.get().cloned()
     }
@@ -124,7 +135,8 @@ impl Fate {
         let ended = poll::wait_readable(&self.process, Deadline::after(REAP)).unwrap_or(false);
         let exit = if ended { self.process.reap() } else { ExitStatus::Unknown };
         let death = Arc::new(self.describe(exit));
-        if death.cause == Cause::Stopped || expendable {
+        // Whoever started it is given the death of one that did not start, and tells it.
+        if matches!(death.cause, Cause::Stopped | Cause::StartFailed(_)) || expendable {
             tracing::debug!("{death}");
         } else {
             tracing::warn!("{death}");
@@ -141,6 +153,7 @@ impl Fate {
             exit,
             last_request: self.last_request.lock().map(str::to_owned),
             suspended,
+            last_words: self.last_words.lock().clone(),
             ..Death::new(self.name.clone(), cause)
         }
     }

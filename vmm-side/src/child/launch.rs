@@ -1,6 +1,7 @@
 //! How a child is started and what is held of it: a process of the system's, or what a test puts in
 //! its place.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -25,7 +26,7 @@ pub struct Start<'s> {
     /// The program.
     pub program: &'s Path,
     /// Its arguments, without the program's name.
-    pub arguments: &'s [String],
+    pub arguments: &'s [OsString],
     /// Becomes its standard error.
     pub stderr: BorrowedFd<'s>,
     /// Becomes its descriptor 3: its end of the tube.

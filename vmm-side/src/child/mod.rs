@@ -21,6 +21,7 @@ pub(crate) mod launch;
 pub(crate) mod start;
 mod stderr;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -125,9 +126,9 @@ pub struct Spec {
     /// The `device-proc` program.
     pub program: PathBuf,
     /// Arguments before the subcommand: for a program that starts the real one.
-    pub before: Vec<String>,
+    pub before: Vec<OsString>,
     /// Arguments after the subcommand.
-    pub arguments: Vec<String>,
+    pub arguments: Vec<OsString>,
     /// Whether the child must be isolated, or is started without when that cannot be had.
     pub strict: bool,
     /// What it serves, for people: "01:00.0".
@@ -261,12 +262,15 @@ pub struct Death {
     pub last_request: Option<String>,
     /// Whether it was stopped, by a signal from outside, when it was found not to answer.
     pub suspended: bool,
+    /// The last line that it said on its standard error, fit for people.
+    pub last_words: String,
 }
 
 impl Death {
     pub(crate) fn new(process: String, cause: Cause) -> Self {
         let (exit, last_request) = (ExitStatus::Unknown, None);
-        Self { process, pid: 0, cause, exit, last_request, suspended: false }
+        let last_words = String::new();
+        Self { process, pid: 0, cause, exit, last_request, suspended: false, last_words }
     }
 
     /// Of the function process of `subject`.
@@ -311,7 +315,18 @@ impl fmt::Display for Death {
             write!(f, " (pid {})", self.pid)?;
         }
         write!(f, " {}", self.cause)?;
-        if self.pid != 0 && !matches!(self.cause, Cause::Stopped | Cause::StartFailed(_)) {
+        // One that told why it did not start ends with status 1, or is killed. Another was ended before
+        // it could: by its loader, or for want of memory.
+        let ended = matches!(self.exit, ExitStatus::Code(1) | ExitStatus::Signal(libc::SIGKILL));
+        let told = match self.cause {
+            Cause::Stopped => true,
+            Cause::StartFailed(_) => ended || self.pid == 0,
+            _ => self.pid == 0,
+        };
+        if !told && matches!(self.cause, Cause::StartFailed(_)) && !self.last_words.is_empty() {
+            write!(f, "; it said: {}", self.last_words)?;
+        }
+        if !told {
             write!(f, " ({})", self.exit)?;
         }
         if let Some(request) = &self.last_request {

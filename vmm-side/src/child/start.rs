@@ -57,9 +57,16 @@ impl<P: Protocol> Kept<P> {
 
     /// Ends it for `cause`, unless it is condemned already; how it died.
     pub(crate) fn end(mut self, cause: Cause) -> Arc<Death> {
-        self.child.fate.condemn(cause);
+        let fate = Arc::clone(&self.child.fate);
+        let not_started = matches!(cause, Cause::StartFailed(_));
+        fate.condemn(cause);
+        if not_started {
+            // The system or its loader may have ended it, and what these say comes last.
+            fate.wait_for_end();
+        }
         self.forward_stderr();
-        let death = self.child.fate.reap(self.expendable);
+        fate.note_last_words(self.stderr.last());
+        let death = fate.reap(self.expendable);
         self.forward_stderr();
         death
     }
@@ -115,13 +122,15 @@ impl<P: Protocol> Starting<P> {
             let cause = Cause::StartFailed(why);
             Arc::new(Death::new(process_name::<P>(&spec.subject), cause))
         };
-        let no_room = |error: std::io::Error| failed(format!("cannot be started: {error}"));
+        let no_room = |error: std::io::Error| {
+            failed(sys::SpawnError::new(sys::Step::Prepare, &spec.program, error).to_string())
+        };
         let deadline = Deadline::after(spec.deadlines.start);
         let (mut tube, theirs) = Tube::pair().map_err(no_room)?;
         let (stderr, writer) = sys::stderr_pipe().map_err(no_room)?;
         let memories = MemoryInbox::new().map_err(no_room)?;
         let mut arguments = spec.before.clone();
-        arguments.push(P::COMMAND.to_owned());
+        arguments.push(P::COMMAND.into());
         arguments.extend_from_slice(&spec.arguments);
         let start = Start {
             program: &spec.program,

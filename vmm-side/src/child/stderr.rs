@@ -17,18 +17,31 @@ const INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct StderrForwarder {
     pipe: Option<OwnedFd>,
     line: Vec<u8>,
+    /// The last whole line, as it was passed on.
+    last: String,
     warnings: u32,
     since: Instant,
 }
 
 impl StderrForwarder {
     pub(super) fn new(pipe: OwnedFd) -> Self {
-        Self { pipe: Some(pipe), line: Vec::new(), warnings: 0, since: Instant::now() }
+        Self {
+            pipe: Some(pipe),
+            line: Vec::new(),
+            last: String::new(),
+            warnings: 0,
+            since: Instant::now(),
+        }
     }
 
     /// To wait for; `None` once it is closed.
     pub(super) fn pipe(&self) -> Option<&OwnedFd> {
         self.pipe.as_ref()
+    }
+
+    /// The last line that it said, fit for people; empty if it said nothing.
+    pub(super) fn last(&self) -> &str {
+        &self.last
     }
 
     /// Passes on what is there, as much as one wake-up is worth; the rest waits for the next.
@@ -67,6 +80,7 @@ impl StderrForwarder {
         } else {
             tracing::info!("{who}: {text}");
         }
+        self.last = text;
     }
 
     fn is_loud(&mut self, text: &str) -> bool {
@@ -106,5 +120,6 @@ mod tests {
         drop(write);
         forwarder.forward(&"x");
         assert!(forwarder.pipe().is_none() && forwarder.line.is_empty());
+        assert_eq!(forwarder.last(), "no end");
     }
 }

@@ -1,5 +1,6 @@
 //! The connection process, kept: replaced when it dies or when its dext did.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ type Started = Result<Arc<Shared>, Arc<Death>>;
 pub(super) fn run(
     spec: Spec,
     recovery: Recovery,
-    own: Option<String>,
+    own: Option<OsString>,
     died: Signaller,
     parts: KeeperParts,
     started: &SyncSender<Started>,

@@ -5,6 +5,7 @@ mod keep;
 mod own;
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -93,7 +94,7 @@ struct Shared {
     spec: Spec,
     recovery: Recovery,
     /// The dext, if the VMM maps windows by a connection of its own.
-    own: Option<String>,
+    own: Option<OsString>,
     state: Mutex<State>,
     died: Signaller,
 }
@@ -122,7 +123,11 @@ impl Connection {
     ///
     /// # Errors
     /// The [`Death`] of a process that did not become ready.
-    pub fn start(spec: &Spec, recovery: Recovery, own: Option<String>) -> Result<Self, Arc<Death>> {
+    pub fn start(
+        spec: &Spec,
+        recovery: Recovery,
+        own: Option<OsString>,
+    ) -> Result<Self, Arc<Death>> {
         let failed = |why: &str| {
             let cause = Cause::StartFailed(why.to_owned());
             Arc::new(Death::of_connection(&spec.subject, cause))

@@ -1,6 +1,7 @@
 //! BAR windows by a connection of the VMM's own: the way that needs nothing of another process, and
 //! that gives the VMM a connection with the dext's full powers. Only where it was chosen.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use dext_client::{DextError, Endpoint};
@@ -12,12 +13,12 @@ use crate::error::DeviceError;
 /// Opens the function, unclaimed, and maps the BARs of `windows`; the memory of each window. The
 /// connection stays open for as long as memory that has no descriptor of its own does.
 pub(super) fn memory(
-    dext: &str,
+    dext: &OsStr,
     address: PciAddress,
     windows: &[BarWindow],
 ) -> Result<Vec<DeviceMemory>, DeviceError> {
     let endpoint: Endpoint = dext
-        .parse()
+        .try_into()
         .map_err(|error: dext_client::EndpointError| DeviceError::invalid(error.to_string()))?;
     let failed = |error: DextError| DeviceError::io(error.to_string());
     let registry = dext_client::registry(&endpoint).map_err(failed)?;

@@ -17,12 +17,13 @@
 
 mod text;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use ipc::PciAddress;
 use ipc::wire::dext::IoReturn;
 pub use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 pub use text::FaultError;
@@ -197,7 +198,7 @@ impl Faults {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Armed>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Every fault and whether it fired.

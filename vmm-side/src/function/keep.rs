@@ -125,7 +125,7 @@ impl FunctionKeeper {
     fn run(&mut self) {
         if self.shared.recovery.standby {
             let mut spec = self.shared.spec.clone();
-            spec.arguments.push("--standby".to_owned());
+            spec.arguments.push("--standby".into());
             // A standby's death is expected, so it is logged at debug level.
             spec.expendable = true;
             self.keeper.stand_by(spec);

@@ -1,5 +1,6 @@
 //! How a host's processes are started.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ pub struct HostConfig {
     /// The `device-proc` program.
     pub device_proc: PathBuf,
     /// Where the dext is: `sim:PATH` or `iokit`.
-    pub dext: String,
+    pub dext: OsString,
     /// Refuse to start a process without a layer of its sandbox: the default.
     pub strict: bool,
     /// How long things may take.
@@ -53,7 +54,8 @@ pub struct HostConfig {
     /// macOS: the profile with which sandbox-exec starts every process, confined from its first
     /// instruction, instead of each confining itself with a tighter one.
     pub sandbox_exec: Option<PathBuf>,
-    /// What is to go wrong, for tests of whoever must survive it.
+    /// What is to go wrong, for tests of whoever must survive it. With faults, functions and devices are
+    /// served by `faulty-device-proc` from the folder of [`HostConfig::device_proc`].
     pub faults: Option<Arc<Faults>>,
     /// How children are started: as processes, unless a test puts something else in their place.
     pub launch: Arc<dyn Launch>,
@@ -65,7 +67,7 @@ impl HostConfig {
     /// Processes of the `device-proc` program, confined, over the dext at `dext`: `iokit`, or
     /// `sim:PATH` for a simulated one.
     #[must_use]
-    pub fn new(device_proc: impl Into<PathBuf>, dext: impl Into<String>) -> Self {
+    pub fn new(device_proc: impl Into<PathBuf>, dext: impl Into<OsString>) -> Self {
         Self {
             device_proc: device_proc.into(),
             dext: dext.into(),
@@ -133,13 +135,18 @@ impl HostConfig {
     #[must_use]
     pub fn spec(&self, address: Option<PciAddress>) -> Spec {
         let mode = if self.strict { "strict" } else { "relaxed" };
-        let mut arguments = vec![format!("--dext={}", self.dext), format!("--sandbox={mode}")];
-        arguments.extend(address.map(|address| format!("--address={address}")));
-        let roles = address.is_some();
-        arguments.extend((roles && self.faults.is_some()).then(|| "--misbehave".to_owned()));
+        let mut arguments = vec![joined("--dext=", &self.dext), format!("--sandbox={mode}").into()];
+        arguments.extend(address.map(|address| format!("--address={address}").into()));
+        // What only the process itself can do wrong is done by a program of its own.
+        let faulty = address.is_some() && self.faults.is_some();
+        let program = if faulty {
+            self.device_proc.with_file_name("faulty-device-proc")
+        } else {
+            self.device_proc.clone()
+        };
         let (program, before) = match &self.sandbox_exec {
-            None => (self.device_proc.clone(), Vec::new()),
-            Some(profile) => launched(profile, &self.device_proc),
+            None => (program, Vec::new()),
+            Some(profile) => launched(profile, &program),
         };
         Spec {
             launch: Arc::clone(&self.launch),
@@ -157,27 +164,34 @@ impl HostConfig {
 
     pub(super) fn connection_spec(&self, address: PciAddress) -> Spec {
         let mut spec = self.spec(Some(address));
-        spec.arguments.push(format!("--windows={}", self.windows.argument()));
+        spec.arguments.push(format!("--windows={}", self.windows.argument()).into());
         spec
     }
 
     /// The dext, if this side maps windows by a connection of its own.
-    pub(super) fn own_connection(&self) -> Option<String> {
+    pub(super) fn own_connection(&self) -> Option<OsString> {
         (self.windows == WindowRoute::OwnConnection).then(|| self.dext.clone())
     }
 }
 
+/// An argument and its value, which may be any path.
+fn joined(name: &str, value: &OsStr) -> OsString {
+    let mut argument = OsString::from(name);
+    argument.push(value);
+    argument
+}
+
 /// sandbox-exec, and what it is told before the program's own arguments.
-fn launched(profile: &Path, program: &Path) -> (PathBuf, Vec<String>) {
+fn launched(profile: &Path, program: &Path) -> (PathBuf, Vec<OsString>) {
     let folder = program.parent().unwrap_or(Path::new("/"));
     let before = vec![
-        "-f".to_owned(),
-        profile.display().to_string(),
-        "-D".to_owned(),
-        format!("PROGRAM={}", program.display()),
-        "-D".to_owned(),
-        format!("PROGRAM_DIR={}", folder.display()),
-        program.display().to_string(),
+        "-f".into(),
+        profile.into(),
+        "-D".into(),
+        joined("PROGRAM=", program.as_os_str()),
+        "-D".into(),
+        joined("PROGRAM_DIR=", folder.as_os_str()),
+        program.into(),
     ];
     ("/usr/bin/sandbox-exec".into(), before)
 }
@@ -202,7 +216,7 @@ mod tests {
             "/opt/cordon/device-proc",
         ];
         assert_eq!(spec.before, expected);
-        assert!(spec.arguments.contains(&"--address=01:00.0".to_owned()));
+        assert!(spec.arguments.contains(&"--address=01:00.0".into()));
         let direct = config.with_sandbox_exec(None).spec(None);
         assert!(direct.before.is_empty() && direct.program.ends_with("device-proc"));
     }

@@ -360,9 +360,14 @@ impl Host {
             step: "mapping guest memory",
             error,
         })?;
+        let mut spec = self.config.spec(Some(address));
+        if container.mode() == crate::DmaMode::Direct {
+            // Only a companion has its process read guest memory.
+            spec.arguments.push("--guest-memory=0".into());
+        }
         let started = Function::start(Parts {
             address,
-            spec: self.config.spec(Some(address)),
+            spec,
             recovery: self.config.recovery,
             connection: Arc::clone(connection),
             container: Arc::clone(container),

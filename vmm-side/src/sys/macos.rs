@@ -5,12 +5,13 @@
 use std::ffi::{c_char, c_int, c_short};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::FdFlags;
 
-use super::Words;
+use super::{CURE_OF_NULL, SpawnError, Step, Words, cure_of_run, null_device};
 use crate::child::launch::Isolation;
 use crate::child::{ExitStatus, Start};
 
@@ -107,44 +108,27 @@ fn check(error: c_int) -> io::Result<()> {
 }
 
 /// Starts a child.
-pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
+pub(crate) fn spawn(start: &Start<'_>) -> Result<Process, SpawnError> {
     // Whether the child is isolated is for its profile to say.
     let (Isolation::Required | Isolation::Preferred) = start.isolation;
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    let failed = |step| move |error| SpawnError::new(step, start.program, error);
+    let null = null_device().map_err(failed(Step::NullDevice))?;
     // Out of the way of 0 to 3, so that moving one there does not close another.
-    let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10);
+    let above = |fd: BorrowedFd<'_>| {
+        rustix::io::fcntl_dupfd_cloexec(fd, 10)
+            .map_err(|error| failed(Step::Duplicate)(error.into()))
+    };
     let (null, stderr, tube) = (above(null.as_fd())?, above(start.stderr)?, above(start.tube)?);
-    let words = Words::of(start)?;
-    let program = &words.program;
-    let mut plan = Plan::new()?;
+    let words = Words::of(start).map_err(failed(Step::CommandLine))?;
+    let mut plan = Plan::new().map_err(failed(Step::Attributes))?;
     let descriptors = [
         (null.as_raw_fd(), 0),
         (null.as_raw_fd(), 1),
         (stderr.as_raw_fd(), 2),
         (tube.as_raw_fd(), 3),
     ];
-    plan.set(descriptors, start.inbox.port())?;
-    let mutable = |strings| -> Vec<*mut c_char> {
-        Words::null_terminated(strings).into_iter().map(<*const c_char>::cast_mut).collect()
-    };
-    let (arguments, environment) = (mutable(&words.arguments), mutable(&words.environment));
-    let mut pid = 0;
-    // SAFETY: strings that end in NUL and arrays that end in null, all alive through the call, which
-    // does not change them; initialised attributes and actions.
-    let spawned = unsafe {
-        libc::posix_spawn(
-            &raw mut pid,
-            program.as_ptr(),
-            &raw const plan.actions,
-            &raw const plan.attributes,
-            arguments.as_ptr(),
-            environment.as_ptr(),
-        )
-    };
-    check(spawned).map_err(|error| {
-        let program = program.to_string_lossy();
-        io::Error::new(error.kind(), format!("cannot run {program}: {error}"))
-    })?;
+    plan.set(descriptors, start.inbox.port()).map_err(failed(Step::Attributes))?;
+    let pid = run(&words, &plan).map_err(failed(Step::Run))?;
     // Not reaped by anybody but us, so the number stays its own.
     match watch(pid) {
         Ok(queue) => Ok(Process {
@@ -160,7 +144,44 @@ pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
                 libc::kill(pid, libc::SIGKILL);
                 libc::waitpid(pid, std::ptr::null_mut(), 0);
             }
-            Err(error)
+            Err(failed(Step::Watch)(error))
+        }
+    }
+}
+
+/// Makes the process and has it run its program, in one call.
+fn run(words: &Words, plan: &Plan) -> io::Result<libc::pid_t> {
+    let mutable = |strings| -> Vec<*mut c_char> {
+        Words::null_terminated(strings).into_iter().map(<*const c_char>::cast_mut).collect()
+    };
+    let (arguments, environment) = (mutable(&words.arguments), mutable(&words.environment));
+    let mut pid = 0;
+    // SAFETY: strings that end in NUL and arrays that end in null, all alive through the call, which
+    // does not change them; initialised attributes and actions.
+    check(unsafe {
+        libc::posix_spawn(
+            &raw mut pid,
+            words.program.as_ptr(),
+            &raw const plan.actions,
+            &raw const plan.attributes,
+            arguments.as_ptr(),
+            environment.as_ptr(),
+        )
+    })?;
+    Ok(pid)
+}
+
+/// What helps when `step` failed with `error`.
+pub(crate) fn cure(step: Step, program: &Path, error: &io::Error) -> String {
+    match step {
+        Step::NullDevice => CURE_OF_NULL.to_owned(),
+        // Making the process and running its program are one call.
+        Step::Run if error.raw_os_error() == Some(libc::EAGAIN) => {
+            "raise the limit of processes (ulimit -u)".to_owned()
+        }
+        Step::Run => cure_of_run(program, error).to_owned(),
+        Step::Prepare | Step::Duplicate | Step::CommandLine | Step::Attributes | Step::Watch => {
+            String::new()
         }
     }
 }

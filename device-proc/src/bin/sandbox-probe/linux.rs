@@ -4,6 +4,9 @@ use std::ffi::{CString, c_int, c_long, c_void};
 
 use crate::{Entry, Target};
 
+mod memory;
+pub(crate) use memory::guest_memory;
+
 /// A raw system call with up to six arguments.
 macro_rules! call {
     ($number:expr $(, $argument:expr)*) => {{
@@ -106,7 +109,11 @@ const SHARED: c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const RWX: c_int = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
 
 /// Everything that is tried, in both roles.
-pub(crate) const ATTEMPTS: &[Entry] = &[
+pub(crate) fn attempts() -> impl Iterator<Item = &'static Entry> {
+    CALLS.iter().chain(memory::ATTEMPTS)
+}
+
+const CALLS: &[Entry] = &[
     ("open-file", |_| open("/etc/passwd", libc::O_RDONLY)),
     ("open-root-directory", |_| open("/", libc::O_RDONLY | libc::O_DIRECTORY)),
     ("read-proc-self", |_| open("/proc/self/maps", libc::O_RDONLY)),

@@ -13,15 +13,16 @@ mod macos;
 use std::ffi::{c_int, c_long};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use cordon_device_proc::options::{Common, Windows};
-use cordon_device_proc::{connection, function, start};
-use ipc::PciAddress;
+use cordon_device_proc::options::{Common, CommonOptions, UsageError, Windows};
+use cordon_device_proc::start::RoleError;
+use cordon_device_proc::{backends, connection, function, start};
 use ipc::wire::handshake::Role;
+use ipc::{MemoryPort, PciAddress};
+use lexopt::{Arg, ValueExt as _};
 #[cfg(target_os = "linux")]
-use linux::ATTEMPTS;
+use linux::{attempts, guest_memory};
 #[cfg(target_os = "macos")]
-use macos::ATTEMPTS;
+use macos::{attempts, guest_memory};
 
 /// The attempt came back with an error.
 const REFUSED: c_int = 3;
@@ -30,45 +31,48 @@ const SUCCEEDED: c_int = 99;
 /// There is no such attempt.
 const UNKNOWN: c_int = 4;
 
-/// Tries one forbidden thing from inside the sandbox.
-#[derive(Parser)]
-#[command(version, about)]
-struct Options {
-    #[command(subcommand)]
-    role: RoleOptions,
-}
+/// What is printed when the command line makes no sense.
+const USAGE: &str = "\
+Tries one forbidden thing from inside the sandbox.
 
-#[derive(Subcommand)]
-enum RoleOptions {
-    /// As a connection process.
-    Connection(Attempt),
-    /// As a function process.
-    Function(Attempt),
-    /// Without any confinement, to show that the attempts are real.
-    Unconfined {
-        /// What to try.
-        #[arg(long)]
-        attempt: String,
-        /// A process to meddle with.
-        #[arg(long)]
-        victim: i32,
-    },
-    /// Print the names of all attempts.
-    List,
-}
+Usage: sandbox-probe connection|function --address=BB:DD.F --dext=… --attempt=NAME --victim=PID
+       sandbox-probe unconfined --attempt=NAME --victim=PID
+       sandbox-probe list
+";
 
-#[derive(Args)]
+/// What to try, and as what.
+#[derive(Default)]
 struct Attempt {
-    #[arg(long)]
-    address: PciAddress,
-    #[command(flatten)]
-    common: Common,
+    role: String,
+    address: Option<PciAddress>,
+    common: CommonOptions,
     /// What to try.
-    #[arg(long)]
-    attempt: String,
+    name: Option<String>,
     /// A process to meddle with.
-    #[arg(long)]
-    victim: i32,
+    victim: Option<i32>,
+}
+
+impl Attempt {
+    fn parse() -> Result<Self, UsageError> {
+        let mut attempt = Self::default();
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Arg::Value(role) if attempt.role.is_empty() => attempt.role = role.string()?,
+                Arg::Long("address") => attempt.address = Some(parser.value()?.parse()?),
+                Arg::Long("attempt") => attempt.name = Some(parser.value()?.string()?),
+                Arg::Long("victim") => attempt.victim = Some(parser.value()?.parse()?),
+                Arg::Long(name) => {
+                    let name = name.to_owned();
+                    if !attempt.common.take(&name, &mut parser)? {
+                        return Err(Arg::Long(&name).unexpected().into());
+                    }
+                }
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        Ok(attempt)
+    }
 }
 
 /// What an attempt works with.
@@ -81,46 +85,64 @@ struct Target {
 type Entry = (&'static str, fn(&Target) -> c_long);
 
 fn main() -> ExitCode {
-    match Options::parse().role {
-        RoleOptions::List => {
-            for (name, _) in ATTEMPTS {
-                println!("{name}");
-            }
-            ExitCode::SUCCESS
+    // On standard input, which leads nowhere otherwise: no role may have a descriptor more.
+    if let Err(error) = guest_memory() {
+        eprintln!("sandbox-probe: no memory to map: {error}");
+        return ExitCode::FAILURE;
+    }
+    match Attempt::parse().and_then(run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sandbox-probe: {error}\n{USAGE}");
+            ExitCode::from(2)
         }
-        RoleOptions::Unconfined { attempt, victim } => {
-            attempt_and_exit(&attempt, &Target { victim: victim.into(), tube: -1 })
-        }
-        RoleOptions::Function(attempt) => confined(&attempt, Role::Function),
-        RoleOptions::Connection(attempt) => confined(&attempt, Role::Connection),
     }
 }
 
-/// Starts as the role does, says that it is ready, and tries; what the role holds is held meanwhile.
-fn confined(attempt: &Attempt, role: Role) -> ExitCode {
-    let Attempt { address, common, .. } = attempt;
-    let target = Target { victim: attempt.victim.into(), tube: common.tube_fd.into() };
-    let ended = if role == Role::Function {
-        start::run(
-            common,
-            role,
-            |tube| function::prepare(*address, false, common, tube),
-            |_, _held| attempt_and_exit(&attempt.attempt, &target),
-        )
-    } else {
-        start::run(
-            common,
-            role,
-            |tube| connection::prepare(*address, Windows::Handed, common, tube),
-            |_, _held| attempt_and_exit(&attempt.attempt, &target),
-        )
+fn run(attempt: Attempt) -> Result<(), UsageError> {
+    let Attempt { role, address, common, name, victim } = attempt;
+    if role == "list" {
+        for (name, _) in attempts() {
+            println!("{name}");
+        }
+        return Ok(());
+    }
+    let name = name.ok_or(UsageError::Missing("--attempt"))?;
+    let victim = victim.ok_or(UsageError::Missing("--victim"))?.into();
+    let role = match role.as_str() {
+        "unconfined" => attempt_and_exit(&name, &Target { victim, tube: -1 }),
+        "connection" => Role::Connection,
+        "function" => Role::Function,
+        _ => return Err(UsageError::Role(role)),
     };
-    drop(ended);
-    ExitCode::FAILURE
+    let common = common.finish()?;
+    let address = address.ok_or(UsageError::Missing("--address"))?;
+    let target = Target { victim, tube: common.tube_fd.into() };
+    confined(address, &common, role, &name, &target)
+}
+
+/// Starts as the role does, says that it is ready, and tries; what the role holds is held meanwhile.
+fn confined(address: PciAddress, common: &Common, role: Role, name: &str, target: &Target) -> ! {
+    let started = || -> Result<(), RoleError> {
+        let mut tube = start::greet(start::inherited_tube(common)?, role)?;
+        let backend = backends::open(&common.dext)?;
+        let (backend, confinement) = (backend.as_ref(), common.confinement());
+        if role == Role::Function {
+            let prepared = function::prepare(backend, address, false, confinement, &tube);
+            let _held = start::announce(&mut tube, prepared)?;
+            attempt_and_exit(name, target)
+        }
+        let (windows, port) = (Windows::Handed, MemoryPort::inherited());
+        let prepared = connection::prepare(backend, address, windows, port, confinement, &tube);
+        let _held = start::announce(&mut tube, prepared)?;
+        attempt_and_exit(name, target)
+    };
+    let _ = started();
+    std::process::exit(1)
 }
 
 fn attempt_and_exit(name: &str, target: &Target) -> ! {
-    let Some((_, run)) = ATTEMPTS.iter().find(|(known, _)| *known == name) else {
+    let Some((_, run)) = attempts().find(|(known, _)| *known == name) else {
         std::process::exit(UNKNOWN);
     };
     let code = if run(target) < 0 { REFUSED } else { SUCCEEDED };

@@ -276,7 +276,7 @@ unsafe fn window(
         source: io::Error::other("mapped at 0"),
     })?;
     // SAFETY: the caller's promise; the window keeps the mapping for as long as it lives.
-    Ok(unsafe { Window::foreign(base, length, access, Box::new((mapping, of))) })
+    unsafe { Window::foreign(base, length, access, Box::new((mapping, of))) }
 }
 
 /// What is left of a deadline, as Mach counts.

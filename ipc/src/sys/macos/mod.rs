@@ -105,9 +105,12 @@ pub(crate) fn give_back(_: BorrowedFd<'_>, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Sockets that carry tubes are streams: messages are framed by [`Transport`].
+pub(crate) const SOCKET_TYPE: SocketType = SocketType::STREAM;
+
 /// A socket of the kind that carries tubes.
 pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
-    let socket = rustix::net::socket(crate::tube::FAMILY, SocketType::STREAM, None)?;
+    let socket = rustix::net::socket(crate::tube::FAMILY, SOCKET_TYPE, None)?;
     rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
     Ok(socket)
 }

@@ -23,12 +23,23 @@ pub(super) fn restrict() -> State {
     };
     let status = match restricted() {
         Ok(status) => status,
-        Err(error) => return State::Missing(error.to_string()),
+        Err(error) => {
+            return State::Missing(format!(
+                "{error}; a seccomp filter over this process must not forbid it, and at most 16 rule \
+                 sets may be over it"
+            ));
+        }
     };
     let abi = match status.landlock {
         LandlockStatus::Available { effective_abi, .. } => format!("{effective_abi:?}"),
-        LandlockStatus::NotEnabled => return missing("it is not enabled at boot"),
-        LandlockStatus::NotImplemented => return missing("it is not built into the kernel"),
+        LandlockStatus::NotEnabled => {
+            return missing("it is not enabled; add landlock to lsm= of the kernel's command line");
+        }
+        LandlockStatus::NotImplemented => {
+            return missing(
+                "the kernel does not know it, or a seccomp filter hides it; Linux 5.13 with CONFIG_SECURITY_LANDLOCK is needed",
+            );
+        }
     };
     match status.ruleset {
         RulesetStatus::FullyEnforced => {
@@ -37,7 +48,7 @@ pub(super) fn restrict() -> State {
         RulesetStatus::PartiallyEnforced => {
             State::Partial(format!("the kernel's ABI {abi} lacks some of {NEWEST:?}"))
         }
-        RulesetStatus::NotEnforced => missing("the kernel enforced nothing"),
+        RulesetStatus::NotEnforced => missing("the kernel enforced nothing; a newer one is needed"),
     }
 }
 

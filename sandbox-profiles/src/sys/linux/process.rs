@@ -4,18 +4,26 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::outcome;
-use crate::State;
-use crate::policy::{MAX_DESCRIPTORS, MAX_PRIVATE_MEMORY};
+use super::{FORBIDDEN, outcome};
+use crate::policy::{self, MAX_DESCRIPTORS, MAX_STACK};
+use crate::{Role, State};
+
+/// What helps when /proc does not say what it must.
+const NO_PROC: &str = "mount /proc where this process runs";
+/// What helps when a namespace is missing that a process cannot make for itself.
+const NOT_BORN_IN: &str = "the process was not started in one; its VMM side makes it";
 
 /// Nothing is open but 0, 1, 2 and `keep`.
 pub(super) fn descriptors(keep: &[RawFd]) -> State {
     let open = match open_descriptors() {
         Ok(open) => open,
-        Err(error) => return State::Missing(format!("cannot list the open descriptors: {error}")),
+        Err(error) => {
+            return State::Missing(format!("cannot list the open descriptors: {error}; {NO_PROC}"));
+        }
     };
     let stray: Vec<String> = open
         .iter()
@@ -28,7 +36,10 @@ pub(super) fn descriptors(keep: &[RawFd]) -> State {
     if stray.is_empty() {
         State::Enforced(format!("{} open, all expected", open.len()))
     } else {
-        State::Missing(format!("unexpected descriptors are open: {}", stray.join(", ")))
+        let stray = stray.join(", ");
+        State::Missing(format!(
+            "unexpected descriptors are open: {stray}; whoever starts this process must close them"
+        ))
     }
 }
 
@@ -59,10 +70,10 @@ pub(super) fn user_namespace() -> State {
             if let ["0", _, "1"] = fields[..] {
                 State::Enforced("one id mapped".to_owned())
             } else {
-                State::Missing("the process was not started in one".to_owned())
+                State::Missing(NOT_BORN_IN.to_owned())
             }
         }
-        Err(error) => State::Missing(format!("cannot read /proc/self/uid_map: {error}")),
+        Err(error) => State::Missing(format!("cannot read /proc/self/uid_map: {error}; {NO_PROC}")),
     }
 }
 
@@ -70,12 +81,12 @@ pub(super) fn user_namespace() -> State {
 pub(super) fn pid_namespace() -> State {
     match rustix::process::getpid().as_raw_nonzero().get() {
         1 => State::Enforced("process 1 of its own".to_owned()),
-        _ => State::Missing("the process was not started in one".to_owned()),
+        _ => State::Missing(NOT_BORN_IN.to_owned()),
     }
 }
 
 /// Limits that hold even against code that gets past everything else.
-pub(super) fn limits() -> State {
+pub(super) fn limits(role: Role) -> State {
     let limits = [
         (Resource::Core, 0),
         (Resource::Nproc, 0),
@@ -83,15 +94,54 @@ pub(super) fn limits() -> State {
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
         (Resource::Nofile, MAX_DESCRIPTORS),
-        (Resource::Data, MAX_PRIVATE_MEMORY),
+        (Resource::Data, policy::private_memory(role)),
+        (Resource::Stack, MAX_STACK),
     ];
-    let set = limits.into_iter().try_for_each(|(resource, most)| {
-        // Never above what the process was started with: that would need a privilege.
-        let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        let most = Some(most.min(hard));
-        rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })
-    });
-    outcome(set, "core, processes, files, descriptors, private memory")
+    let set = limits.into_iter().try_for_each(|(resource, most)| lower(resource, most));
+    outcome(set, "core, processes, files, descriptors, private memory, stack", FORBIDDEN)
+}
+
+/// Sets a limit for good, never above what the process was started with: that would need a privilege.
+fn lower(resource: Resource, most: u64) -> Result<(), Errno> {
+    let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let most = Some(most.min(hard));
+    rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })
+}
+
+/// Bytes of addresses that are in use, whatever is behind them.
+pub(super) fn mapped() -> io::Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split(' ').next().and_then(|pages| pages.parse::<u64>().ok());
+    let pages = pages.ok_or_else(|| io::Error::other("/proc/self/statm makes no sense"))?;
+    Ok(pages * rustix::param::page_size() as u64)
+}
+
+/// A budget of addresses: what is in use, its private memory and stack, and what is mapped `later`.
+/// It bounds what no other limit counts: how often shared memory is mapped, and with it page tables.
+pub(super) fn address_space(role: Role, mapped: io::Result<u64>, later: u64) -> State {
+    let mapped = match mapped {
+        Ok(mapped) => mapped,
+        Err(error) => {
+            return State::Missing(format!("cannot tell what is in use: {error}; {NO_PROC}"));
+        }
+    };
+    let own = policy::private_memory(role) + MAX_STACK;
+    let most = mapped.saturating_add(own).saturating_add(later);
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let said = format!(
+        "{} MiB: {} in use, {} for itself, {} to be handed over",
+        mib(most),
+        mib(mapped),
+        mib(own),
+        mib(later)
+    );
+    outcome(lower(Resource::As, most), &said, FORBIDDEN)
+}
+
+/// Bytes of memory that this machine has; 0 when it does not say.
+pub(super) fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
 /// Drops every capability, ambient and bounding sets included.
@@ -111,7 +161,7 @@ pub(super) fn capabilities() -> State {
         Err(error) if has_no_capabilities() => {
             State::Partial(format!("none held, but the bounding set stays: {error}"))
         }
-        Err(error) => State::Missing(error.to_string()),
+        Err(error) => State::Missing(format!("{error}; {FORBIDDEN}")),
     }
 }
 
@@ -135,16 +185,16 @@ fn drop_bounding_set() -> io::Result<()> {
 }
 
 pub(super) fn no_new_privileges() -> State {
-    outcome(rustix::thread::set_no_new_privs(true), "for good")
+    outcome(rustix::thread::set_no_new_privs(true), "for good", FORBIDDEN)
 }
 
 pub(super) fn not_dumpable() -> State {
     let set = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    outcome(set, "no core, no attaching")
+    outcome(set, "no core, no attaching", FORBIDDEN)
 }
 
 /// A stopped or looping process would not see its tube close.
 pub(super) fn death_with_parent() -> State {
     let set = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    outcome(set, "killed when the VMM side dies")
+    outcome(set, "killed when the VMM side dies", FORBIDDEN)
 }

@@ -3,42 +3,75 @@
 
 use std::io;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
-use super::outcome;
+use super::{FORBIDDEN, outcome};
 use crate::State;
 
 /// Leaves the mount, network, ipc and uts namespaces of the VMM.
 pub(super) fn namespaces() -> Vec<(&'static str, State)> {
     [
-        ("mount namespace", UnshareFlags::NEWNS),
-        ("network namespace", UnshareFlags::NEWNET),
-        ("ipc namespace", UnshareFlags::NEWIPC),
-        ("uts namespace", UnshareFlags::NEWUTS),
+        ("mount namespace", UnshareFlags::NEWNS, "user.max_mnt_namespaces"),
+        ("network namespace", UnshareFlags::NEWNET, "user.max_net_namespaces"),
+        ("ipc namespace", UnshareFlags::NEWIPC, "user.max_ipc_namespaces"),
+        ("uts namespace", UnshareFlags::NEWUTS, "user.max_uts_namespaces"),
     ]
     .into_iter()
-    .map(|(layer, flag)| {
+    .map(|(layer, flag, limit)| {
         // SAFETY: unsafe because unsharing the descriptor table surprises other threads; none of
         // these flags does that, and there is one thread.
         let left = unsafe { rustix::thread::unshare_unsafe(flag) };
-        (layer, outcome(left, "own, empty"))
+        let cure = match left {
+            Err(Errno::NOSPC) => format!("raise {limit}"),
+            Err(Errno::INVAL) => format!("a kernel with {layer}s is needed"),
+            _ => FORBIDDEN.to_owned(),
+        };
+        (layer, outcome(left, "own, empty", &cure))
     })
     .collect()
 }
 
-/// Makes an empty file system the root and lets go of the old one. The new one is mounted over
-/// /proc, a directory that must exist since the checks before this one read it.
-pub(super) fn empty() -> io::Result<()> {
+/// Makes an empty file system the root and lets go of the old one.
+pub(super) fn empty() -> State {
+    match replace_root() {
+        Ok(0) => State::Enforced("tmpfs, read-only, one inode".to_owned()),
+        Ok(left) => State::Missing(format!("{left} entries are left in /")),
+        Err((what, error)) => {
+            let cure = match error {
+                // Neither is, in a chroot and on the root file system of an early boot.
+                Errno::INVAL => {
+                    "the root directory must be a mount point that pivot_root can leave"
+                }
+                Errno::NOENT => "the root directory must have a directory /proc",
+                Errno::NODEV => "a kernel with tmpfs is needed",
+                _ => FORBIDDEN,
+            };
+            State::Missing(format!("cannot {what}: {}; {cure}", io::Error::from(error)))
+        }
+    }
+}
+
+/// Replaces the root directory; how many entries the new one has, or what failed. The new one is
+/// mounted over /proc, a directory that must exist since the checks before this one read it.
+fn replace_root() -> Result<usize, (&'static str, Errno)> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private)?;
+    let failed = |what| move |error| (what, error);
+    rustix::mount::mount_change("/", private).map_err(failed("make the mounts its own"))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount("empty", "/proc", "tmpfs", flags, c"mode=0555,size=4096,nr_inodes=2")?;
-    rustix::process::chdir("/proc")?;
+    rustix::mount::mount("empty", "/proc", "tmpfs", flags, c"mode=0555,size=4096,nr_inodes=2")
+        .map_err(failed("mount an empty directory"))?;
+    rustix::process::chdir("/proc").map_err(failed("enter the empty directory"))?;
     // Old and new root in one place: the old one ends up on top and is taken off.
-    rustix::process::pivot_root(".", ".")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
-    let left = std::fs::read_dir("/")?.count();
-    if left == 0 { Ok(()) } else { Err(io::Error::other(format!("{left} entries are left in /"))) }
+    rustix::process::pivot_root(".", ".").map_err(failed("make it the root directory"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed("let go of the old root"))?;
+    rustix::process::chdir("/").map_err(failed("enter the root directory"))?;
+    let own = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let entries = rustix::fs::open("/", own, Mode::empty())
+        .and_then(|root| rustix::fs::Dir::new(root)?.collect::<Result<Vec<_>, _>>())
+        .map_err(failed("list the root directory"))?;
+    let dots = [c".", c".."];
+    Ok(entries.iter().filter(|entry| !dots.contains(&entry.file_name())).count())
 }

@@ -36,7 +36,7 @@ fn conditions(row: &Syscall) -> Result<Vec<SeccompCondition>, Error> {
     let condition = |(argument, condition): &(u8, Condition)| {
         let (operator, value) = match *condition {
             Condition::Is(value) => (SeccompCmpOp::Eq, value),
-            Condition::Without(bits) => (SeccompCmpOp::MaskedEq(bits), 0),
+            Condition::Not(value) => (SeccompCmpOp::Ne, value),
         };
         Ok(SeccompCondition::new(*argument, SeccompCmpArgLen::Qword, operator, value)?)
     };

@@ -1,20 +1,19 @@
-//! Wrong on purpose, for people who test by killing. A process that was started with `--misbehave`
-//! does it when the VMM side says so; any other refuses.
+//! Wrong on purpose: what the VMM side arranges for happens once, at its point of the next request.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ipc::wire::common::{Failure, FailureKind};
+use cordon_backend::{Backend, BackendError};
+use cordon_device_proc::hooks::{self, Hooks};
+use dext_client::{Behind, CallError, Dext, DextError, Endpoint, Mapped, Registry, UserClient};
+use ipc::wire::common::Failure;
 use ipc::wire::dext::{IoReturn, Service};
 use ipc::wire::faults::{Misbehaviour, Point, Wrong};
 use ipc::{Event, Tube};
 
-use crate::dext::{Behind, CallError, DextError, Mapped, Registry, UserClient};
-
 /// What a process has been asked to do wrong.
 #[derive(Default)]
-pub struct Misbehave {
-    allowed: bool,
+pub(crate) struct Misbehave {
     armed: Option<Misbehaviour>,
     selector: Armed,
 }
@@ -22,32 +21,14 @@ pub struct Misbehave {
 /// The selector whose next call fails, and its code.
 type Armed = Arc<Mutex<Option<(u32, IoReturn)>>>;
 
-impl Misbehave {
-    /// Obeys if `allowed`.
-    #[must_use]
-    pub fn new(allowed: bool) -> Self {
-        Self { allowed, ..Self::default() }
+impl Hooks for Misbehave {
+    fn backend(&self, endpoint: &Endpoint) -> Result<Box<dyn Backend>, BackendError> {
+        let registry = dext_client::registry(endpoint)?;
+        let selector = Arc::clone(&self.selector);
+        Ok(Box::new(Dext::of(Box::new(FaultyRegistry { registry, selector }))))
     }
 
-    /// `registry`, with connections whose calls can be made to fail.
-    #[must_use]
-    pub fn over(&self, registry: Box<dyn Registry>) -> Box<dyn Registry> {
-        if self.allowed {
-            Box::new(Faulty { registry, selector: Arc::clone(&self.selector) })
-        } else {
-            registry
-        }
-    }
-
-    /// Remembers what to do wrong.
-    ///
-    /// # Errors
-    /// [`Failure`] unless that is allowed.
-    pub fn arm(&mut self, misbehaviour: Misbehaviour) -> Result<(), Failure> {
-        if !self.allowed {
-            let message = "This process was not started to do wrong".to_owned();
-            return Err(Failure { kind: FailureKind::NotSupported, code: None, message });
-        }
+    fn arm(&mut self, misbehaviour: Misbehaviour) -> Result<(), Failure> {
         match misbehaviour.wrong {
             Wrong::Selector { selector, code } => *lock(&self.selector) = Some((selector, code)),
             _ => self.armed = Some(misbehaviour),
@@ -55,25 +36,18 @@ impl Misbehave {
         Ok(())
     }
 
-    /// A request is at `point`: does wrong if that is when.
-    pub fn at(&mut self, point: Point, tube: &Tube) {
+    fn at(&mut self, point: Point, tube: &Tube) {
         let Some(misbehaviour) = self.armed.take_if(|armed| armed.point == point) else { return };
-        // More than any message may say it has, and not as much as one says it has.
-        const LIE: [u8; 4] = 64u32.to_le_bytes();
+
         match misbehaviour.wrong {
             Wrong::Hang => loop {
                 std::hint::spin_loop();
             },
-            Wrong::Garbage => send(tube, &[0xa5; 48]),
-            Wrong::Truncated => send(tube, &[&LIE[..], &[0; 16]].concat()),
+
             Wrong::Closed => crate::sys::close_and_stay(tube.as_fd()),
-            Wrong::Selector { .. } => {}
+            ref wrong => hooks::send_nonsense(wrong, tube),
         }
     }
-}
-
-fn send(tube: &Tube, bytes: &[u8]) {
-    let _ = rustix::net::send(tube, bytes, rustix::net::SendFlags::empty());
 }
 
 fn lock(armed: &Armed) -> std::sync::MutexGuard<'_, Option<(u32, IoReturn)>> {
@@ -81,12 +55,12 @@ fn lock(armed: &Armed) -> std::sync::MutexGuard<'_, Option<(u32, IoReturn)>> {
 }
 
 /// Hands out connections that fail when they are told to.
-struct Faulty {
+struct FaultyRegistry {
     registry: Box<dyn Registry>,
     selector: Armed,
 }
 
-impl Registry for Faulty {
+impl Registry for FaultyRegistry {
     fn services(&self) -> Result<Vec<Service>, DextError> {
         self.registry.services()
     }
@@ -150,16 +124,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_was_not_started_for_it_does_nothing_wrong() {
-        let wrong = Misbehaviour { point: Point::Before, wrong: Wrong::Hang };
-        assert_eq!(Misbehave::new(false).arm(wrong).unwrap_err().kind, FailureKind::NotSupported);
-    }
-
-    #[test]
     fn what_is_armed_happens_at_its_point_and_once() {
         let (ours, theirs) = Tube::pair().unwrap();
         let mut ours = ours;
-        let mut misbehave = Misbehave::new(true);
+        let mut misbehave = Misbehave::default();
         misbehave.arm(Misbehaviour { point: Point::During, wrong: Wrong::Garbage }).unwrap();
         misbehave.at(Point::Before, &theirs);
         let now = || ipc::Deadline::now();

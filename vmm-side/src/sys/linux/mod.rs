@@ -1,64 +1,59 @@
 //! Linux: a child in namespaces of its own by `clone`, watched through its pidfd.
 #![expect(unsafe_code, reason = "clone and exec with a closed descriptor set")]
 
-use std::ffi::{CString, c_char, c_int, c_void};
+mod cgroup;
+mod child;
+mod cure;
+
+use std::ffi::{CString, c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
-use super::Words;
+use super::{CURE_OF_NULL, SpawnError, Step, Words, cure_of_run, null_device};
 use crate::child::launch::Isolation;
 use crate::child::{ExitStatus, Process as _, Start};
+use cgroup::Group;
+use child::Context;
+pub(crate) use cure::cure;
 
 /// A running child. Not reaped on drop: see [`Process::reap`].
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
     pidfd: OwnedFd,
-}
-
-/// Everything the child needs between clone and exec, made before: it shares this memory and may
-/// not allocate.
-struct Context {
-    program: CString,
-    arguments: Vec<*const c_char>,
-    environment: Vec<*const c_char>,
-    descriptors: [(c_int, c_int); 4],
-    /// Files to write first: the maps of the user namespace.
-    maps: Vec<(CString, Vec<u8>)>,
-    error: c_int,
+    /// Removed with it.
+    _group: Option<Group>,
 }
 
 const STACK: usize = 64 * 1024;
 
 /// Starts a child.
-pub(crate) fn spawn(start: &Start<'_>) -> io::Result<Process> {
+pub(crate) fn spawn(start: &Start<'_>) -> Result<Process, SpawnError> {
     let _ = start.inbox;
     let isolated = libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
     match clone(start, isolated) {
-        Err(_) if start.isolation == Isolation::Preferred => clone(start, 0),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSPC)) => {
-            Err(io::Error::new(
-                error.kind(),
-                format!(
-                    "no user namespace for the confined process: {error} (the system may forbid them \
-                 to ordinary users: see user.max_user_namespaces and \
-                 kernel.unprivileged_userns_clone; --sandbox=relaxed starts without)"
-                ),
-            ))
+        Err(SpawnError { step: Step::Namespaces | Step::MapIds, .. })
+            if start.isolation == Isolation::Preferred =>
+        {
+            clone(start, 0)
         }
         other => other,
     }
 }
 
-fn clone(start: &Start<'_>, namespaces: c_int) -> io::Result<Process> {
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+fn clone(start: &Start<'_>, namespaces: c_int) -> Result<Process, SpawnError> {
+    let failed = |step| move |error| SpawnError::new(step, start.program, error);
+    let null = null_device().map_err(failed(Step::NullDevice))?;
     // Out of the way of 0 to 3, so that moving one there does not close another.
-    let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 10);
+    let above = |fd: BorrowedFd<'_>| {
+        rustix::io::fcntl_dupfd_cloexec(fd, 10)
+            .map_err(|error| failed(Step::Duplicate)(error.into()))
+    };
     let (null, stderr, tube) = (above(null.as_fd())?, above(start.stderr)?, above(start.tube)?);
-    let words = Words::of(start)?;
+    let words = Words::of(start).map_err(failed(Step::CommandLine))?;
     let mut context = Context {
         arguments: Words::null_terminated(&words.arguments),
         environment: Words::null_terminated(&words.environment),
@@ -69,10 +64,20 @@ fn clone(start: &Start<'_>, namespaces: c_int) -> io::Result<Process> {
             (stderr.as_raw_fd(), 2),
             (tube.as_raw_fd(), 3),
         ],
-        maps: if namespaces == 0 { Vec::new() } else { maps()? },
-        error: 0,
+        maps: if namespaces == 0 { Vec::new() } else { maps().map_err(failed(Step::MapIds))? },
+        failed: None,
     };
-    start_child(&mut context, namespaces)
+    let process = start_child(&mut context, namespaces).map_err(|error| {
+        failed(if namespaces == 0 { Step::Clone } else { Step::Namespaces })(error)
+    })?;
+    match context.failed {
+        None => Ok(process),
+        Some((step, errno)) => {
+            process.kill();
+            let _ = process.reap();
+            Err(failed(step)(io::Error::from_raw_os_error(errno)))
+        }
+    }
 }
 
 /// One id: root of the namespace, which is nobody anywhere else.
@@ -90,96 +95,39 @@ fn start_child(context: &mut Context, namespaces: c_int) -> io::Result<Process> 
     let mut stack = vec![0u128; STACK / 16];
     let mut pidfd: c_int = -1;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD | namespaces;
-    let pid;
+    let argument: *mut c_void = std::ptr::from_mut(context).cast();
+    let mut group = Group::new();
     // SAFETY: sigfillset initialises `all`; both masks live through the block, in which no signal
     // handler can run on this thread, nor in the child while it shares our memory.
     // clone: `stack.as_mut_ptr_range().end` is the 16-byte aligned top of a stack that nobody else
     // uses; CLONE_VFORK suspends this thread until the child has run exec or _exit, so `context`,
     // `stack` and `pidfd` outlive the child's use of them, and nothing is used from both sides.
-    unsafe {
+    // clone_into: the same.
+    let cloned = unsafe {
         let mut all = std::mem::zeroed();
         let mut before = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        let top: *mut c_void = stack.as_mut_ptr_range().end.cast();
-        let argument: *mut c_void = std::ptr::from_mut(context).cast();
-        pid = libc::clone(child, top, flags, argument, &raw mut pidfd);
-        let cloned = io::Error::last_os_error();
+        let entered = group.as_ref().and_then(|group| {
+            let folder = group.folder();
+            child::clone_into(folder, &mut stack, flags, argument, &raw mut pidfd).ok()
+        });
+        let cloned = entered.map(Ok).unwrap_or_else(|| {
+            // It goes on without one, and says so.
+            group = None;
+            let top: *mut c_void = stack.as_mut_ptr_range().end.cast();
+            match libc::clone(child::run, top, flags, argument, &raw mut pidfd) {
+                pid if pid < 0 => Err(io::Error::last_os_error()),
+                pid => Ok(pid),
+            }
+        });
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
-        if pid < 0 {
-            return Err(cloned);
-        }
-    }
-    // SAFETY: clone succeeded with CLONE_PIDFD, so `pidfd` is a new descriptor that we own.
+        cloned
+    };
+    let pid = u32::try_from(cloned?).unwrap_or(0);
+    // SAFETY: the clone succeeded with CLONE_PIDFD, so `pidfd` is a new descriptor that we own.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let process = Process { pid: u32::try_from(pid).unwrap_or(0), pidfd };
-    if context.error != 0 {
-        let error = io::Error::from_raw_os_error(context.error);
-        process.kill();
-        let _ = process.reap();
-        let program = context.program.to_string_lossy();
-        return Err(io::Error::new(error.kind(), format!("cannot run {program}: {error}")));
-    }
-    Ok(process)
-}
-
-/// The child between clone and exec. Only system calls; every failure ends it with the errno left
-/// in the context, which the parent reads.
-extern "C" fn child(argument: *mut c_void) -> c_int {
-    // SAFETY: `argument` is the context that `start_child` passed; the parent is suspended until
-    // exec or _exit, so this is the only user. All pointers in it are to memory of the parent that
-    // lives until then, and the pointer arrays end in null. The calls are async-signal-safe.
-    unsafe {
-        let context = &mut *argument.cast::<Context>();
-        match prepare_and_exec(context) {
-            0 => context.error = libc::EINVAL,
-            error => context.error = error,
-        }
-        libc::_exit(127)
-    }
-}
-
-/// # Safety
-/// As in [`child`], which is its only caller.
-unsafe fn prepare_and_exec(context: &Context) -> c_int {
-    // SAFETY: errno's location is always valid.
-    let errno = || unsafe { *libc::__errno_location() };
-    for (file, content) in &context.maps {
-        // SAFETY: a null-terminated path and a buffer of the length given.
-        unsafe {
-            let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            if fd < 0 {
-                return errno();
-            }
-            if libc::write(fd, content.as_ptr().cast(), content.len()) < 0 {
-                return errno();
-            }
-            libc::close(fd);
-        }
-    }
-    for (from, to) in context.descriptors {
-        // SAFETY: plain descriptor numbers; `from` is above 9, so CLOEXEC is cleared on `to`.
-        if unsafe { libc::dup2(from, to) } < 0 {
-            return errno();
-        }
-    }
-    // SAFETY: plain numbers; an empty signal set is valid zeroed; exec gets null-terminated arrays
-    // of null-terminated strings.
-    unsafe {
-        if libc::syscall(libc::SYS_close_range, 4, u32::MAX, 0) < 0 {
-            return errno();
-        }
-        libc::setsid();
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        libc::execve(
-            context.program.as_ptr(),
-            context.arguments.as_ptr(),
-            context.environment.as_ptr(),
-        );
-    }
-    errno()
+    Ok(Process { pid, pidfd, _group: group })
 }
 
 impl crate::child::Process for Process {

@@ -1,0 +1,88 @@
+//! The seam between Cordon's confined processes and whatever gives them a PCI function.
+//!
+//! | side | process | traits |
+//! | --- | --- | --- |
+//! | function | function | [`ServedFunction`], [`NotifiedInterrupts`], [`KernelInterrupts`] |
+//! | connection | connection | [`Group`], [`GroupFunction`] |
+//! | listing | lister | [`OpenFunction`] |
+//!
+//! [`Backend`] opens all three. The seam is a PCI function, not the calls of a driver, so that a
+//! driver extension's connection, a simulated one, Linux's VFIO and a fake in memory fit alike. Everything is opened before its process confines itself; what is open afterwards needs
+//! only the descriptors that it names. Calls are made by the one thread of a process and may block
+//! for as long as the backend bounds them.
+//!
+//! A backend trusts its caller, which has checked what came from outside; the caller trusts a
+//! backend to be what it claims to be, and no more: sizes and counts are checked by whoever uses
+//! them. The end of a backend is an error of kind [`ErrorKind::Lost`], and where it can be waited
+//! for, a [`Liveness`]; the process reports it and exits.
+
+mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+mod function;
+mod group;
+mod interrupts;
+
+use std::os::fd::OwnedFd;
+
+use ipc::PciAddress;
+
+pub use error::{BackendError, ErrorKind};
+pub use function::{Liveness, OpenFunction, Reset, ResetKind, ServedFunction};
+pub use group::{
+    Backing, BarMemory, Behind, BusAddresses, BusRange, DmaRange, DmaSpace, Group, GroupFunction,
+    OpenGroup, Survives,
+};
+pub use interrupts::{Delivery, KernelInterrupts, NotifiedInterrupts, VectorSet};
+/// Who has a function open.
+pub use ipc::wire::dext::Client as Peer;
+
+/// How a process comes by what it opens. Which one a backend takes is the backend's; the other is
+/// [`ErrorKind::Unsupported`].
+#[derive(Debug)]
+pub enum Source {
+    /// It opens it itself, before it confines itself.
+    Own,
+    /// It is handed descriptors before it confines itself: by the process that holds the group
+    /// ([`GroupFunction::handed`]), or by a manager that opens for us.
+    Handed(Vec<OwnedFd>),
+    /// It takes over what a dead predecessor left ([`Survives::Descriptors`]), as it is: claims and
+    /// DMA registrations hold, and nothing is reset.
+    Adopted(Vec<OwnedFd>),
+}
+
+/// A function that was opened to be looked at.
+pub struct Listed {
+    /// It.
+    pub function: Box<dyn OpenFunction>,
+    /// Who had it open before, as far as that is known.
+    pub peers: Vec<Peer>,
+}
+
+/// What gives processes their PCI functions.
+pub trait Backend: Send + Sync {
+    /// Opens every function that there is, at most `limit`, in the order of their addresses. Claims
+    /// and changes nothing.
+    ///
+    /// # Errors
+    /// [`BackendError`]; a function that disappears meanwhile is left out.
+    fn list(&self, limit: usize) -> Result<Vec<Listed>, BackendError>;
+
+    /// Opens the function at `address`, for the process that serves it. Claims nothing: the process
+    /// that holds the group does.
+    ///
+    /// # Errors
+    /// [`BackendError`]: [`ErrorKind::NoSuchDevice`] when there is no such function.
+    fn open_function(
+        &self,
+        address: PciAddress,
+        source: Source,
+    ) -> Result<Box<dyn ServedFunction>, BackendError>;
+
+    /// Opens the isolation group of the function at `address`: what can be claimed only by one
+    /// process. The functions of a physical device, or those that an IOMMU cannot tell apart.
+    ///
+    /// # Errors
+    /// [`BackendError`]: [`ErrorKind::NoSuchDevice`] when there is no such function.
+    fn open_group(&self, address: PciAddress, source: Source) -> Result<OpenGroup, BackendError>;
+}

@@ -1,0 +1,32 @@
+//! The command line. What `--help` and `--version` print is output like any other: if it cannot be
+//! written the program says so by its exit status.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{Output, complain, exit};
+
+/// Reads the command line.
+///
+/// # Errors
+/// The exit status of a program that has nothing more to do: help or version were asked for, or the
+/// command line makes no sense, which was said.
+pub fn parse<P: Parser>() -> Result<P, ExitCode> {
+    P::try_parse().map_err(|error| {
+        let colour = |terminal: bool| terminal && std::env::var_os("NO_COLOR").is_none();
+        let text = |terminal| {
+            let text = error.render();
+            if colour(terminal) { text.ansi().to_string() } else { text.to_string() }
+        };
+        if error.use_stderr() {
+            complain(text(std::io::stderr().is_terminal()).trim_end());
+            return ExitCode::from(exit::USAGE);
+        }
+        match Output::default().text(&text(std::io::stdout().is_terminal())) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(exit::UNWRITTEN),
+        }
+    })
+}

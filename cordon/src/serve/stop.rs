@@ -1,0 +1,94 @@
+//! How `cordon serve` stops: in order, and if that takes too long by killing its child processes, so
+//! that it is gone within two seconds whatever state they are in.
+//!
+//! ```text
+//! signal ──▶ in order ──1.6 s──▶ children killed ──0.1 s──▶ sockets removed, exit
+//!                │ done              │ done
+//!                ▼                   ▼
+//!              status 0           status 70
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use console::{Interrupt, Signal, exit};
+use cordon_cli::event::Event;
+
+use super::sink::Sink;
+use crate::{Failure, ending};
+
+/// How long stopping in order may take.
+const IN_ORDER: Duration = Duration::from_millis(1600);
+/// How long whoever reads the events may hold up the end.
+pub(super) const WRITING: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+struct Shared {
+    /// Files to remove when it does not stop in order.
+    files: Mutex<Vec<PathBuf>>,
+    finished: AtomicBool,
+    forced: AtomicBool,
+}
+
+impl Shared {
+    fn files(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether and how the program is to stop.
+pub(super) struct Stop {
+    interrupt: Interrupt,
+    shared: Arc<Shared>,
+}
+
+impl Stop {
+    /// Catches signals from here on.
+    pub(super) fn catch(sink: &Sink) -> Result<Self, Failure> {
+        let shared = Arc::<Shared>::default();
+        let interrupt = Interrupt::catch()?;
+        let (held, sink) = (Arc::clone(&shared), sink.clone());
+        interrupt.when_raised(move |urgency| {
+            urgency.grace(IN_ORDER);
+            if held.finished.load(Ordering::Acquire) {
+                return;
+            }
+            held.forced.store(true, Ordering::Release);
+            sink.tell(&Event::Forced);
+            // Whoever waits for a child is answered by its death, and may yet finish in order.
+            ending::kill_children();
+            if held.finished.load(Ordering::Acquire) {
+                return;
+            }
+            for file in held.files().iter() {
+                let _ = std::fs::remove_file(file);
+            }
+            let _ = sink.flush(WRITING);
+            std::process::exit(exit::FORCED.into());
+        })?;
+        Ok(Self { interrupt, shared })
+    }
+
+    /// What is to be waited for.
+    pub(super) fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// The signal that asked for the end.
+    pub(super) fn signal(&self) -> Option<Signal> {
+        self.interrupt.signal()
+    }
+
+    /// A socket of ours is at `path` from here on.
+    pub(super) fn remember(&self, path: &Path) {
+        self.shared.files().push(path.to_owned());
+    }
+
+    /// Everything is stopped. Whether its children had to be killed for it.
+    pub(super) fn finish(&self) -> bool {
+        self.shared.finished.store(true, Ordering::Release);
+        self.shared.forced.load(Ordering::Acquire)
+    }
+}

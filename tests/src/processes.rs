@@ -1,0 +1,48 @@
+//! Which processes there are, and pipes that nobody reads.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// Processes that have `marker` on their command line: the path of a folder that only one test uses.
+#[must_use]
+pub fn processes_of(marker: &Path) -> Vec<(u32, String)> {
+    let marker = marker.as_os_str().as_bytes();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_string_lossy().parse::<u32>();
+        let Ok(pid) = pid else { continue };
+        // Empty for a process that has ended.
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.windows(marker.len()).any(|part| part == marker) {
+            found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ")));
+        }
+    }
+    found
+}
+
+/// Children of every thread of a process.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists =
+        tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    let pids = lists.flat_map(|list| {
+        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+    });
+    pids.collect()
+}
+
+/// A pipe in which there is no room: the end that nobody reads, and the one to write to.
+///
+/// # Panics
+/// When there is no pipe.
+#[must_use]
+pub fn full_pipe() -> (OwnedFd, File) {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while rustix::io::write(&writer, b"nobody reads this\n").is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    (reader, writer.into())
+}

@@ -1,0 +1,154 @@
+//! A running `cordon serve`, and the events that it prints.
+
+use std::cell::RefCell;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use cordon_cli::event::Event;
+use rustix::process::Signal;
+
+use crate::vfio_user::Client;
+use crate::{Simulator, program, signal};
+
+/// How long anything may take on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running `cordon serve`. Killed on drop.
+pub struct Serve {
+    child: Child,
+    events: Receiver<Event>,
+    seen: RefCell<Vec<Event>>,
+    directory: tempfile::TempDir,
+}
+
+/// A command that serves `devices` at sockets of their names in `directory`, with a control socket.
+#[must_use]
+pub fn command(simulator: &Simulator, directory: &Path, devices: &[&str]) -> Command {
+    let mut command = Command::new(program("cordon"));
+    command.args(["serve", "--json", "--dext", &simulator.endpoint()]);
+    command.arg("--control").arg(directory.join("control"));
+    for device in devices {
+        command.args(["--device", device, "--socket"]).arg(directory.join(device));
+    }
+    command
+}
+
+impl Serve {
+    /// Serves `devices`.
+    #[must_use]
+    pub fn start(simulator: &Simulator, devices: &[&str]) -> Self {
+        Self::start_with(simulator, devices, |_| {})
+    }
+
+    /// Serves `devices` by a command that was changed before it runs.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    #[must_use]
+    pub fn start_with(
+        simulator: &Simulator,
+        devices: &[&str],
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = command(simulator, directory.path(), devices);
+        change(command.stdout(Stdio::piped()));
+        let mut child = command.spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, events) = channel();
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line);
+                let _ = sender.send(event.unwrap_or_else(|error| panic!("{line}: {error}")));
+            }
+        });
+        let serve = Self { child, events, seen: RefCell::default(), directory };
+        serve.until(|event| *event == Event::Ready);
+        serve
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where a device is served.
+    #[must_use]
+    pub fn socket(&self, device: &str) -> PathBuf {
+        self.directory.path().join(device)
+    }
+
+    /// Where it says what it serves.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.socket("control")
+    }
+
+    /// A client that has negotiated.
+    #[must_use]
+    pub fn client(&self, device: &str) -> Client {
+        Client::negotiated(&self.socket(device))
+    }
+
+    /// Waits for another event that `wanted` picks.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn until(&self, wanted: impl Fn(&Event) -> bool) -> Event {
+        loop {
+            let Ok(event) = self.events.recv_timeout(TIMEOUT) else {
+                panic!("what was waited for did not come, only {:?}", self.seen.borrow());
+            };
+            self.seen.borrow_mut().push(event.clone());
+            if wanted(&event) {
+                return event;
+            }
+        }
+    }
+
+    /// Tells it to end; how it ended, how long that took, and all its events.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn end(&mut self, with: Signal) -> (ExitStatus, Duration, Vec<Event>) {
+        let before = Instant::now();
+        signal(self.child.id(), with);
+        let status = self.child.wait().unwrap();
+        (status, before.elapsed(), self.all())
+    }
+
+    /// Waits for it to end by itself; how it ended, and all its events.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn ended(&mut self) -> (ExitStatus, Vec<Event>) {
+        (self.child.wait().unwrap(), self.all())
+    }
+
+    /// All events of one that has ended.
+    fn all(&self) -> Vec<Event> {
+        let mut seen = self.seen.take();
+        seen.extend(self.events.iter());
+        seen
+    }
+
+    /// Whether every socket file of its is gone.
+    ///
+    /// # Panics
+    /// When its folder cannot be read.
+    #[must_use]
+    pub fn left_no_file(&self) -> bool {
+        std::fs::read_dir(self.directory.path()).unwrap().next().is_none()
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

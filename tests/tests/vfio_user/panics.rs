@@ -1,0 +1,57 @@
+//! A bug in the thread of one function ends that function's service, and nothing else.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use crate::fake::{Served, device};
+use cordon_tests::vfio_user::{Client, access, map, ram};
+use cordon_vfio_user::protocol::command::{DMA_MAP, REGION_READ};
+use cordon_vfio_user::{Event, Options, Server};
+use cordon_vmm::{Container, DmaMode};
+
+#[test]
+fn a_panic_over_one_function_is_told_and_the_others_go_on() {
+    let bad = Served::start(|access, _| {
+        assert_ne!(access.offset, 0x10, "register 0x10 is a bug");
+        Ok(7)
+    });
+    let good = Served::start(|_, _| Ok(7));
+    let (mut doomed, mut other) = (bad.client(), good.client());
+    let memory = ram(1 << 20);
+    assert_eq!(doomed.ask(DMA_MAP, &map(3, 0, 0, 1 << 20), &[memory.as_fd()]).error, 0);
+    assert_eq!(bad.container.usage(), (1, 1 << 20));
+    assert_eq!(doomed.read(0, 0, 4), [7, 0, 0, 0]);
+
+    doomed.send(REGION_READ, 0, &access(0, 0x10, 4, &[]), &[]);
+    bad.until(
+        |event| matches!(event, Event::Failed(why) if why.contains("register 0x10 is a bug")),
+    );
+    assert!(doomed.is_closed());
+    assert_eq!(bad.container.usage(), (0, 0), "the device still reaches the client's memory");
+
+    assert_eq!(other.read(0, 0x10, 4), [7, 0, 0, 0]);
+    drop(other);
+    good.until(|event| matches!(event, Event::Detached(_)));
+    assert_eq!(good.client().read(0, 0, 4), [7, 0, 0, 0]);
+}
+
+#[test]
+fn a_log_that_panics_ends_its_function_only() {
+    let good = Served::start(|_, _| Ok(7));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let container = Arc::new(Container::new(DmaMode::Direct));
+    let log = |event| panic!("nobody reads {event:?}");
+    let device = device(|_, _| Ok(7));
+    let server = Server::start(&path, device, container, Options::default(), log).unwrap();
+    assert!(Client::connect(&path).is_closed());
+    drop(server);
+    good.client().still_works();
+}
+
+#[test]
+fn no_profile_ends_the_process_over_a_panic() {
+    // This suite is built by one profile, and what people run by another.
+    let workspace = include_str!("../../../Cargo.toml");
+    assert!(!workspace.lines().any(|line| line.trim_start().starts_with("panic")));
+}

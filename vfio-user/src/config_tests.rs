@@ -100,7 +100,7 @@ fn sizes_that_no_register_can_show_are_no_trouble() {
 }
 
 #[test]
-fn writes_reach_the_device_in_order_as_far_as_a_guest_may() {
+fn p6_4_writes_reach_the_device_in_order_as_far_as_a_guest_may() {
     let (fake, mut config) = looked();
     config.write(&fake, COMMAND, &[0x06, 0x04, 0xff, 0xff]).unwrap();
     assert_eq!(fake.calls(), [ConfigWrite(4, 1, 6), ConfigWrite(5, 1, 4)]);
@@ -166,7 +166,7 @@ fn a_reset_by_command_forgets_what_the_client_wrote() {
 }
 
 #[test]
-fn msix_table_and_pending_bits_are_the_clients_and_the_rest_is_the_device() {
+fn p7_3_msix_table_and_pending_bits_are_the_clients_and_the_rest_is_the_device() {
     let (fake, mut config) = looked();
     let at = |config: &mut Config, offset: u64, length: usize| {
         let mut data = vec![0xa5; length];

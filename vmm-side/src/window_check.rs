@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_seemed_good_is_refused_once_the_msix_capability_is_known() {
+    fn p7_3_a_window_that_seemed_good_is_refused_once_the_msix_capability_is_known() {
         let over = BarWindow { bar: 0, offset: 0, length: 0x2_0000, memory_offset: 0 };
         let taken = offered(vec![over], 0x2_0000).unwrap();
         assert_eq!(check_claimed(&taken, &BARS, None), Ok(()));

@@ -280,7 +280,13 @@ fn guest_memory_over_the_budget_is_refused_and_hurts_nobody() {
     let probe = vmm.attach("01:00.1");
     let plug = |size| {
         let memory = SharedMemory::create("plugged", size).unwrap();
-        let region = GuestRegion { iova: 0x1_0000_0000, size, memory: memory.into(), offset: 0, writable: true };
+        let region = GuestRegion {
+            iova: 0x1_0000_0000,
+            size,
+            memory: memory.into(),
+            offset: 0,
+            writable: true,
+        };
         vmm.container.map(region)
     };
     let refused = plug(1 << 30).unwrap_err().to_string();

@@ -38,8 +38,8 @@ fn a_companions_client_leaves_with_the_functions_and_not_the_other_way_round() {
         .unwrap();
 
     for _ in 0..3 {
-        let mut client = Client::of(&paths[0]);
-        let mut beside = Client::of(&paths[1]);
+        let mut client = Client::negotiated(&paths[0]);
+        let mut beside = Client::negotiated(&paths[1]);
         // Its page register, which the next client is not to find.
         beside.write(0, 0x10, &0x8000u32.to_le_bytes());
         beside.write(7, 4, &[6, 0]);
@@ -51,11 +51,11 @@ fn a_companions_client_leaves_with_the_functions_and_not_the_other_way_round() {
         assert!(beside.is_closed());
     }
 
-    let mut client = Client::of(&paths[0]);
-    let mut beside = Client::of(&paths[1]);
+    let mut client = Client::negotiated(&paths[0]);
+    let mut beside = Client::negotiated(&paths[1]);
     assert_eq!(beside.read(7, 4, 2), [0, 0]);
     drop(beside);
     wait(&companion_events, |event| matches!(event, Event::Detached(why) if why == "end of file"));
     client.still_works();
-    Client::of(&paths[1]).still_works();
+    Client::negotiated(&paths[1]).still_works();
 }

@@ -127,7 +127,7 @@ impl Served {
 
     /// A client that has negotiated.
     pub(crate) fn client(&self) -> Client {
-        Client::of(&self.path)
+        Client::negotiated(&self.path)
     }
 
     /// Waits for an event.

@@ -2,8 +2,7 @@
 //! to its control socket, which `cordon inspect --control` asks.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use std::time::Duration;
 use cordon_cli::event::ClientView;
 use cordon_vmm::text::printable;
 use cordon_vmm::{Function, PassthroughDevice as _, Presence};
+use ipc::SocketFile;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
@@ -123,33 +123,42 @@ impl Served {
     }
 }
 
-/// A control socket. Its file goes with the value.
-pub(crate) struct Control<'p>(&'p Path);
+/// A control socket. Its file is removed with the value.
+pub(crate) struct Control(Arc<SocketFile>);
 
-impl<'p> Control<'p> {
+impl Control {
     /// Listens at `path`, by a thread of its own that ends with the program.
-    pub(crate) fn start(path: &'p Path, served: Vec<Arc<Watched>>) -> Result<Self, Failure> {
-        let failed = |error| format!("Cannot listen at {}: {error}", path.display());
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    pub(crate) fn start(path: &Path, served: Vec<Arc<Watched>>) -> Result<Self, Failure> {
+        let file = Arc::new(SocketFile::listen(path)?);
+        let listener = Arc::clone(&file);
         std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if let Err(error) = answer(stream, &served) {
-                    tracing::debug!("control: {error}");
+            loop {
+                match listener.accept() {
+                    Ok(client) => {
+                        if let Err(error) = answer(client.into(), &served) {
+                            tracing::debug!("control: {error}");
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!("control socket {}: {error}", listener.path().display());
+                        return;
+                    }
                 }
             }
         })?;
-        Ok(Self(path))
+        Ok(Self(file))
     }
 }
 
-impl Drop for Control<'_> {
+impl Drop for Control {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.0);
+        // The thread holds the socket until the program ends.
+        self.0.remove();
     }
 }
 
 fn answer(mut stream: UnixStream, served: &[Arc<Watched>]) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let all: Vec<Served> = served.iter().map(|watched| Served::of(watched)).collect();
     stream.write_all(format!("{}\n", serde_json::to_string(&all)?).as_bytes())

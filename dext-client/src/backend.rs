@@ -16,7 +16,7 @@ use ipc::wire::common::{BarInfo, Identity};
 use ipc::wire::dext::{CLIENT_TYPE, IoReturn, SERVICE_CLASS};
 use ipc::{DeviceMemory, Event, PciAddress, Window};
 
-use crate::{Client, DextError, Endpoint, Registry, open_function, open_matching};
+use crate::{Client, DextError, Endpoint, Registry, open_device, open_function};
 
 /// Pages of Apple silicon: what BAR memory can be mapped by (P7.7), simulated or not.
 const PAGE: u64 = 16 * 1024;
@@ -47,6 +47,7 @@ impl From<DextError> for BackendError {
     fn from(error: DextError) -> Self {
         let code = error.code();
         let kind = match (&error, code) {
+            _ if error.is_service_gone() => ErrorKind::Gone,
             _ if error.is_fatal() => ErrorKind::Lost,
             (DextError::NoDext { .. }, _) => ErrorKind::Unreachable,
             (DextError::NoSuchDevice(_), _) => ErrorKind::NoSuchDevice,
@@ -61,8 +62,9 @@ impl From<DextError> for BackendError {
             DextError::Refused { subject, operation, code } => {
                 (subject, operation, code.to_string())
             }
-            DextError::Lost { subject, operation } => {
-                (subject, operation, "the dext is gone".to_owned())
+            DextError::Lost { subject, operation, code } => {
+                let because = code.map_or_else(String::new, |code| format!(" ({code})"));
+                (subject, operation, format!("the dext is gone{because}"))
             }
             DextError::Broken { subject, operation, source } => {
                 (subject, operation, ipc::chain(&source))
@@ -103,8 +105,9 @@ impl Backend for Dext {
                 Ok(client) => {
                     listed.push(Listed { function: Box::new(client), peers: service.clients });
                 }
-                Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) if error.is_service_gone() => {}
+                // The others are listed all the same.
+                Err(error) => tracing::warn!("a function cannot be listed: {error}"),
             }
         }
         listed.sort_by_key(|one| one.function.address());
@@ -122,10 +125,7 @@ impl Backend for Dext {
 
     fn open_group(&self, address: PciAddress, source: Source) -> Result<OpenGroup, BackendError> {
         own(&source)?;
-        let clients = open_matching(self.0.as_ref(), |found| found.same_device(address))?;
-        if !clients.iter().any(|client| client.address() == address) {
-            return Err(DextError::NoSuchDevice(address).into());
-        }
+        let clients = open_device(self.0.as_ref(), address)?;
         let functions = clients.into_iter().map(|client| Box::new(client) as _).collect();
         Ok(OpenGroup { group: Box::new(Device(address)), functions })
     }
@@ -144,7 +144,7 @@ impl Group for Device {
     }
 
     fn lost(&self, operation: &'static str) -> BackendError {
-        DextError::Lost { subject: format!("Device of {}", self.0), operation }.into()
+        DextError::Lost { subject: format!("Device of {}", self.0), operation, code: None }.into()
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
@@ -174,7 +174,7 @@ impl OpenFunction for Client {
     }
 
     fn lost(&self, operation: &'static str) -> BackendError {
-        DextError::Lost { subject: self.subject().to_owned(), operation }.into()
+        DextError::Lost { subject: self.subject().to_owned(), operation, code: None }.into()
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {

@@ -17,6 +17,8 @@ pub struct Client {
     subject: String,
     /// What the backend traits have mapped: see [`crate::backend`].
     pub(crate) mapped: MappedHere,
+    /// Interrupts were set up on this connection.
+    interrupts: bool,
 }
 
 /// Memory of the function that its process accesses itself.
@@ -28,16 +30,59 @@ pub(crate) struct MappedHere {
     pub(crate) interrupts: Option<Window>,
 }
 
+/// Whether a code says that the dext or its device is gone, whatever was asked.
+fn says_gone(code: IoReturn) -> bool {
+    matches!(
+        code,
+        IoReturn::OFFLINE
+            | IoReturn::NO_DEVICE
+            | IoReturn::IPC_ERROR
+            | IoReturn::NOT_ATTACHED
+            | IoReturn::PORT_DEAD
+    )
+}
+
 /// Adds who and what to what a call came back with.
 pub(crate) fn named(subject: &str, operation: &'static str, error: CallError) -> DextError {
     let subject = subject.to_owned();
     match error {
+        CallError::Code(code) if says_gone(code) => {
+            DextError::Lost { subject, operation, code: Some(code) }
+        }
         CallError::Code(code) => DextError::Refused { subject, operation, code },
-        CallError::Tube(TubeError::Disconnected) => DextError::Lost { subject, operation },
+        CallError::Tube(TubeError::Disconnected) => {
+            DextError::Lost { subject, operation, code: None }
+        }
         CallError::Tube(source) => DextError::Broken { subject, operation, source },
         CallError::Invalid(why) => DextError::Invalid { subject, operation, why },
     }
 }
+
+/// As [`named`], for an external method. NotReady is the answer of three methods before interrupts
+/// were set up; of any other, and of these after, it is the kernel's for a service that has stopped.
+fn named_call(
+    subject: &str,
+    (operation, selector): Method,
+    interrupts: bool,
+    error: CallError,
+) -> DextError {
+    let needs_setup = matches!(
+        selector,
+        selector::CHECK_INTERRUPT | selector::WAIT_INTERRUPT | selector::SET_IRQ_MASK
+    );
+    match error {
+        CallError::Code(code @ IoReturn::NOT_READY) if interrupts || !needs_setup => {
+            DextError::Lost { subject: subject.to_owned(), operation, code: Some(code) }
+        }
+        other => named(subject, operation, other),
+    }
+}
+
+/// An external method: its name and its selector.
+type Method = (&'static str, u32);
+
+const GET_IDENTITY: Method = ("GetIdentity", selector::GET_IDENTITY);
+const REGISTER: Method = ("RegisterDMARegion", selector::REGISTER_DMA_REGION);
 
 impl Client {
     /// Asks a fresh connection who it is.
@@ -48,7 +93,7 @@ impl Client {
         let mut out = [0; 6];
         connection
             .call(selector::GET_IDENTITY, &[], &mut out, None)
-            .map_err(|error| named("dext", "GetIdentity", error))?;
+            .map_err(|error| named_call("dext", GET_IDENTITY, false, error))?;
         let invalid = || DextError::Invalid {
             subject: "dext".to_owned(),
             operation: "GetIdentity",
@@ -61,7 +106,7 @@ impl Client {
         let class = class.ok_or_else(invalid)?;
         let identity = Identity { address, vendor: half(3)?, device: half(4)?, class };
         let (subject, mapped) = (format!("Function {address}"), MappedHere::default());
-        Ok(Self { connection, identity, subject, mapped })
+        Ok(Self { connection, identity, subject, mapped, interrupts: false })
     }
 
     /// The function as errors name it.
@@ -90,8 +135,12 @@ impl Client {
         let mut out = [0; OUT];
         self.connection
             .call(selector, inputs, &mut out, None)
-            .map_err(|error| named(&self.subject, operation, error))?;
+            .map_err(|error| self.named((operation, selector), error))?;
         Ok(out)
+    }
+
+    fn named(&self, method: Method, error: CallError) -> DextError {
+        named_call(&self.subject, method, self.interrupts, error)
     }
 
     /// Claims the function (P1.1); claiming again changes nothing.
@@ -160,13 +209,23 @@ impl Client {
     /// Maps the interrupt state page.
     ///
     /// # Errors
-    /// [`DextError`], NotReady before [`Client::set_up_interrupts`].
+    /// [`DextError`], BadArgument before [`Client::set_up_interrupts`].
     pub fn map_interrupt_page(&mut self) -> Result<Mapped, DextError> {
         self.map("MapMemory of the interrupt page", memory::INTERRUPT_STATE)
     }
 
+    /// Every failure of a memory map reaches the client as BadArgument, so it does not tell whether
+    /// the dext is gone: the method that always succeeds does.
     fn map(&mut self, operation: &'static str, kind: u32) -> Result<Mapped, DextError> {
-        self.connection.map(kind).map_err(|error| named(&self.subject, operation, error))
+        match self.connection.map(kind) {
+            Err(error @ CallError::Code(IoReturn::BAD_ARGUMENT)) => {
+                match self.call::<6>(GET_IDENTITY.0, GET_IDENTITY.1, &[]) {
+                    Err(gone) if gone.is_lost() => Err(gone),
+                    _ => Err(named(&self.subject, operation, error)),
+                }
+            }
+            other => other.map_err(|error| named(&self.subject, operation, error)),
+        }
     }
 
     /// Registers for interrupts; how many vectors, at most [`MAX_VECTORS`].
@@ -175,6 +234,7 @@ impl Client {
     /// [`DextError`].
     pub fn set_up_interrupts(&mut self) -> Result<u16, DextError> {
         let [count] = self.call("SetupInterrupts", selector::SETUP_INTERRUPTS, &[])?;
+        self.interrupts = true;
         let count = u16::try_from(count).unwrap_or(u16::MAX);
         Ok(count.min(MAX_VECTORS))
     }
@@ -194,7 +254,7 @@ impl Client {
     pub fn wait_interrupt(&mut self) -> Result<(), DextError> {
         self.connection
             .call_async(selector::WAIT_INTERRUPT, &[])
-            .map_err(|error| named(&self.subject, "WaitInterrupt", error))
+            .map_err(|error| self.named(("WaitInterrupt", selector::WAIT_INTERRUPT), error))
     }
 
     /// Sets which vectors are recorded when they fire.
@@ -228,7 +288,7 @@ impl Client {
         let inputs = [key, address as u64, size];
         self.connection
             .call(selector::REGISTER_DMA_REGION, &inputs, &mut out, Some(behind))
-            .map_err(|error| named(&self.subject, "RegisterDMARegion", error))?;
+            .map_err(|error| self.named(REGISTER, error))?;
         let [segments, bus, length] = out;
         if segments == 1 {
             return Ok((bus, length));
@@ -258,9 +318,10 @@ impl Client {
     /// [`DextError`] when the dext is gone.
     pub fn is_claimed(&mut self) -> Result<bool, DextError> {
         let mut out = [0; 3];
-        match self.connection.call(selector::REGISTER_DMA_REGION, &[0, 0, 0], &mut out, None) {
-            Err(CallError::Code(code)) => Ok(code != IoReturn::NOT_OPEN),
-            Err(error) => Err(named(&self.subject, "RegisterDMARegion", error)),
+        let asked = self.connection.call(selector::REGISTER_DMA_REGION, &[0, 0, 0], &mut out, None);
+        match asked.map_err(|error| self.named(REGISTER, error)) {
+            Err(DextError::Refused { code, .. }) => Ok(code != IoReturn::NOT_OPEN),
+            Err(error) => Err(error),
             Ok(()) => Ok(true),
         }
     }
@@ -281,5 +342,96 @@ impl Client {
     #[must_use]
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.connection.descriptors()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Fake;
+
+    const GONE: [IoReturn; 5] = [
+        IoReturn::OFFLINE,
+        IoReturn::NO_DEVICE,
+        IoReturn::IPC_ERROR,
+        IoReturn::NOT_ATTACHED,
+        IoReturn::PORT_DEAD,
+    ];
+
+    /// Every kind of call, with its selector.
+    type Calls = [(u32, fn(&mut Client) -> DextError); 8];
+    const CALLS: Calls = [
+        (selector::CLAIM, |client| client.claim().unwrap_err()),
+        (selector::CONFIG_READ, |client| client.config_read(0, 4).unwrap_err()),
+        (selector::GET_BAR_INFO, |client| client.bars().unwrap_err()),
+        (selector::RESET_DEVICE, |client| client.reset().unwrap_err()),
+        (selector::UNREGISTER_DMA_REGION, |client| client.unregister_dma(1).unwrap_err()),
+        (selector::SETUP_INTERRUPTS, |client| client.set_up_interrupts().unwrap_err()),
+        (selector::WAIT_INTERRUPT, |client| client.wait_interrupt().unwrap_err()),
+        (selector::REGISTER_DMA_REGION, |client| client.is_claimed().unwrap_err()),
+    ];
+
+    #[test]
+    fn every_code_of_a_dext_that_is_gone_is_a_loss_whatever_was_asked_and_is_kept() {
+        let (fake, mut client) = Fake::client();
+        for (selector, call) in CALLS {
+            for code in GONE {
+                fake.fail(selector, code);
+                let error = call(&mut client);
+                assert!(error.is_lost() && error.is_fatal(), "{selector}: {error}");
+                assert_eq!(error.code(), Some(code));
+                let text = error.to_string();
+                for says in ["Function 01:00.0", "the dext is gone", &format!("{:#010x}", code.0)] {
+                    assert!(text.contains(says), "{text}");
+                }
+                fake.recover(selector);
+            }
+        }
+    }
+
+    #[test]
+    fn other_codes_are_refusals() {
+        let (fake, mut client) = Fake::client();
+        for code in [IoReturn::NO_SPACE, IoReturn::NOT_OPEN, IoReturn(0xe000_02bc)] {
+            fake.fail(selector::RESET_DEVICE, code);
+            let error = client.reset().unwrap_err();
+            assert!(!error.is_lost() && !error.is_fatal(), "{error}");
+            assert_eq!(error.code(), Some(code));
+        }
+    }
+
+    #[test]
+    fn not_ready_is_a_refusal_only_of_what_needs_interrupts_that_are_not_set_up() {
+        let (fake, mut client) = Fake::client();
+        let codes = [selector::RESET_DEVICE, selector::CHECK_INTERRUPT, selector::SET_IRQ_MASK];
+        for selector in codes {
+            fake.fail(selector, IoReturn::NOT_READY);
+        }
+        assert!(client.reset().unwrap_err().is_lost());
+        assert!(!client.check_interrupt().unwrap_err().is_lost());
+        assert!(!client.set_irq_mask([0; 4]).unwrap_err().is_lost());
+        client.set_up_interrupts().unwrap();
+        assert!(client.check_interrupt().unwrap_err().is_lost());
+        assert!(client.set_irq_mask([0; 4]).unwrap_err().is_lost());
+    }
+
+    #[test]
+    fn a_map_that_fails_is_a_loss_only_if_the_dext_is_gone() {
+        let (fake, mut client) = Fake::client();
+        fake.fail_map(0);
+        let error = client.map_bar(0).unwrap_err();
+        assert_eq!((error.is_lost(), error.code()), (false, Some(IoReturn::BAD_ARGUMENT)));
+        fake.fail(selector::GET_IDENTITY, IoReturn::OFFLINE);
+        let error = client.map_bar(0).unwrap_err();
+        assert_eq!((error.is_lost(), error.code()), (true, Some(IoReturn::OFFLINE)));
+    }
+
+    #[test]
+    fn a_closed_connection_is_a_loss_without_a_code() {
+        let (fake, mut client) = Fake::client();
+        fake.die();
+        let error = client.reset().unwrap_err();
+        assert_eq!((error.is_lost(), error.code()), (true, None));
+        assert!(!error.is_service_gone());
     }
 }

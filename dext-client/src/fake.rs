@@ -9,7 +9,7 @@
 )]
 #![allow(missing_docs, reason = "for unit tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
@@ -30,7 +30,7 @@ pub struct Call {
 struct State {
     calls: Vec<Call>,
     fails: BTreeMap<u32, IoReturn>,
-    map_fails: BTreeMap<u32, IoReturn>,
+    map_fails: BTreeSet<u32>,
     mapped: Vec<u32>,
     dead: bool,
     registered: BTreeMap<u64, u64>,
@@ -87,8 +87,9 @@ impl Fake {
         self.state().fails.remove(&selector);
     }
 
-    pub fn fail_map(&self, bar: u32, code: IoReturn) {
-        self.state().map_fails.insert(memory::BAR0 + bar, code);
+    /// Mapping it fails: as BadArgument, as every failure of a memory map reaches the client.
+    pub fn fail_map(&self, bar: u32) {
+        self.state().map_fails.insert(memory::BAR0 + bar);
     }
 
     pub fn die(&self) {
@@ -196,15 +197,15 @@ impl UserClient for Connection {
 
     fn map(&mut self, kind: u32) -> Result<Mapped, CallError> {
         let mut state = self.state.state();
-        if let Some(code) = state.map_fails.get(&kind) {
-            return Err(CallError::Code(*code));
+        if state.map_fails.contains(&kind) {
+            return Err(CallError::Code(IoReturn::BAD_ARGUMENT));
         }
         let size = if kind == memory::INTERRUPT_STATE {
             INTERRUPT_PAGE as u64
         } else {
             state.mapped.push(kind);
             let bar = BARS[(kind - memory::BAR0) as usize];
-            bar.ok_or(CallError::Code(IoReturn::NOT_FOUND))?[1].next_multiple_of(16384)
+            bar.ok_or(CallError::Code(IoReturn::BAD_ARGUMENT))?[1].next_multiple_of(16384)
         };
         let shared = SharedMemory::create("fake", size).unwrap();
         let map = || shared.map_all(Access::ReadWrite).unwrap();

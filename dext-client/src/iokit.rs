@@ -65,16 +65,21 @@ const _: () = {
     use io_kit_sys::ret;
     assert!(IoReturn::SUCCESS.0 == ret::kIOReturnSuccess.cast_unsigned());
     assert!(IoReturn::NO_MEMORY.0 == ret::kIOReturnNoMemory.cast_unsigned());
+    assert!(IoReturn::NO_RESOURCES.0 == ret::kIOReturnNoResources.cast_unsigned());
+    assert!(IoReturn::IPC_ERROR.0 == ret::kIOReturnIPCError.cast_unsigned());
+    assert!(IoReturn::NO_DEVICE.0 == ret::kIOReturnNoDevice.cast_unsigned());
     assert!(IoReturn::BAD_ARGUMENT.0 == ret::kIOReturnBadArgument.cast_unsigned());
     assert!(IoReturn::UNSUPPORTED.0 == ret::kIOReturnUnsupported.cast_unsigned());
     assert!(IoReturn::NOT_OPEN.0 == ret::kIOReturnNotOpen.cast_unsigned());
     assert!(IoReturn::NOT_ALIGNED.0 == ret::kIOReturnNotAligned.cast_unsigned());
     assert!(IoReturn::STILL_OPEN.0 == ret::kIOReturnStillOpen.cast_unsigned());
+    assert!(IoReturn::OFFLINE.0 == ret::kIOReturnOffline.cast_unsigned());
     assert!(IoReturn::NOT_READY.0 == ret::kIOReturnNotReady.cast_unsigned());
     assert!(IoReturn::NOT_ATTACHED.0 == ret::kIOReturnNotAttached.cast_unsigned());
     assert!(IoReturn::NO_SPACE.0 == ret::kIOReturnNoSpace.cast_unsigned());
     assert!(IoReturn::OVERRUN.0 == ret::kIOReturnOverrun.cast_unsigned());
     assert!(IoReturn::NOT_FOUND.0 == ret::kIOReturnNotFound.cast_unsigned());
+    assert!(IoReturn::PORT_DEAD.0 == mach2::message::MACH_SEND_INVALID_DEST.cast_unsigned());
 };
 
 /// A reference on an object of the kernel's. Released on drop.

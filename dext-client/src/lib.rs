@@ -5,7 +5,9 @@
 //! opens. Behind both is the simulated dext ([`sim`]) or IOKit. [`Dext`] is all of it as a
 //! [`cordon_backend::Backend`], which is how the confined processes use it.
 //!
-//! When the dext dies, every call is [`DextError::Lost`]; the process reports and exits.
+//! When the dext or its device is gone, every call is [`DextError::Lost`]; the process reports and
+//! exits. The simulated dext's end closes the socket. On a Mac nothing closes: it shows as one of
+//! several codes, which one depends on what went first, and [`Client`] knows them.
 
 mod backend;
 pub mod client;
@@ -41,13 +43,15 @@ pub enum DextError {
         /// The dext's code.
         code: IoReturn,
     },
-    /// The dext, or the way to it, is gone.
-    #[error("{subject}: {operation} failed: the dext is gone")]
+    /// The dext, its device, or the way to it, is gone.
+    #[error("{subject}: {operation} failed: the dext is gone{}", said(*code))]
     Lost {
         /// The function, or "dext" before it is known.
         subject: String,
         /// What was asked.
         operation: &'static str,
+        /// The code that showed it; `None` when the connection was closed.
+        code: Option<IoReturn>,
     },
     /// The dext did not answer, or answered something else.
     #[error("{subject}: {operation} failed")]
@@ -84,13 +88,27 @@ pub enum DextError {
 }
 
 impl DextError {
-    /// The dext's code, when it was the dext that refused.
+    /// The code, when one came back.
     #[must_use]
     pub fn code(&self) -> Option<IoReturn> {
         match self {
             Self::Refused { code, .. } => Some(*code),
+            Self::Lost { code, .. } => *code,
             _ => None,
         }
+    }
+
+    /// Whether the dext or its device is gone.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. })
+    }
+
+    /// Whether the one service that was asked is gone; others of the same registry may well be
+    /// there.
+    #[must_use]
+    pub fn is_service_gone(&self) -> bool {
+        matches!(self, Self::Lost { code: Some(_), .. })
     }
 
     /// Whether the dext is gone or out of step, so that there is no point in going on.
@@ -98,6 +116,10 @@ impl DextError {
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Lost { .. } | Self::Broken { .. })
     }
+}
+
+fn said(code: Option<IoReturn>) -> String {
+    code.map_or_else(String::new, |code| format!(": {code}"))
 }
 
 /// What a call came back with; the typed client adds who and what.
@@ -199,37 +221,62 @@ pub fn registry(endpoint: &Endpoint) -> Result<Box<dyn Registry>, DextError> {
     }
 }
 
-/// Opens every service that is ours and keeps those that `wanted` picks by identity.
+/// Opens every service that is ours and keeps those that `wanted` picks by identity; beside them why
+/// a service could not be opened, if one could not.
 ///
-/// # Errors
-/// [`DextError`]; a service that disappears meanwhile is skipped.
-pub fn open_matching(
+/// Only an open service says which function it is. So one that cannot be opened, since it is gone or
+/// at its limit of clients, is passed over: it is no reason to refuse the others.
+fn open_matching(
     registry: &dyn Registry,
     wanted: impl Fn(PciAddress) -> bool,
-) -> Result<Vec<Client>, DextError> {
+) -> Result<(Vec<Client>, Option<DextError>), DextError> {
     use ipc::wire::dext::{CLIENT_TYPE, SERVICE_CLASS};
-    let mut clients = Vec::new();
+    let (mut clients, mut passed_over) = (Vec::new(), None);
     for service in registry.services()? {
         if service.class != SERVICE_CLASS {
             continue;
         }
-        let opened = registry.open(service.id, CLIENT_TYPE).and_then(Client::new);
-        match opened {
+        match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
             Ok(client) if wanted(client.address()) => clients.push(client),
             Ok(_) => {}
-            Err(error) if error.code() == Some(IoReturn::NOT_ATTACHED) => {}
-            Err(error) => return Err(error),
+            Err(error) if error.is_service_gone() => {}
+            Err(error) => passed_over = passed_over.or(Some(error)),
         }
     }
     clients.sort_by_key(Client::address);
-    Ok(clients)
+    Ok((clients, passed_over))
 }
 
 /// Opens the one function at `address`.
 ///
 /// # Errors
-/// [`DextError::NoSuchDevice`] when the dext does not have it.
+/// [`DextError::NoSuchDevice`] when the dext does not have it; what became of a service that could
+/// not be opened, since that may be the one.
 pub fn open_function(registry: &dyn Registry, address: PciAddress) -> Result<Client, DextError> {
-    let mut clients = open_matching(registry, |found| found == address)?;
-    clients.pop().ok_or(DextError::NoSuchDevice(address))
+    let (mut clients, passed_over) = open_matching(registry, |found| found == address)?;
+    clients.pop().ok_or_else(|| passed_over.unwrap_or(DextError::NoSuchDevice(address)))
+}
+
+/// Opens the function at `address` and the others of its device that can be opened.
+///
+/// # Errors
+/// As [`open_function`].
+pub fn open_device(registry: &dyn Registry, address: PciAddress) -> Result<Vec<Client>, DextError> {
+    let (clients, passed_over) = open_matching(registry, |found| found.same_device(address))?;
+    if clients.iter().any(|client| client.address() == address) {
+        return Ok(clients);
+    }
+    Err(passed_over.unwrap_or(DextError::NoSuchDevice(address)))
+}
+
+/// Opens every function that can be opened.
+///
+/// # Errors
+/// [`DextError`] when the registry cannot be read, or no function can be opened.
+pub fn open_all(registry: &dyn Registry) -> Result<Vec<Client>, DextError> {
+    let (clients, passed_over) = open_matching(registry, |_| true)?;
+    match passed_over {
+        Some(error) if clients.is_empty() => Err(error),
+        _ => Ok(clients),
+    }
 }

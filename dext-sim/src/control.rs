@@ -1,14 +1,15 @@
 //! What tests ask and tell beside the clients: one JSON command a line, one JSON answer a line.
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use ipc::PciAddress;
+use ipc::{PciAddress, SocketFile};
 use serde::{Deserialize, Serialize};
 
-use crate::faults::{FaultReport, Faults};
+use crate::faults::{Ending, FaultReport, Faults};
+use crate::function::Function;
 use crate::server::Registry;
 
 /// Longest command line.
@@ -23,6 +24,10 @@ enum Command {
     Fault(String),
     /// Fire a vector.
     Raise { address: String, vector: u16 },
+    /// A function ends for all its clients.
+    End { address: String, r#as: String },
+    /// A function that ended comes back.
+    Return { address: String },
 }
 
 #[derive(Serialize)]
@@ -43,24 +48,50 @@ enum Answer {
     Error(String),
 }
 
+/// Conversations at once: each has a thread, so that one who is silent holds up nobody.
+const MAX_CONVERSATIONS: usize = 16;
+
 /// Listens at `path` in a thread of its own.
 pub(crate) fn start(
     path: &Path,
     registry: Arc<Registry>,
     faults: Arc<Faults>,
-) -> std::io::Result<()> {
-    let listener = UnixListener::bind(path)?;
+) -> Result<Arc<SocketFile>, Box<dyn std::error::Error>> {
+    let file = Arc::new(SocketFile::listen(path)?);
+    let listener = Arc::clone(&file);
+    let shared = Arc::new((registry, faults));
     std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-        for stream in listener.incoming().flatten() {
-            if let Err(error) = converse(&stream, &registry, &faults) {
-                tracing::debug!(%error, "control connection ended");
+        loop {
+            match listener.accept() {
+                Ok(client) => begin(client.into(), &shared),
+                Err(error) => {
+                    tracing::error!(%error, "nobody listens at the control socket any more");
+                    return;
+                }
             }
         }
     })?;
-    Ok(())
+    Ok(file)
+}
+
+/// Starts a conversation. Each holds a reference on what is shared, so that they are counted.
+fn begin(stream: UnixStream, shared: &Arc<(Arc<Registry>, Arc<Faults>)>) {
+    if Arc::strong_count(shared) > MAX_CONVERSATIONS {
+        return;
+    }
+    let shared = Arc::clone(shared);
+    let run = move || {
+        if let Err(error) = converse(&stream, &shared.0, &shared.1) {
+            tracing::debug!(%error, "control connection ended");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("conversation".to_owned()).spawn(run) {
+        tracing::warn!("no thread for a control connection: {error}");
+    }
 }
 
 fn converse(stream: &UnixStream, registry: &Registry, faults: &Faults) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = String::new();
@@ -90,23 +121,38 @@ fn carry_out(command: Command, registry: &Registry, faults: &Faults) -> Answer {
             }
             Err(error) => Answer::Error(error.to_string()),
         },
-        Command::Raise { address, vector } => {
-            let address = address.parse::<PciAddress>();
-            let function = address.ok().and_then(|address| {
-                registry.functions.iter().find(|function| function.address() == address)
-            });
-            match function {
-                Some(function) => {
-                    function.hardware.raise(vector);
-                    Answer::Done
-                }
-                None => Answer::Error("no such function".to_owned()),
-            }
-        }
+        Command::Raise { address, vector } => on(registry, &address, |function| {
+            function.hardware.raise(vector);
+            Ok(())
+        }),
+        Command::End { address, r#as } => on(registry, &address, |function| {
+            let ending = r#as.parse::<Ending>().map_err(|error| error.to_string())?;
+            function.end(ending, None);
+            Ok(())
+        }),
+        Command::Return { address } => on(registry, &address, |function| {
+            function.come_back().then_some(()).ok_or("it is there".to_owned())
+        }),
     }
 }
 
-fn state(function: &crate::function::Function) -> FunctionState {
+/// Does something to the function at an address.
+fn on(
+    registry: &Registry,
+    address: &str,
+    act: impl FnOnce(&Function) -> Result<(), String>,
+) -> Answer {
+    let found = address.parse::<PciAddress>().ok().and_then(|address| {
+        registry.functions.iter().find(|function| function.address() == address)
+    });
+    let function = found.ok_or_else(|| format!("no function {address:?}"));
+    match function.and_then(|function| act(function)) {
+        Ok(()) => Answer::Done,
+        Err(why) => Answer::Error(why),
+    }
+}
+
+fn state(function: &Function) -> FunctionState {
     let (connections, claims) = function.counts();
     let (dma_regions, dma_bytes) = function.hardware.dart.usage();
     FunctionState {

@@ -5,73 +5,39 @@
 //! A device's access holds the table for reading, so a region is only gone once no access to it
 //! is under way.
 
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Weak};
-
-use ipc::{Access, SharedMemory, Window};
 use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use ipc::PeerMemoryError;
+
+use crate::interrupts::ClientId;
+use crate::memory::ClientMemory;
 use crate::options::DartMode;
 
 /// Most bytes mapped at once in strict mode.
 pub(crate) const STRICT_BYTES: u64 = 3 << 29;
 /// Most mappings at once in strict mode.
 pub(crate) const STRICT_MAPPINGS: usize = 65_536;
-
-/// A client's memory, mapped here once however often it is registered.
-#[derive(Debug)]
-pub(crate) struct ClientMemory {
-    window: Window,
-    writable: bool,
-}
-
-/// Memory of clients by file, so that 65,536 registrations of one guest are one mapping.
-#[derive(Debug, Default)]
-pub(crate) struct MemoryCache(Mutex<HashMap<(i128, u64, bool), Weak<ClientMemory>>>);
-
-impl MemoryCache {
-    /// Maps the file behind `fd`, or finds it mapped already. `None` when it cannot be mapped.
-    pub(crate) fn map(&self, fd: OwnedFd, writable: bool) -> Option<Arc<ClientMemory>> {
-        let stat = rustix::fs::fstat(fd.as_fd()).ok()?;
-        let key = (i128::from(stat.st_dev), stat.st_ino, writable);
-        let mut cache = self.0.lock();
-        if let Some(memory) = cache.get(&key).and_then(Weak::upgrade) {
-            return Some(memory);
-        }
-        cache.retain(|_, memory| memory.strong_count() > 0);
-        let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
-        // Guest RAM of any VMM is taken, sealed or not: a client that shortens it ends the
-        // simulation, as it would end a real machine's DMA.
-        let window = SharedMemory::from_trusted(fd).ok()?.map_all(access).ok()?;
-        let memory = Arc::new(ClientMemory { window, writable });
-        cache.insert(key, Arc::downgrade(&memory));
-        Some(memory)
-    }
-}
-
-impl ClientMemory {
-    /// Whether `length` bytes from `offset` lie in it.
-    pub(crate) fn holds(&self, offset: u64, length: u64) -> bool {
-        offset.checked_add(length).is_some_and(|end| end <= self.window.length() as u64)
-    }
-}
+/// Most mappings of one function in identity mode, which has no limits of the platform's: enough for
+/// four connections that each hold all they may. It bounds what the clients of one function can have
+/// this program hold.
+pub(crate) const IDENTITY_MAPPINGS: usize = 4 * 65_536;
 
 /// A mapping of the DART.
 #[derive(Clone, Debug)]
 struct Region {
+    owner: ClientId,
     length: u64,
     memory: Arc<ClientMemory>,
     offset: u64,
 }
 
-/// An access that the DART stopped, or that a limit stopped from being mapped.
+/// An access that failed, or that a limit stopped from being mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DartError {
-    /// Nothing is mapped there.
+    /// Nothing is mapped there, it is mapped read-only, or the memory behind it is gone.
     Fault,
-    /// The mapping is read-only.
-    ReadOnly,
     /// A platform limit is reached, or (identity mode) the range is taken.
     Full,
 }
@@ -81,6 +47,8 @@ pub(crate) enum DartError {
 pub(crate) struct Dart {
     mode: DartMode,
     table: RwLock<Table>,
+    /// Mappings and bytes, for those who must not wait for an access that is under way.
+    usage: Mutex<(usize, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -94,24 +62,25 @@ struct Table {
 impl Dart {
     pub(crate) fn new(mode: DartMode, seed: u64) -> Self {
         let table = Table { next: 0x4_0000_0000, random: seed | 1, ..Table::default() };
-        Self { mode, table: RwLock::new(table) }
+        Self { mode, table: RwLock::new(table), usage: Mutex::default() }
     }
 
-    /// Maps and returns the bus address.
+    /// Maps for a connection and returns the bus address.
     pub(crate) fn map(
         &self,
+        owner: ClientId,
         key: u64,
         memory: Arc<ClientMemory>,
         offset: u64,
         length: u64,
     ) -> Result<u64, DartError> {
         let mut table = self.table.write();
+        let mappings = table.regions.len();
         let bus = match self.mode {
+            DartMode::Identity if mappings >= IDENTITY_MAPPINGS => return Err(DartError::Full),
             DartMode::Identity => key,
             DartMode::Strict => {
-                let full =
-                    table.bytes + length > STRICT_BYTES || table.regions.len() >= STRICT_MAPPINGS;
-                if full {
+                if table.bytes + length > STRICT_BYTES || mappings >= STRICT_MAPPINGS {
                     return Err(DartError::Full);
                 }
                 table.choose(length)
@@ -121,66 +90,70 @@ impl Dart {
             return Err(DartError::Full);
         }
         table.bytes += length;
-        table.regions.insert(bus, Region { length, memory, offset });
+        table.regions.insert(bus, Region { owner, length, memory, offset });
+        self.count(&table);
         Ok(bus)
     }
 
-    /// Removes a mapping once nothing uses it.
-    pub(crate) fn unmap(&self, bus: u64) {
+    /// Removes a connection's mapping once nothing uses it. One that has gone already, and whose
+    /// address somebody else may have by now, stays gone.
+    pub(crate) fn unmap(&self, owner: ClientId, bus: u64) {
         let mut table = self.table.write();
-        if let Some(region) = table.regions.remove(&bus) {
+        if table.regions.get(&bus).is_some_and(|region| region.owner == owner)
+            && let Some(region) = table.regions.remove(&bus)
+        {
             table.bytes -= region.length;
         }
+        self.count(&table);
+    }
+
+    /// Removes every mapping, whoever made it.
+    pub(crate) fn clear(&self) {
+        let mut table = self.table.write();
+        table.regions.clear();
+        table.bytes = 0;
+        self.count(&table);
+    }
+
+    fn count(&self, table: &Table) {
+        let now = (table.regions.len(), table.bytes);
+        *self.usage.lock() = now;
     }
 
     /// Mappings and bytes.
     pub(crate) fn usage(&self) -> (usize, u64) {
-        let table = self.table.read();
-        (table.regions.len(), table.bytes)
+        *self.usage.lock()
     }
 
-    /// A device reads.
+    /// A device reads. After an error some of `into` may be filled.
     pub(crate) fn read(&self, bus: u64, into: &mut [u8]) -> Result<(), DartError> {
         let table = self.table.read();
         let mut done = 0;
         table.walk(bus, into.len() as u64, |region, at, length| {
             let end = done + length;
-            let copied = region.memory.window.copy_out(at, &mut into[done..end]);
+            let copied = region.memory.read(at, &mut into[done..end]);
             done = end;
-            copied.map_err(|_| DartError::Fault)
+            copied.map_err(|error| fault(&error))
         })
     }
 
-    /// A device writes.
+    /// A device writes. After an error some of it may have been written.
     pub(crate) fn write(&self, bus: u64, from: &[u8]) -> Result<(), DartError> {
         let table = self.table.read();
         let mut done = 0;
         table.walk(bus, from.len() as u64, |region, at, length| {
-            if !region.memory.writable {
-                return Err(DartError::ReadOnly);
-            }
             let end = done + length;
-            let copied = region.memory.window.copy_in(at, &from[done..end]);
+            let copied = region.memory.write(at, &from[done..end]);
             done = end;
-            copied.map_err(|_| DartError::Fault)
+            copied.map_err(|error| fault(&error))
         })
     }
+}
 
-    /// A device publishes a word: everything it wrote before is seen by who sees the word.
-    pub(crate) fn publish(&self, bus: u64, word: u32) -> Result<(), DartError> {
-        let table = self.table.read();
-        table.walk(bus, 4, |region, at, length| {
-            if !region.memory.writable {
-                return Err(DartError::ReadOnly);
-            }
-            let aligned = length == 4 && region.memory.window.store_u32(at, word).is_ok();
-            if aligned {
-                return Ok(());
-            }
-            let bytes = &word.to_le_bytes()[..length];
-            region.memory.window.copy_in(at, bytes).map_err(|_| DartError::Fault)
-        })
-    }
+/// The device sees one kind of fault; people see why.
+fn fault(error: &PeerMemoryError) -> DartError {
+    tracing::debug!("DMA failed: {error}");
+    DartError::Fault
 }
 
 impl Table {
@@ -230,40 +203,84 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ipc::{Access, SharedMemory};
 
-    fn memory(size: u64) -> Arc<ClientMemory> {
-        let fd = SharedMemory::create("test", size).unwrap().into_fd();
-        MemoryCache::default().map(fd, true).unwrap()
+    use super::*;
+    use crate::memory::Budget;
+
+    const ONE: ClientId = 1;
+    const OTHER: ClientId = 2;
+
+    fn memory(size: u64, access: Access) -> Arc<ClientMemory> {
+        let file = SharedMemory::create("test", size).unwrap().into_fd();
+        Arc::new(ClientMemory::map(&file, size, access, &Budget::of_one_in(1)).unwrap())
+    }
+
+    fn ram(size: u64) -> Arc<ClientMemory> {
+        memory(size, Access::ReadWrite)
     }
 
     #[test]
     fn an_access_spans_adjacent_mappings_and_stops_at_a_gap() {
         let dart = Dart::new(DartMode::Identity, 1);
-        let ram = memory(16384);
-        dart.map(0x1000, Arc::clone(&ram), 8192, 0x1000).unwrap();
-        dart.map(0x2000, ram, 0, 0x1000).unwrap();
+        let memory = ram(16384);
+        dart.map(ONE, 0x1000, Arc::clone(&memory), 8192, 0x1000).unwrap();
+        dart.map(ONE, 0x2000, memory, 0, 0x1000).unwrap();
         dart.write(0x1ffc, b"12345678").unwrap();
         let mut back = [0; 8];
         dart.read(0x1ffc, &mut back).unwrap();
         assert_eq!(&back, b"12345678");
         assert_eq!(dart.read(0x2ffc, &mut back), Err(DartError::Fault));
-        assert_eq!(dart.map(0x1800, memory(4096), 0, 0x1000), Err(DartError::Full));
-        dart.unmap(0x1000);
+        assert_eq!(dart.map(ONE, 0x1800, ram(4096), 0, 0x1000), Err(DartError::Full));
+        dart.unmap(ONE, 0x1000);
         assert_eq!(dart.read(0x1ffc, &mut back), Err(DartError::Fault));
+    }
+
+    #[test]
+    fn memory_that_is_mapped_for_reading_is_not_written() {
+        let dart = Dart::new(DartMode::Identity, 1);
+        dart.map(ONE, 0x1000, memory(4096, Access::ReadOnly), 0, 0x1000).unwrap();
+        dart.read(0x1000, &mut [0; 8]).unwrap();
+        assert_eq!(dart.write(0x1000, &[0; 8]), Err(DartError::Fault));
     }
 
     #[test]
     fn strict_addresses_are_unaligned_and_limited() {
         let dart = Dart::new(DartMode::Strict, 7);
-        let ram = memory(1 << 20);
+        let memory = ram(1 << 20);
         let mut unaligned = 0;
         for key in 0..16 {
-            let bus = dart.map(key << 20, Arc::clone(&ram), 0, 1 << 20).unwrap();
+            let bus = dart.map(ONE, key << 20, Arc::clone(&memory), 0, 1 << 20).unwrap();
             unaligned += usize::from(!bus.is_multiple_of(4096));
         }
         assert!(unaligned > 8, "{unaligned}");
-        let all = dart.map(1 << 40, ram, 0, STRICT_BYTES);
+        let all = dart.map(ONE, 1 << 40, memory, 0, STRICT_BYTES);
         assert_eq!(all, Err(DartError::Full));
+    }
+
+    #[test]
+    fn identity_mode_has_a_limit_of_our_own() {
+        let dart = Dart::new(DartMode::Identity, 7);
+        let memory = ram(4096);
+        for key in 0..IDENTITY_MAPPINGS as u64 {
+            dart.map(ONE, key << 12, Arc::clone(&memory), 0, 4096).unwrap();
+        }
+        let more = dart.map(OTHER, 1 << 50, Arc::clone(&memory), 0, 4096);
+        assert_eq!(more, Err(DartError::Full));
+        dart.unmap(ONE, 0);
+        dart.map(OTHER, 1 << 50, memory, 0, 4096).unwrap();
+    }
+
+    #[test]
+    fn a_mapping_is_removed_by_its_owner_only() {
+        let dart = Dart::new(DartMode::Identity, 7);
+        dart.map(ONE, 0x1000, ram(4096), 0, 4096).unwrap();
+        dart.unmap(OTHER, 0x1000);
+        assert_eq!(dart.usage(), (1, 4096));
+        dart.clear();
+        assert_eq!(dart.usage(), (0, 0));
+        dart.map(OTHER, 0x1000, ram(4096), 0, 4096).unwrap();
+        dart.unmap(ONE, 0x1000);
+        assert_eq!(dart.usage(), (1, 4096));
     }
 }

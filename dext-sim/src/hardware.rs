@@ -1,6 +1,7 @@
 //! The hardware of one function, as its device model, its driver and the DART share it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ipc::wire::common::BarInfo;
@@ -28,6 +29,8 @@ pub(crate) struct Hardware {
     pub(crate) bars: [Option<Bar>; 6],
     pub(crate) dart: Dart,
     pub(crate) interrupts: Interrupts,
+    /// Nothing moves: the device is gone.
+    halted: AtomicBool,
     bell: Mutex<bool>,
     rung: Condvar,
 }
@@ -52,6 +55,7 @@ impl Hardware {
             bars,
             dart: Dart::new(mode, shape.serial),
             interrupts: Interrupts::new(Arc::clone(faults)),
+            halted: AtomicBool::new(false),
             bell: Mutex::new(false),
             rung: Condvar::new(),
         })
@@ -92,12 +96,6 @@ impl Hardware {
         self.dart.write(bus, from)
     }
 
-    /// The device writes a word after everything else.
-    pub(crate) fn dma_publish(&self, bus: u64, word: u32) -> Result<(), DartError> {
-        self.bus_master()?;
-        self.dart.publish(bus, word)
-    }
-
     fn bus_master(&self) -> Result<(), DartError> {
         let on = self.config().command() & BUS_MASTER != 0;
         if on { Ok(()) } else { Err(DartError::Fault) }
@@ -109,6 +107,17 @@ impl Hardware {
         if enabled {
             self.interrupts.raise(vector);
         }
+    }
+
+    /// Stops the device model, or lets it go on.
+    pub(crate) fn halt(&self, halted: bool) {
+        self.halted.store(halted, Ordering::Release);
+        self.ring();
+    }
+
+    /// Whether the device is gone.
+    pub(crate) fn halted(&self) -> bool {
+        self.halted.load(Ordering::Acquire)
     }
 
     /// Wakes the device model: a register was written through the driver.

@@ -22,7 +22,7 @@ struct Holder {
     vectors: u16,
     page: Window,
     memory: SharedMemory,
-    completion: Signaller,
+    completion: Arc<Signaller>,
     armed: bool,
 }
 
@@ -61,6 +61,7 @@ impl Interrupts {
         for word in 0..4 {
             let _ = page.store_u64(ENABLED_WORDS + 8 * word, u64::MAX);
         }
+        let completion = Arc::new(completion);
         *holder = Some(Holder { client, vectors, page, memory, completion, armed: false });
         Ok(())
     }
@@ -68,6 +69,11 @@ impl Interrupts {
     /// Releases what a connection registered; whether it had.
     pub(crate) fn release(&self, client: ClientId) -> bool {
         self.lock().take_if(|held| held.client == client).is_some()
+    }
+
+    /// Releases what any connection registered.
+    pub(crate) fn release_all(&self) {
+        *self.lock() = None;
     }
 
     /// Runs `then` on the holder's page, if `client` is the holder.
@@ -91,13 +97,23 @@ impl Interrupts {
 
     /// Arms one notification; at once when a bit is pending.
     pub(crate) fn arm(&self, client: ClientId) -> Result<(), IoReturn> {
-        self.with(client, |held| {
+        let completes = self.with(client, |held| {
             let pending = [0, 8, 16, 24].iter().any(|&w| held.page.load_u64(w).unwrap_or(0) != 0);
             held.armed = !pending;
-            if pending && !self.faults.drops_notification() {
-                held.completion.signal();
-            }
-        })
+            pending.then(|| Arc::clone(&held.completion))
+        })?;
+        self.complete(completes);
+        Ok(())
+    }
+
+    /// Tells the client. With no lock held: the descriptor is the client's, and whatever a write to
+    /// it does, nobody else waits for it.
+    fn complete(&self, completes: Option<Arc<Signaller>>) {
+        if let Some(completion) = completes
+            && !self.faults.drops_notification()
+        {
+            completion.signal();
+        }
     }
 
     /// Sets the enabled words.
@@ -116,18 +132,19 @@ impl Interrupts {
 
     /// The device fires a vector. Not recorded at all when its enabled bit is 0.
     pub(crate) fn raise(&self, vector: u16) {
-        let mut holder = self.lock();
-        let Some(held) = holder.as_mut().filter(|held| vector < held.vectors) else {
-            return;
+        let completes = {
+            let mut holder = self.lock();
+            let Some(held) = holder.as_mut().filter(|held| vector < held.vectors) else {
+                return;
+            };
+            let (word, bit) = (u64::from(vector / 64) * 8, 1u64 << (vector % 64));
+            if held.page.load_u64(ENABLED_WORDS + word).unwrap_or(0) & bit == 0 {
+                return;
+            }
+            let _ = held.page.set_bits_u64(word, bit);
+            std::mem::take(&mut held.armed).then(|| Arc::clone(&held.completion))
         };
-        let (word, bit) = (u64::from(vector / 64) * 8, 1u64 << (vector % 64));
-        if held.page.load_u64(ENABLED_WORDS + word).unwrap_or(0) & bit == 0 {
-            return;
-        }
-        let _ = held.page.set_bits_u64(word, bit);
-        if std::mem::take(&mut held.armed) && !self.faults.drops_notification() {
-            held.completion.signal();
-        }
+        self.complete(completes);
     }
 
     /// Whether somebody holds them.

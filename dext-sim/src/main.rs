@@ -6,6 +6,7 @@
 //! poll their registers. It distrusts every client; when it dies, its clients see end of file.
 
 mod config_space;
+mod connection;
 mod control;
 mod dart;
 mod device;
@@ -13,11 +14,14 @@ mod faults;
 mod function;
 mod hardware;
 mod interrupts;
+mod limits;
+mod memory;
+mod methods;
 mod options;
 mod server;
+mod sys;
 mod user_client;
 
-use std::io::Read as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -31,6 +35,8 @@ use crate::device::Model;
 use crate::faults::Faults;
 use crate::function::Function;
 use crate::hardware::Hardware;
+use crate::limits::Admissions;
+use crate::memory::Budget;
 use crate::options::{DeviceSpec, Options};
 use crate::server::Registry;
 
@@ -46,7 +52,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<OutputError>() => ExitCode::from(exit::UNWRITTEN),
         Err(error) => {
-            log.line(&format!("dext-sim: {error}"));
+            log.line(&format!("dext-sim: {}", ipc::chain(error.as_ref())));
             ExitCode::FAILURE
         }
     }
@@ -63,33 +69,19 @@ fn run(options: &Options) -> Result<(), Failure> {
         let multi = options.devices.iter().filter(|o| o.address.same_device(spec.address)).count();
         functions.push(build(id, spec, multi > 1, options, &faults)?);
     }
-    let registry = Arc::new(Registry::new(functions));
-    let path = options.socket.display();
-    remove_stale(&options.socket);
-    if let Some(control) = &options.control {
-        remove_stale(control);
+    let admissions = Admissions::new(limits::raise_descriptors(), functions.len())?;
+    let registry = Arc::new(Registry::new(functions, admissions));
+    let listener = Listener::bind(&options.socket)?;
+    let control = match &options.control {
+        Some(path) => Some(control::start(path, Arc::clone(&registry), faults)?),
+        None => None,
+    };
+    say!("ready {}", options.socket.display())?;
+    let served = server::serve(&listener, &registry, options.exit_with_stdin);
+    if let Some(control) = control {
+        control.remove();
     }
-    let listener = Listener::bind(&options.socket)
-        .map_err(|error| format!("cannot listen at {path}: {error}"))?;
-    if let Some(path) = &options.control {
-        control::start(path, Arc::clone(&registry), faults)
-            .map_err(|error| format!("cannot listen at {}: {error}", path.display()))?;
-    }
-    if options.exit_with_stdin {
-        exit_with_stdin(options)?;
-    }
-    say!("ready {path}")?;
-    server::serve(&listener, &registry)?;
-    Ok(())
-}
-
-/// Removes the socket of one that was killed: nobody listens there any more.
-fn remove_stale(path: &std::path::Path) {
-    use std::io::ErrorKind::ConnectionRefused;
-    let connected = std::os::unix::net::UnixStream::connect(path);
-    if connected.is_err_and(|error| error.kind() == ConnectionRefused) {
-        let _ = std::fs::remove_file(path);
-    }
+    Ok(served?)
 }
 
 /// One function and the thread that runs its device.
@@ -115,18 +107,6 @@ fn build(
     model.reset(&hardware);
     let model: Arc<Mutex<Box<dyn Model>>> = Arc::new(Mutex::new(model));
     device::start(spec.address, Arc::clone(&hardware), Arc::clone(&model))?;
-    Ok(Arc::new(Function::new(id, identity, hardware, Arc::clone(faults), model)))
-}
-
-fn exit_with_stdin(options: &Options) -> std::io::Result<()> {
-    let files: Vec<_> =
-        [Some(&options.socket), options.control.as_ref()].into_iter().flatten().cloned().collect();
-    std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        for file in files {
-            let _ = std::fs::remove_file(file);
-        }
-        std::process::exit(0);
-    })?;
-    Ok(())
+    let memory = Budget::of_one_in(options.devices.len());
+    Ok(Arc::new(Function::new(id, identity, hardware, Arc::clone(faults), memory, model)))
 }

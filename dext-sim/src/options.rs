@@ -19,6 +19,9 @@ pub(crate) struct Options {
     pub(crate) socket: PathBuf,
 
     /// Socket for tests: one JSON command a line, one JSON answer a line.
+    ///
+    /// "state" | {"fault": FAULT} | {"raise": {"address": BB:DD.F, "vector": N}} |
+    /// {"end": {"address": BB:DD.F, "as": HOW}} | {"return": {"address": BB:DD.F}}
     #[arg(long)]
     pub(crate) control: Option<PathBuf>,
 
@@ -32,9 +35,27 @@ pub(crate) struct Options {
     #[arg(long, value_enum, default_value_t = DartMode::Identity)]
     pub(crate) dart: DartMode,
 
-    /// Something that goes wrong: fail:selector=N,nth=K,code=0x… | delay:selector=N,nth=K,ms=T |
-    /// drop-notification:nth=K | die:selector=N,nth=K | fragment:nth=K | cleanup-delay:ms=T |
-    /// no-msix. Repeatable.
+    /// Something that goes wrong. Repeatable.
+    ///
+    /// fail:selector=N,nth=K,code=0x…: the K-th call of a selector fails with this code.
+    ///
+    /// delay:selector=N,nth=K,ms=T: it takes this long.
+    ///
+    /// die:selector=N,nth=K: this program dies of it.
+    ///
+    /// end:selector=N,nth=K,as=HOW[,back=T]: the function that gets it ends for all its clients:
+    /// connections stay, every call on them answers one code, what they held is released, and the
+    /// service is gone from the registry, for T ms or until the control socket's "return". HOW is
+    /// offline (0xe00002d7), no-device (0xe00002c0), not-ready (0xe00002d8), ipc-error (0xe00002bf)
+    /// or port-dead (0x10000003).
+    ///
+    /// drop-notification:nth=K: the K-th completion of WaitInterrupt is lost.
+    ///
+    /// fragment:nth=K: the K-th DMA registration comes back in pieces.
+    ///
+    /// cleanup-delay:ms=T: cleaning up after any connection takes this long.
+    ///
+    /// no-msix: MSI-X cannot be configured.
     #[arg(long = "fault", value_name = "FAULT")]
     pub(crate) faults: Vec<Fault>,
 

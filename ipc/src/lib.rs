@@ -8,7 +8,9 @@
 //! | [`event`] | a wake-up that crosses processes (eventfd; on macOS a pipe) |
 //! | [`rights`] | bytes with descriptors beside them, over a local socket |
 //! | [`shm`] | shared memory that a distrusted peer cannot shrink |
+//! | [`peer_memory`] | memory that its owner may shorten, for device models |
 //! | [`window`] | checked volatile access to shared memory |
+//! | [`socket_file`] | sockets in the file system: binding, replacing and removing their files |
 //! | [`poll`] | the one blocking wait, over tokens, always with a deadline |
 //!
 //! Every process of the project runs this code, and each side distrusts the other: lengths and
@@ -22,9 +24,11 @@ pub mod deadline;
 mod device_memory;
 pub mod event;
 pub mod handles;
+pub mod peer_memory;
 pub mod poll;
 pub mod rights;
 pub mod shm;
+pub mod socket_file;
 mod sys;
 pub mod tube;
 pub mod window;
@@ -36,7 +40,9 @@ pub use deadline::Deadline;
 pub use device_memory::DeviceMemory;
 pub use event::Event;
 pub use handles::Handles;
+pub use peer_memory::{PeerMemory, PeerMemoryError};
 pub use shm::SharedMemory;
+pub use socket_file::{SocketFile, SocketFileError};
 pub use sys::{MemoryEntry, MemoryInbox, MemoryPort};
 pub use tube::{Tube, TubeError};
 pub use window::{Access, Window, WindowError};

@@ -172,6 +172,24 @@ impl Simulator {
         assert_eq!(answer, "done", "{fault}");
     }
 
+    /// Ends a function for all its clients, in one of the ways of `dext-sim --help`.
+    ///
+    /// # Panics
+    /// When there is no such function or way.
+    pub fn end(&self, function: &str, ending: &str) {
+        let command = serde_json::json!({ "end": { "address": function, "as": ending } });
+        assert_eq!(self.control(&command), "done", "{function} {ending}");
+    }
+
+    /// Brings a function back that has ended.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub fn bring_back(&self, function: &str) {
+        let command = serde_json::json!({ "return": { "address": function } });
+        assert_eq!(self.control(&command), "done", "{function}");
+    }
+
     /// How often each fault happened.
     #[must_use]
     pub fn fired(&self) -> Vec<u64> {

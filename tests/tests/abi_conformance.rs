@@ -246,14 +246,14 @@ rows! {
     dma_buffer_is_one_segment_and_mapped_as_type_0: || {
         let dext = Dext::usual();
         let mut c = dext.claimed(PROBE);
-        assert_eq!(map(&mut c, memory::DMA_BUFFER).unwrap_err(), IoReturn::NOT_READY);
+        assert_eq!(map(&mut c, memory::DMA_BUFFER).unwrap_err(), IoReturn::BAD_ARGUMENT);
         let buffer = get::<6>(&mut c, selector::ALLOCATE_DMA_BUFFER, &[8192, 0]).unwrap();
         assert_eq!((buffer[0], buffer[2], buffer[4], buffer[5]), (8192, 1, 8192, 0xff_0000));
         assert_eq!(buffer[3] % 4096, 0);
         let mapped = map(&mut c, memory::DMA_BUFFER).unwrap();
         mapped.window.write(0, 0x1122_3344u32).unwrap();
         get::<0>(&mut c, selector::FREE_DMA_BUFFER, &[]).unwrap();
-        assert_eq!(map(&mut c, memory::DMA_BUFFER).unwrap_err(), IoReturn::NOT_READY);
+        assert_eq!(map(&mut c, memory::DMA_BUFFER).unwrap_err(), IoReturn::BAD_ARGUMENT);
     };
     dma_buffer_replaces_an_earlier_one: || {
         let dext = Dext::usual();
@@ -495,7 +495,23 @@ rows! {
         assert_eq!(get::<4>(&mut c, selector::CHECK_INTERRUPT, &[]).unwrap_err(), IoReturn::NOT_READY);
         assert_eq!(get::<0>(&mut c, selector::SET_IRQ_MASK, &[0; 4]).unwrap_err(), IoReturn::NOT_READY);
         assert_eq!(arm(&mut c).unwrap_err(), IoReturn::NOT_READY);
-        assert_eq!(map(&mut c, memory::INTERRUPT_STATE).unwrap_err(), IoReturn::NOT_READY);
+    };
+    // The dext answers NotReady, NotFound, Unsupported or NotOpen to these; the kernel's wrapper of
+    // IOConnectMapMemory64 turns every failure into BadArgument before the client sees it.
+    every_failure_of_a_memory_map_is_a_bad_argument: || {
+        let dext = Dext::usual();
+        let (mut closed, io_bar, upper_half) = (dext.open(PROBE), 4, 3);
+        assert_eq!(map(&mut closed, memory::BAR0).unwrap_err(), IoReturn::BAD_ARGUMENT);
+        let mut c = dext.claimed(PROBE);
+        for kind in [
+            memory::DMA_BUFFER,
+            memory::INTERRUPT_STATE,
+            memory::BAR0 + io_bar,
+            memory::BAR0 + upper_half,
+            8,
+        ] {
+            assert_eq!(map(&mut c, kind).unwrap_err(), IoReturn::BAD_ARGUMENT, "{kind}");
+        }
     };
     check_interrupt_reads_and_clears: || {
         let (dext, mut c) = interrupts();
@@ -589,9 +605,9 @@ rows! {
         assert_eq!(map(&mut c, 0).unwrap().window.read::<u32>(0).unwrap(), 0x4542_5250);
         assert_eq!(map(&mut c, 2).unwrap().window.length(), 0x10_0000);
         for bar in [3, 5] {
-            assert_eq!(map(&mut c, bar).unwrap_err(), IoReturn::NOT_FOUND);
+            assert_eq!(map(&mut c, bar).unwrap_err(), IoReturn::BAD_ARGUMENT);
         }
-        assert_eq!(map(&mut c, 4).unwrap_err(), IoReturn::UNSUPPORTED);
+        assert_eq!(map(&mut c, 4).unwrap_err(), IoReturn::BAD_ARGUMENT);
     };
     bars_are_mapped_by_a_secondary_connection_and_stay_after_its_end: || {
         let dext = Dext::usual();
@@ -602,7 +618,7 @@ rows! {
     };
     bars_of_a_closed_device_are_not_mapped: || {
         let dext = Dext::usual();
-        assert_eq!(map(&mut dext.open(PROBE), memory::BAR0).unwrap_err(), IoReturn::NOT_OPEN);
+        assert_eq!(map(&mut dext.open(PROBE), memory::BAR0).unwrap_err(), IoReturn::BAD_ARGUMENT);
     };
     other_memory_types_are_refused: || {
         let dext = Dext::usual();
@@ -670,6 +686,26 @@ rows! {
         let died = c.call(selector::RESET_DEVICE, &[], &mut [], None).unwrap_err();
         assert!(matches!(died, CallError::Tube(ipc::TubeError::Disconnected)), "{died:?}");
     };
+    a_function_that_ends_answers_one_code_to_everything_and_hangs_nothing_up: || {
+        for (ending, code) in [
+            ("offline", IoReturn::OFFLINE), ("no-device", IoReturn::NO_DEVICE),
+            ("not-ready", IoReturn::NOT_READY), ("ipc-error", IoReturn::IPC_ERROR),
+            ("port-dead", IoReturn::PORT_DEAD),
+        ] {
+            let dext = Dext::usual();
+            let (mut c, mut other) = (dext.claimed(PROBE), dext.claimed(NVME));
+            dext.simulator.end("01:00.1", ending);
+            // Long enough for any method to be refused for its code alone.
+            for selector in 0..18 {
+                assert_eq!(get::<6>(&mut c, selector, &[8; 4]).unwrap_err(), code, "{selector}");
+            }
+            assert_eq!(arm(&mut c).unwrap_err(), code);
+            // A map cannot tell, unless its message does not arrive.
+            let refused = if ending == "port-dead" { code } else { IoReturn::BAD_ARGUMENT };
+            assert_eq!(map(&mut c, memory::BAR0).unwrap_err(), refused);
+            get::<0>(&mut other, selector::RESET_DEVICE, &[]).unwrap();
+        }
+    };
     garbage_ends_or_refuses_the_connection_and_nobody_elses: || {
         let dext = Dext::usual();
         let mut other = dext.open(NVME);
@@ -686,6 +722,8 @@ rows! {
             (IoReturn::STILL_OPEN, 0xe000_02d2), (IoReturn::NOT_READY, 0xe000_02d8),
             (IoReturn::NOT_ATTACHED, 0xe000_02d9), (IoReturn::NO_SPACE, 0xe000_02db),
             (IoReturn::OVERRUN, 0xe000_02e8), (IoReturn::NOT_FOUND, 0xe000_02f0),
+            (IoReturn::OFFLINE, 0xe000_02d7), (IoReturn::NO_DEVICE, 0xe000_02c0),
+            (IoReturn::IPC_ERROR, 0xe000_02bf), (IoReturn::PORT_DEAD, 0x1000_0003),
         ];
         assert!(codes.iter().all(|(code, number)| code.0 == *number));
     };

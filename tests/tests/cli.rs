@@ -69,9 +69,12 @@ fn what_dext_sim_cannot_be_is_named() {
     refused("dext-sim", &[socket, image], 1, &["/nonexistent.img"]);
     let fault = "--fault=explode:nth=1";
     refused("dext-sim", &[socket, "--device=01:00.0=probe", fault], 2, &["explode"]);
+    let fault = "--fault=fail:selector=99,nth=1,code=0xe00002bd";
+    let says = ["no selector 99", "0 GetIdentity", "17 ResetDevice"];
+    refused("dext-sim", &[socket, "--device=01:00.0=probe", fault], 2, &says);
     let simulator = Simulator::usual();
     let taken = format!("--socket={}", simulator.socket().display());
-    refused("dext-sim", &[&taken, "--device=01:00.0=probe"], 1, &["cannot listen"]);
+    refused("dext-sim", &[&taken, "--device=01:00.0=probe"], 1, &["Cannot listen"]);
 }
 
 #[test]
@@ -115,7 +118,11 @@ fn what_cannot_be_served_is_named_and_nothing_is_left() {
     let taken = directory.path().join("taken");
     let _listener = std::os::unix::net::UnixListener::bind(&taken).unwrap();
     let taken = format!("--socket={}", taken.display());
-    serve(&["--device=01:00.0", &taken], 1, &["Cannot listen", "in use"]);
+    serve(
+        &["--device=01:00.0", &taken],
+        1,
+        &["Cannot listen", "another program has its socket there"],
+    );
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! A served function: its socket and its thread.
 
 use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -9,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipc::event::Signaller;
+use ipc::{SocketFile, SocketFileError};
 
 use crate::options::Options;
 use crate::seat::{Beside, Seat};
@@ -19,8 +19,8 @@ use cordon_vmm::{Container, PassthroughDevice};
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The socket cannot be made.
-    #[error("Cannot listen at {}", .0.display())]
-    Listen(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Listen(#[from] SocketFileError),
     /// No thread or descriptor is left.
     #[error("Cannot serve {}", .0.display())]
     Start(PathBuf, #[source] io::Error),
@@ -54,13 +54,13 @@ pub struct Server {
     stop: Signaller,
     thread: Option<JoinHandle<()>>,
     finished: Receiver<()>,
-    path: PathBuf,
+    file: Arc<SocketFile>,
     beside: Beside,
 }
 
 impl Server {
     /// Serves `device` at `path` to one client after the other; `log` is told what happens. A
-    /// socket file that a dead server left there is replaced. The device is reset before the first
+    /// socket that nobody listens at is replaced, nothing else. The device is reset before the first
     /// client, and after each.
     ///
     /// # Errors
@@ -105,7 +105,7 @@ impl Server {
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let listener = listen(path).map_err(|e| ServerError::Listen(path.to_owned(), e))?;
+        let file = Arc::new(SocketFile::listen(path)?);
         let start = |error| ServerError::Start(path.to_owned(), error);
         let stopped = ipc::Event::new().map_err(start)?;
         let stop = stopped.signaller().map_err(start)?;
@@ -114,18 +114,19 @@ impl Server {
         let (seat, beside) = (Arc::clone(seat), Beside::default());
         let service =
             Service { stopped, device, container, options, seat, beside: beside.clone(), log };
+        let listener = Arc::clone(&file);
         let run = move || {
             service.run(listener);
             let _ = sender.send(());
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
-        Ok(Self { stop, thread: Some(thread), finished, path: path.to_owned(), beside })
+        Ok(Self { stop, thread: Some(thread), finished, file, beside })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 }
 
@@ -137,28 +138,9 @@ impl Drop for Server {
             && let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the server at {} panicked", self.path.display());
+            tracing::error!("the server at {} panicked", self.path().display());
         }
-        let _ = std::fs::remove_file(&self.path);
+        // Also when the thread is stuck in a request and holds the socket.
+        self.file.remove();
     }
-}
-
-/// Binds, in the place of a file that nobody listens at.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let refused = UnixStream::connect(path)
-                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-            if !refused {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)?
-        }
-        other => other?,
-    };
-    listener.set_nonblocking(true)?;
-    // Whoever can connect owns the device.
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    Ok(listener)
 }

@@ -5,13 +5,13 @@
 
 use std::any::Any;
 use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipc::Deadline;
 use ipc::poll::{self, Source};
+use ipc::{Deadline, SocketFile};
 
 use crate::entrance::Entrance;
 use crate::handover::Handover;
@@ -61,7 +61,7 @@ pub(super) struct Service<L> {
 
 impl<L: Fn(Event)> Service<L> {
     /// Serves until it is stopped.
-    pub(super) fn run(&self, listener: UnixListener) {
+    pub(super) fn run(&self, listener: Arc<SocketFile>) {
         // What a panic leaves behind is this function's alone, and used by nobody afterwards.
         let served = catch_unwind(AssertUnwindSafe(|| self.serve(Entrance::new(listener))));
         let why = match served {

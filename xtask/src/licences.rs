@@ -78,15 +78,15 @@ mod tests {
             ("GPL-3.0-only AND MIT OR Zlib AND MIT", false),
             ("Unlicense/MIT", true),
         ] {
-            assert_eq!(satisfied_by(expression, allow), Ok(holds), "{expression}");
+            assert_eq!(satisfied_by(expression, allow).unwrap(), holds, "{expression}");
         }
     }
 
     #[test]
     fn an_exception_belongs_to_its_licence() {
         let with = "Apache-2.0 WITH LLVM-exception";
-        assert_eq!(satisfied_by(with, r#"["Apache-2.0 WITH LLVM-exception"]"#), Ok(true));
-        assert_eq!(satisfied_by("Apache-2.0", r#"["Apache-2.0 WITH LLVM-exception"]"#), Ok(false));
+        assert!(satisfied_by(with, r#"["Apache-2.0 WITH LLVM-exception"]"#).unwrap());
+        assert!(!satisfied_by("Apache-2.0", r#"["Apache-2.0 WITH LLVM-exception"]"#).unwrap());
     }
 
     #[test]

@@ -229,7 +229,7 @@ mod tests {
         let said = judge("cordon-vmm", tree).unwrap();
         assert!(said.starts_with("cargo tree -p cordon-vmm: 3 crates, none of "), "{said}");
         let refused = judge("cordon-vmm", &format!("{tree}clap v4.6.9\n")).unwrap_err();
-        assert_eq!(refused, "cordon-vmm must not bring clap along: it is for commands");
+        assert_eq!(refused.to_string(), "cordon-vmm must not bring clap along: it is for commands");
         assert!(judge("cordon-vmm", "").is_err());
     }
 
@@ -245,9 +245,10 @@ mod tests {
             ("cordon-vmm", "bincode", "cordon-vmm must not use bincode directly"),
             ("cordon-new", "cordon-ipc", "cordon-new has no allowed edges: add it"),
         ] {
-            assert_eq!(edges(&packages(&[(name, &[uses])])), Err(why.to_owned()));
+            assert_eq!(edges(&packages(&[(name, &[uses])])).unwrap_err().to_string(), why);
         }
         let without = packages(&[]).split_off(1);
-        assert_eq!(edges(&without), Err("there is no crate cordon-ipc: take its edges out".into()));
+        let refused = edges(&without).unwrap_err().to_string();
+        assert_eq!(refused, "there is no crate cordon-ipc: take its edges out");
     }
 }

@@ -118,7 +118,6 @@ mod tests {
     use dext_client::Client;
     use dext_client::fake::Fake;
     use ipc::wire::common::FailureKind;
-    use ipc::wire::dext::IoReturn;
 
     /// A function and its BARs.
     struct Opened {
@@ -157,7 +156,7 @@ mod tests {
 
     #[test]
     fn p7_4_a_bar_that_cannot_be_mapped_leaves_the_others() {
-        let (_, mut bars) = bars(|fake| fake.fail_map(0, IoReturn::NO_MEMORY));
+        let (_, mut bars) = bars(|fake| fake.fail_map(0));
         assert!(bars.read(0, 0, 4).is_err());
         assert!(bars.read(2, 0, 4).is_ok());
     }

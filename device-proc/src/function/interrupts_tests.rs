@@ -71,9 +71,9 @@ fn p9_1_notifications_are_drained_delivered_and_armed_again() {
 #[test]
 fn p9_1_arming_goes_on_when_draining_fails() {
     let (fake, mut client) = Fake::client();
-    fake.fail_map(6, IoReturn::NO_MEMORY);
+    fake.fail_map(6);
     let mut interrupts = Interrupts::new(&mut client, 32).unwrap();
-    fake.fail(selector::CHECK_INTERRUPT, IoReturn::NOT_READY);
+    fake.fail(selector::CHECK_INTERRUPT, IoReturn::NO_MEMORY);
     let arms = fake.calls_of(selector::WAIT_INTERRUPT).len();
     interrupts.deliver(&mut client).unwrap();
     assert_eq!(fake.calls_of(selector::WAIT_INTERRUPT).len(), arms + 1);

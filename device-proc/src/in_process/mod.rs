@@ -89,7 +89,7 @@ impl Child {
     pub fn start(
         fake: &Fake,
         number: u32,
-        arguments: &[String],
+        arguments: &[OsString],
         tube: OwnedFd,
         stderr: OwnedFd,
     ) -> io::Result<Self> {
@@ -104,7 +104,7 @@ impl Child {
         let end = Arc::new(End { state, changed: Condvar::new() });
         let process = fake.process();
         let child = Self { number, process: process.clone(), end: Arc::clone(&end), watched };
-        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        let arguments: Vec<OsString> = arguments.to_vec();
         let thread = std::thread::Builder::new().name(format!("device-proc {number}"));
         thread.spawn(move || {
             let runs = AssertUnwindSafe(|| run(&process, arguments, tube, stderr, &end));

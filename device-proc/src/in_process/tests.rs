@@ -46,7 +46,7 @@ impl Driven {
     fn start(fake: &Fake, line: &str) -> Self {
         let (tube, theirs) = Tube::pair().unwrap();
         let (stderr, writer) = UnixStream::pair().unwrap();
-        let arguments: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let arguments: Vec<std::ffi::OsString> = line.split_whitespace().map(Into::into).collect();
         let child = Child::start(fake, 7, &arguments, theirs.into(), writer.into()).unwrap();
         assert_eq!(child.number(), 7);
         Self { child, tube, stderr, next: 1 }

@@ -17,7 +17,7 @@ fn all() -> Vec<(DextError, ErrorKind)> {
         (refused(IoReturn::NO_MEMORY), ErrorKind::NoSpace),
         (refused(IoReturn::NOT_ALIGNED), ErrorKind::Fragmented),
         (refused(IoReturn::STILL_OPEN), ErrorKind::Busy),
-        (DextError::Lost { subject: subject(), operation }, ErrorKind::Lost),
+        (DextError::Lost { subject: subject(), operation, code: None }, ErrorKind::Lost),
         (
             DextError::Broken { subject: subject(), operation, source: TubeError::TimedOut },
             ErrorKind::Lost,

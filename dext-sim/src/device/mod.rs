@@ -53,7 +53,7 @@ pub(crate) fn start(
     let run = move || {
         let mut last_work = Instant::now();
         loop {
-            let busy = model.lock().poll(&hardware);
+            let busy = !hardware.halted() && model.lock().poll(&hardware);
             if busy {
                 last_work = Instant::now();
                 continue;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::event::EventfdFlags;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::deadline::Deadline;
 use crate::window::{Access, Window, WindowError};
@@ -15,6 +15,9 @@ use crate::window::{Access, Window, WindowError};
 mod timer;
 
 pub(super) use timer::Timer;
+mod guarded;
+
+pub(crate) use guarded::{cannot_fault, copy_from_mapping, copy_to_mapping};
 
 pub(crate) use crate::tube::packet::PacketTransport as Transport;
 
@@ -67,7 +70,8 @@ pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(std::fs::read_link(link)?.as_os_str() == "anon_inode:[eventfd]")
 }
 
-/// Anonymous memory of `size` bytes that can neither shrink nor grow from here on.
+/// Anonymous memory of `size` bytes that can neither shrink nor grow from here on. Nor can it be
+/// sealed further: whoever is handed it could take writing away from all who map it later.
 pub(crate) fn create_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Memory that is never run: MFD_NOEXEC_SEAL says so for good, where the kernel knows it.
@@ -76,7 +80,7 @@ pub(crate) fn create_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd>
         other => other?,
     };
     rustix::fs::ftruncate(&fd, size)?;
-    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(fd)
 }
 
@@ -108,17 +112,21 @@ pub(crate) fn written_extents(
     Ok(extents)
 }
 
-/// How sockets that carry tubes keep messages apart.
-pub(crate) const SOCKET_TYPE: SocketType = SocketType::SEQPACKET;
 /// Punches a hole over all of it: holes read as zero.
 pub(crate) fn give_back(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     Ok(rustix::fs::fallocate(fd, hole, 0, size)?)
 }
 
-/// A socket of the kind that carries tubes.
-pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
-    rustix::net::socket_with(crate::tube::FAMILY, SOCKET_TYPE, SocketFlags::CLOEXEC, None)
+/// The kind of socket that carries tubes.
+pub(crate) const TUBE_SOCKET: SocketType = SocketType::SEQPACKET;
+
+/// Most bytes of a socket's path: `sun_path` without its last NUL.
+pub(crate) const MAX_SOCKET_PATH: usize = 107;
+
+/// A local socket that closes on exec.
+pub(crate) fn socket(kind: SocketType) -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
 }
 
 /// The next connection of a listening socket.

@@ -2,70 +2,49 @@
 //! its clients).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix};
+use rustix::net::SocketAddrUnix;
 
 use super::Tube;
+use crate::socket_file::{SocketFile, SocketFileError};
 use crate::sys;
 
 /// A socket in the file system that tubes connect to. Its file is removed on drop.
 #[derive(Debug)]
-pub struct Listener {
-    socket: OwnedFd,
-    path: PathBuf,
-}
+pub struct Listener(SocketFile);
 
 impl Listener {
-    /// Listens at `path`. A file that a dead listener left there is replaced.
+    /// Listens at `path`, in the place of a socket that nobody listens at.
     ///
     /// # Errors
-    /// `AddrInUse` when somebody listens there; `InvalidInput` for a path that is too long for a
-    /// socket address.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        let address = SocketAddrUnix::new(path)?;
-        let socket = sys::new_socket()?;
-        match rustix::net::bind(&socket, &address) {
-            Err(Errno::ADDRINUSE) => {
-                let probe = sys::new_socket()?;
-                if rustix::net::connect(&probe, &address) != Err(Errno::CONNREFUSED) {
-                    return Err(Errno::ADDRINUSE.into());
-                }
-                std::fs::remove_file(path)?;
-                rustix::net::bind(&socket, &address)?;
-            }
-            other => other?,
-        }
-        rustix::net::listen(&socket, 64)?;
-        Ok(Self { socket, path: path.to_owned() })
+    /// [`SocketFileError`].
+    pub fn bind(path: &Path) -> Result<Self, SocketFileError> {
+        SocketFile::listen_for_tubes(path).map(Self)
     }
 
-    /// Waits for the next peer.
+    /// Waits for the next peer. A shortage of descriptors or memory is waited out.
     ///
     /// # Errors
-    /// When the process is out of descriptors, or the socket was shut down.
+    /// When nobody can be served here any more.
     pub fn accept(&self) -> io::Result<Tube> {
-        loop {
-            match sys::accept(self.socket.as_fd()) {
-                Ok(fd) => return Ok(Tube::from_fd(fd)),
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.0.accept().map(Tube::from_fd)
+    }
+
+    /// The next peer, if one waits.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn try_accept(&self) -> io::Result<Option<Tube>> {
+        Ok(self.0.try_accept()?.map(Tube::from_fd))
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        self.0.as_fd()
     }
 }
 
@@ -76,7 +55,7 @@ impl Tube {
     /// `NotFound` or `ConnectionRefused` when nobody listens there.
     pub fn connect(path: &Path) -> io::Result<Self> {
         let address = SocketAddrUnix::new(path)?;
-        let socket = sys::new_socket()?;
+        let socket = sys::socket(sys::TUBE_SOCKET)?;
         loop {
             match rustix::net::connect(&socket, &address) {
                 Ok(()) => return Ok(Self::from_fd(socket)),
@@ -98,7 +77,7 @@ impl Tube {
         let kind = rustix::net::sockopt::socket_type(&fd)
             .map_err(|_| refuse("it is no socket".to_owned()))?;
         let family = rustix::net::getsockname(&fd)?.address_family();
-        if family != FAMILY || kind != sys::SOCKET_TYPE {
+        if family != rustix::net::AddressFamily::UNIX || kind != sys::TUBE_SOCKET {
             return Err(refuse(format!("it is a socket of another kind ({family:?}, {kind:?})")));
         }
         match rustix::net::getpeername(&fd) {
@@ -107,9 +86,6 @@ impl Tube {
         }
     }
 }
-
-/// The family of every socket of ours.
-pub(crate) const FAMILY: AddressFamily = AddressFamily::UNIX;
 
 #[cfg(test)]
 mod tests {

@@ -32,7 +32,6 @@ use crate::handles::Handles;
 use crate::sys;
 
 pub use handshake::{Agreed, HandshakeError};
-pub(crate) use listener::FAMILY;
 pub use listener::Listener;
 
 /// Largest message, header included: a batch of 4096 DMA entries of 24 bytes fits (apple-dma),

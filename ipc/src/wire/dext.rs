@@ -83,7 +83,13 @@ io_returns! {
     SUCCESS = 0, "kIOReturnSuccess";
     /// No memory left.
     NO_MEMORY = 0xe000_02bd, "kIOReturnNoMemory";
-    /// Too few scalars, a value out of range.
+    /// No place left for another one.
+    NO_RESOURCES = 0xe000_02be, "kIOReturnNoResources";
+    /// The kernel could not reach the dext.
+    IPC_ERROR = 0xe000_02bf, "kIOReturnIPCError";
+    /// The device is gone.
+    NO_DEVICE = 0xe000_02c0, "kIOReturnNoDevice";
+    /// Too few scalars, a value out of range; also whatever goes wrong with a memory map.
     BAD_ARGUMENT = 0xe000_02c2, "kIOReturnBadArgument";
     /// No such selector or client type.
     UNSUPPORTED = 0xe000_02c7, "kIOReturnUnsupported";
@@ -93,7 +99,9 @@ io_returns! {
     NOT_ALIGNED = 0xe000_02d0, "kIOReturnNotAligned";
     /// There already.
     STILL_OPEN = 0xe000_02d2, "kIOReturnStillOpen";
-    /// Not set up yet.
+    /// The device does not answer any more.
+    OFFLINE = 0xe000_02d7, "kIOReturnOffline";
+    /// Not set up yet; from a call that needs no setting up: the service has stopped.
     NOT_READY = 0xe000_02d8, "kIOReturnNotReady";
     /// The service is gone.
     NOT_ATTACHED = 0xe000_02d9, "kIOReturnNotAttached";
@@ -103,6 +111,8 @@ io_returns! {
     OVERRUN = 0xe000_02e8, "kIOReturnOverrun";
     /// No such thing.
     NOT_FOUND = 0xe000_02f0, "kIOReturnNotFound";
+    /// Of Mach's, not IOKit's: the connection's port is dead.
+    PORT_DEAD = 0x1000_0003, "MACH_SEND_INVALID_DEST";
 }
 
 impl fmt::Display for IoReturn {

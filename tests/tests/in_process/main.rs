@@ -83,7 +83,8 @@ fn guest_memory_comes_and_goes_as_the_container_says() {
     assert!(!s.fake().dma_write(at(), RAM_BASE + RAM, b"x"));
     let memory = SharedMemory::create("more", 0x10000).unwrap();
     let iova = RAM_BASE + RAM;
-    let region = GuestRegion { iova, size: 0x10000, memory, offset: 0, writable: false };
+    let region =
+        GuestRegion { iova, size: 0x10000, memory: memory.into(), offset: 0, writable: false };
     s.vmm.container.map(region).unwrap();
     assert!(s.fake().dma_read(at(), iova, &mut read));
     assert!(!s.fake().dma_write(at(), iova, b"x"), "it is the guest's ROM");

@@ -66,7 +66,8 @@ fn window(client: &mut Client, bar: u32) -> Window {
 }
 
 /// What a client found where.
-type Seen = Vec<(String, Vec<u8>)>;
+type One = (String, Vec<u8>);
+type Seen = Vec<One>;
 
 /// Everything of a function that a client can look at.
 fn look(client: &mut Client, function: &Function) -> Seen {
@@ -84,7 +85,8 @@ fn look(client: &mut Client, function: &Function) -> Seen {
 
 /// Where two differ, and what the second has there.
 fn differences(one: &Seen, other: &Seen) -> Vec<String> {
-    let differ = |((place, before), (_, after)): (&(String, Vec<u8>), &(String, Vec<u8>))| {
+    let differ = |(one, other): (&One, &One)| {
+        let ((place, before), (_, after)) = (one, other);
         let at = before.iter().zip(after).position(|(before, after)| before != after)?;
         Some(format!("{place}: +{at:#x}: {:x?}", &after[at..after.len().min(at + 8)]))
     };

@@ -190,7 +190,7 @@ mod tests {
     use crate::child::Isolation;
 
     /// What comes of a program that a child is to run.
-    fn start(program: &Path, arguments: &[String]) -> Result<Process, SpawnError> {
+    fn start(program: &Path, arguments: &[std::ffi::OsString]) -> Result<Process, SpawnError> {
         let (_ours, theirs) = ipc::Tube::pair().unwrap();
         let (_read, stderr) = stderr_pipe().unwrap();
         let inbox = ipc::MemoryInbox::new().unwrap();
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_is_no_command_line_is_refused_before_anything_is_made() {
-        let error = start(Path::new("/bin/true"), &["a\0b".to_owned()]).unwrap_err();
+        let error = start(Path::new("/bin/true"), &["a\0b".into()]).unwrap_err();
         assert_eq!(error.step, Step::CommandLine);
     }
 

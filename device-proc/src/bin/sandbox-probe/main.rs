@@ -11,6 +11,7 @@ mod linux;
 mod macos;
 
 use std::ffi::{c_int, c_long};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use cordon_device_proc::options::{Common, CommonOptions, UsageError, Windows};
@@ -24,6 +25,8 @@ use linux::{attempts, guest_memory};
 #[cfg(target_os = "macos")]
 use macos::{attempts, guest_memory};
 
+/// Output cannot be written: as `console` has it.
+const UNWRITTEN: c_int = 74;
 /// The attempt came back with an error.
 const REFUSED: c_int = 3;
 /// The attempt worked.
@@ -87,13 +90,13 @@ type Entry = (&'static str, fn(&Target) -> c_long);
 fn main() -> ExitCode {
     // On standard input, which leads nowhere otherwise: no role may have a descriptor more.
     if let Err(error) = guest_memory() {
-        eprintln!("sandbox-probe: no memory to map: {error}");
+        let _ = writeln!(std::io::stderr(), "sandbox-probe: no memory to map: {error}");
         return ExitCode::FAILURE;
     }
     match Attempt::parse().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sandbox-probe: {error}\n{USAGE}");
+            let _ = writeln!(std::io::stderr(), "sandbox-probe: {error}\n{USAGE}");
             ExitCode::from(2)
         }
     }
@@ -103,7 +106,10 @@ fn run(attempt: Attempt) -> Result<(), UsageError> {
     let Attempt { role, address, common, name, victim } = attempt;
     if role == "list" {
         for (name, _) in attempts() {
-            println!("{name}");
+            if writeln!(std::io::stdout(), "{name}").is_err() {
+                // Output that cannot be written, as every program of ours ends then.
+                std::process::exit(UNWRITTEN);
+            }
         }
         return Ok(());
     }

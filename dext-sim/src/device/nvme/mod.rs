@@ -20,6 +20,7 @@ use self::backend::Backend;
 use self::queue::{Completion, CompletionQueue, SubmissionQueue};
 use super::Model;
 use crate::config_space::{BarShape, MsixShape, Shape};
+use crate::dart::DartError;
 use crate::hardware::Hardware;
 
 const CAP: u64 = 0x00;
@@ -151,18 +152,25 @@ impl Controller {
         self.events = 0;
         self.features = [0; 256];
         self.enabled = false;
-        let doorbells = 8 * (usize::from(self.queues) + 1);
-        let _ = registers.copy_in(DOORBELLS, &vec![0; doorbells]);
+        self.clear_doorbells(registers);
         let _ = registers.store_u32(CSTS, 0);
     }
 
-    /// CC.EN = 1: the admin queues begin where the registers say.
+    fn clear_doorbells(&self, registers: &Window) {
+        let doorbells = 8 * (usize::from(self.queues) + 1);
+        let _ = registers.copy_in(DOORBELLS, &vec![0; doorbells]);
+    }
+
+    /// CC.EN = 1: the admin queues begin where the registers say, and at zero. A doorbell that was
+    /// rung before, by a guest that has not noticed a reset, is of queues that are no more: what it
+    /// points at may be anything by now, and so may be what its commands would write to.
     fn enable(&mut self, registers: &Window, configuration: u32) {
         let attributes = registers.read::<u32>(AQA).unwrap_or_default();
         let base = |at| registers.read::<u64>(at).unwrap_or_default();
         let (submission, completion) = (attributes & 0xfff, (attributes >> 16) & 0xfff);
         self.page = 4096 << ((configuration >> 7) & 0xf);
         self.enabled = true;
+        self.clear_doorbells(registers);
         let aligned = (base(ASQ) | base(ACQ)).is_multiple_of(4096);
         if submission == 0 || completion == 0 || !aligned || self.page > 4096 << 4 {
             let _ = registers.store_u32(CSTS, FATAL);
@@ -233,20 +241,29 @@ impl Controller {
                 command: command.id(),
                 status: status as u16,
             };
-            self.complete(usize::from(target), &completion, hardware);
+            if self.complete(usize::from(target), &completion, hardware).is_err() {
+                let _ = registers.store_u32(CSTS, FATAL);
+                break;
+            }
         }
         served
     }
 
-    fn complete(&mut self, number: usize, completion: &Completion, hardware: &Hardware) {
+    /// Tells the guest. A queue that cannot be written to is an error that no completion can tell.
+    fn complete(
+        &mut self,
+        number: usize,
+        completion: &Completion,
+        hardware: &Hardware,
+    ) -> Result<(), DartError> {
         let Some(queue) = self.completion.get_mut(number).and_then(Option::as_mut) else {
-            return;
+            return Ok(());
         };
-        if queue.post(completion, hardware).is_ok()
-            && let Some(vector) = queue.vector
-        {
+        queue.post(completion, hardware)?;
+        if let Some(vector) = queue.vector {
             hardware.raise(vector);
         }
+        Ok(())
     }
 
     /// An I/O command.
@@ -347,3 +364,6 @@ impl Model for Controller {
         let _ = registers.write(VS, 0x0001_0400u32);
     }
 }
+
+#[cfg(test)]
+mod tests;

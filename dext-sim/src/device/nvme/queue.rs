@@ -1,5 +1,7 @@
 //! Submission and completion queues: rings in guest memory.
 
+use std::sync::atomic::Ordering;
+
 use crate::dart::DartError;
 use crate::hardware::Hardware;
 
@@ -63,20 +65,28 @@ impl CompletionQueue {
         head < self.entries && (self.tail + 1) % self.entries != head
     }
 
-    /// Writes an entry, the word with the phase bit last.
+    /// Writes an entry: all of it as not there yet, then the byte with the phase bit. The guest
+    /// polls that bit, and copies to its memory are made of bytes in any order, so that everything
+    /// else must be there before and that byte is the only one that changes.
     pub(super) fn post(
         &mut self,
         completion: &Completion,
         hardware: &Hardware,
     ) -> Result<(), DartError> {
+        const PHASE_BYTE: usize = 14;
         let at = self.base.checked_add(16 * u64::from(self.tail)).ok_or(DartError::Fault)?;
-        let mut bytes = [0; 12];
+        let status = completion.status << 1;
+        let mut bytes = [0; 16];
         bytes[0..4].copy_from_slice(&completion.result.to_le_bytes());
         bytes[8..10].copy_from_slice(&completion.head.to_le_bytes());
         bytes[10..12].copy_from_slice(&completion.queue.to_le_bytes());
+        bytes[12..14].copy_from_slice(&completion.command.to_le_bytes());
+        bytes[14..16].copy_from_slice(&(status | u16::from(!self.phase)).to_le_bytes());
         hardware.dma_write(at, &bytes)?;
-        let status = u32::from(completion.status) << 17 | u32::from(self.phase) << 16;
-        hardware.dma_publish(at + 12, status | u32::from(completion.command))?;
+        // Data and entry are seen by whoever sees the bit.
+        std::sync::atomic::fence(Ordering::Release);
+        let [last, _] = (status | u16::from(self.phase)).to_le_bytes();
+        hardware.dma_write(at + PHASE_BYTE as u64, &[last])?;
         self.tail += 1;
         if self.tail == self.entries {
             self.tail = 0;

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
-use rustix::net::SocketType;
+use rustix::net::{AddressFamily, SocketType};
 use rustix::shm;
 
+mod guarded;
 mod mach;
 mod timer;
 
+pub(crate) use guarded::{cannot_fault, copy_from_mapping, copy_to_mapping};
 pub use mach::{MemoryEntry, MemoryInbox, MemoryPort};
 pub(crate) use mach::{map_again, put_again_under};
 pub(super) use timer::Timer;
@@ -105,12 +107,15 @@ pub(crate) fn give_back(_: BorrowedFd<'_>, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Sockets that carry tubes are streams: messages are framed by [`Transport`].
-pub(crate) const SOCKET_TYPE: SocketType = SocketType::STREAM;
+/// The kind of socket that carries tubes.
+pub(crate) const TUBE_SOCKET: SocketType = SocketType::STREAM;
 
-/// A socket of the kind that carries tubes.
-pub(crate) fn new_socket() -> Result<OwnedFd, Errno> {
-    let socket = rustix::net::socket(crate::tube::FAMILY, SOCKET_TYPE, None)?;
+/// Most bytes of a socket's path: `sun_path` without its last NUL.
+pub(crate) const MAX_SOCKET_PATH: usize = 103;
+
+/// A local socket that closes on exec.
+pub(crate) fn socket(kind: SocketType) -> Result<OwnedFd, Errno> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, kind, None)?;
     rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
     Ok(socket)
 }

@@ -4,12 +4,16 @@
 //! `cleanup-delay` and `no-msix`, which hold throughout. [`Faults::report`] says which fired, so
 //! that a test can show that its fault happened.
 
-use std::str::FromStr;
+mod ending;
+mod grammar;
+
 use std::time::Duration;
 
 use ipc::wire::dext::IoReturn;
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
+
+pub(crate) use self::ending::Ending;
 
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +24,9 @@ pub(crate) enum Fault {
     Delay { selector: u32, nth: u64, time: Duration },
     /// The program dies at the `nth` call of a selector.
     Die { selector: u32, nth: u64 },
+    /// The function that gets the `nth` call of a selector ends for all its clients, and comes back
+    /// after a time, if one is given.
+    End { selector: u32, nth: u64, ending: Ending, back: Option<Duration> },
     /// The `nth` completion of WaitInterrupt is lost.
     DropNotification { nth: u64 },
     /// The `nth` DMA registration comes back in pieces.
@@ -37,6 +44,7 @@ pub(crate) enum Verdict {
     Fail(IoReturn),
     Delay(Duration),
     Die,
+    End(Ending, Option<Duration>),
 }
 
 /// A fault and whether it happened.
@@ -96,6 +104,7 @@ impl Faults {
             Fault::Fail { selector, nth, .. }
             | Fault::Delay { selector, nth, .. }
             | Fault::Die { selector, nth }
+            | Fault::End { selector, nth, .. }
                 if selector == called =>
             {
                 Some(nth)
@@ -106,6 +115,7 @@ impl Faults {
             Some(Fault::Fail { code, .. }) => Verdict::Fail(code),
             Some(Fault::Delay { time, .. }) => Verdict::Delay(time),
             Some(Fault::Die { .. }) => Verdict::Die,
+            Some(Fault::End { ending, back, .. }) => Verdict::End(ending, back),
             _ => Verdict::Proceed,
         }
     }
@@ -156,56 +166,6 @@ impl Faults {
     }
 }
 
-/// A fault description that makes no sense.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FaultError {
-    #[error("unknown fault '{0}'")]
-    Kind(String),
-    #[error("fault {fault} needs {field}=NUMBER")]
-    Field { fault: String, field: &'static str },
-}
-
-impl FromStr for Fault {
-    type Err = FaultError;
-
-    fn from_str(text: &str) -> Result<Self, FaultError> {
-        let (kind, fields) = text.split_once(':').unwrap_or((text, ""));
-        let number = |field: &'static str| -> Result<u64, FaultError> {
-            let bad = || FaultError::Field { fault: kind.to_owned(), field };
-            let value = fields
-                .split(',')
-                .find_map(|part| part.strip_prefix(field)?.strip_prefix('='))
-                .ok_or_else(bad)?;
-            match value.strip_prefix("0x") {
-                Some(hex) => u64::from_str_radix(hex, 16),
-                None => value.parse(),
-            }
-            .map_err(|_| bad())
-        };
-        let narrow = |field| -> Result<u32, FaultError> {
-            let bad = |_| FaultError::Field { fault: kind.to_owned(), field };
-            u32::try_from(number(field)?).map_err(bad)
-        };
-        let time = || number("ms").map(Duration::from_millis);
-        Ok(match kind {
-            "fail" => Self::Fail {
-                selector: narrow("selector")?,
-                nth: number("nth")?,
-                code: IoReturn(narrow("code")?),
-            },
-            "delay" => {
-                Self::Delay { selector: narrow("selector")?, nth: number("nth")?, time: time()? }
-            }
-            "die" => Self::Die { selector: narrow("selector")?, nth: number("nth")? },
-            "drop-notification" => Self::DropNotification { nth: number("nth")? },
-            "fragment" => Self::Fragment { nth: number("nth")? },
-            "cleanup-delay" => Self::CleanupDelay { time: time()? },
-            "no-msix" => Self::NoMsix,
-            other => return Err(FaultError::Kind(other.to_owned())),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,12 +179,5 @@ mod tests {
         assert_eq!(faults.at_call(5), Verdict::Fail(IoReturn::NO_SPACE));
         assert_eq!(faults.at_call(5), Verdict::Proceed);
         assert_eq!(faults.report()[0].fired, 1);
-    }
-
-    #[test]
-    fn nonsense_is_named() {
-        assert_eq!("burn".parse::<Fault>(), Err(FaultError::Kind("burn".to_owned())));
-        let error = "delay:selector=1,nth=1".parse::<Fault>().unwrap_err();
-        assert_eq!(error, FaultError::Field { fault: "delay".to_owned(), field: "ms" });
     }
 }

@@ -1,0 +1,163 @@
+//! One connection: a registry look-up, or after `Open` one `io_connect_t`.
+//!
+//! Runs in a thread of its own. It distrusts the client, which may send anything, read nothing, and
+//! stay for as long as it likes once it has opened a function.
+
+use std::time::Duration;
+
+use ipc::event::Signaller;
+use ipc::wire::dext::{Client, IoReturn, MAX_SCALARS, Reply, Request};
+use ipc::wire::handshake::Role;
+use ipc::{Deadline, Handles, Tube, TubeError};
+use rustix::fs::{FileType, OFlags};
+
+use crate::limits::Admission;
+use crate::server::Registry;
+use crate::sys;
+use crate::user_client::UserClient;
+
+/// How long a client may take to take a reply.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client may be connected and have opened nothing.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most lines that one connection has in the log.
+const MAX_LINES: u32 = 8;
+
+/// One connection.
+pub(crate) struct Connection<'r> {
+    tube: Tube,
+    registry: &'r Registry,
+    peer: Client,
+    client: Option<UserClient>,
+    complaints: u32,
+    /// Held for its drop, after everything else.
+    _admission: Admission,
+}
+
+impl<'r> Connection<'r> {
+    pub(crate) fn new(
+        tube: Tube,
+        registry: &'r Registry,
+        process: Option<u32>,
+        admission: Admission,
+    ) -> Self {
+        let pid = process.unwrap_or(0);
+        let peer = Client { pid, name: process.map(sys::name).unwrap_or_default() };
+        Self { tube, registry, peer, client: None, complaints: 0, _admission: admission }
+    }
+
+    /// Serves the client until it is gone or out of step.
+    pub(crate) fn run(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+        let looking = Deadline::after(LOOKUP_TIMEOUT);
+        self.tube.handshake(Role::Dext, Role::DextClient, looking)?;
+        loop {
+            // A client that has opened a function may be silent for as long as it lives.
+            let forever = Deadline::after(Duration::MAX);
+            let deadline = if self.client.is_some() { forever } else { looking };
+            let received = match self.tube.receive::<Request>(deadline) {
+                Ok(received) => received,
+                Err(TubeError::Codec(error)) => {
+                    self.complain(&format!("malformed request: {error}"));
+                    self.reply(0, Err(IoReturn::BAD_ARGUMENT))?;
+                    continue;
+                }
+                Err(TubeError::Disconnected) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            };
+            self.handle(received.id, received.message, received.handles)?;
+        }
+    }
+
+    /// A line in the log, within the connection's budget.
+    fn complain(&mut self, what: &str) {
+        let Client { pid, name } = &self.peer;
+        if self.complaints < MAX_LINES {
+            tracing::warn!("client {pid} ({name}): {what}");
+        } else if self.complaints == MAX_LINES {
+            tracing::warn!("client {pid} ({name}): no more lines of this connection");
+        }
+        self.complaints = self.complaints.saturating_add(1);
+    }
+
+    fn handle(&mut self, id: u32, request: Request, handles: Handles) -> Result<(), TubeError> {
+        match request {
+            Request::Services => {
+                let services = Reply::Services(self.registry.services());
+                self.tube.send(id, &services, &[], Deadline::after(REPLY_TIMEOUT))
+            }
+            Request::Open { service, kind } => {
+                let opened = self.open(service, kind, handles);
+                self.reply(id, opened.map(|()| Vec::new()))
+            }
+            Request::Call { selector, inputs, outputs, backing } => {
+                let behind = backing.zip(handles.one().ok());
+                let room = usize::try_from(outputs).unwrap_or(usize::MAX).min(MAX_SCALARS);
+                let returned = scalars(&inputs)
+                    .and_then(|()| self.connected()?.call(selector, &inputs, room, behind));
+                self.reply(id, returned)
+            }
+            Request::CallAsync { selector, inputs } => {
+                let returned =
+                    scalars(&inputs).and_then(|()| self.connected()?.call_async(selector, &inputs));
+                self.reply(id, returned)
+            }
+            Request::Map { kind } => match self.connected().and_then(|client| client.map(kind)) {
+                Err(code) => self.reply(id, Err(failed_map(code))),
+                Ok(memory) => {
+                    use std::os::fd::AsFd as _;
+                    let outputs = vec![memory.size()];
+                    let reply = Reply::Return { code: IoReturn::SUCCESS, outputs };
+                    self.tube.send(id, &reply, &[memory.as_fd()], Deadline::after(REPLY_TIMEOUT))
+                }
+            },
+        }
+    }
+
+    fn open(&mut self, service: u64, kind: u32, handles: Handles) -> Result<(), IoReturn> {
+        let completion = handles.one().map_err(|_| IoReturn::BAD_ARGUMENT)?;
+        if self.client.is_some() {
+            return Err(IoReturn::STILL_OPEN);
+        }
+        if !can_be_signalled(&completion) {
+            self.complain("the descriptor for completions is no event that never blocks");
+            return Err(IoReturn::BAD_ARGUMENT);
+        }
+        let completion = Signaller::from_trusted(completion);
+        let opened = self.registry.open(service, kind, completion, self.peer.clone());
+        self.client = Some(opened?);
+        Ok(())
+    }
+
+    fn connected(&mut self) -> Result<&mut UserClient, IoReturn> {
+        self.client.as_mut().ok_or(IoReturn::NOT_OPEN)
+    }
+
+    fn reply(&mut self, id: u32, returned: Result<Vec<u64>, IoReturn>) -> Result<(), TubeError> {
+        let reply = match returned {
+            Ok(outputs) => Reply::Return { code: IoReturn::SUCCESS, outputs },
+            Err(code) => Reply::Return { code, outputs: Vec::new() },
+        };
+        self.tube.send(id, &reply, &[], Deadline::after(REPLY_TIMEOUT))
+    }
+}
+
+/// Whether a device may signal a descriptor: an eventfd, a pipe or a socket, none of which blocks
+/// it. A file could take any time, if its file system is served by the client.
+fn can_be_signalled(fd: &std::os::fd::OwnedFd) -> bool {
+    let nonblocking =
+        rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
+    let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    nonblocking && matches!(kind, Ok(FileType::Fifo | FileType::Socket | FileType::Unknown))
+}
+
+/// What IOConnectMapMemory64 says of what the dext said: the kernel's wrapper turns every failure
+/// into BadArgument. Only where the message does not even reach the kernel's side is it another.
+fn failed_map(code: IoReturn) -> IoReturn {
+    if code == IoReturn::PORT_DEAD { code } else { IoReturn::BAD_ARGUMENT }
+}
+
+fn scalars(inputs: &[u64]) -> Result<(), IoReturn> {
+    if inputs.len() <= MAX_SCALARS { Ok(()) } else { Err(IoReturn::BAD_ARGUMENT) }
+}

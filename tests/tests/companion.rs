@@ -116,6 +116,35 @@ fn c1_identity_and_registers() {
 }
 
 #[test]
+fn c1_1_its_config_space_is_that_of_a_device_with_one_memory_bar() {
+    let s = setup();
+    let read = |at: u32, length: usize| {
+        let mut bytes = vec![0xa5; length];
+        s.companion.config_read(at, &mut bytes).unwrap();
+        bytes
+    };
+    let write = |at: u32, bytes: &[u8]| s.companion.config_write(at, bytes).unwrap();
+    let fresh = read(0, 4096);
+    // Sized as any BAR is, and placed.
+    write(0x10, &[0xff; 4]);
+    assert_eq!(read(0x10, 4), 0xffff_f000u32.to_le_bytes());
+    write(0x10, &0xfeb0_0123u32.to_le_bytes());
+    assert_eq!(read(0x10, 4), 0xfeb0_0000u32.to_le_bytes());
+    // Memory space and bus mastering are all there is to switch on; nothing else can be written.
+    write(0x04, &[0xff; 4]);
+    assert_eq!(read(0x04, 4), [0x06, 0, 0, 0]);
+    for at in (0x14..0x3c).chain(0x40..0x100).step_by(4).chain([0x00, 0x08, 0xffc]) {
+        write(at, &[0xff; 4]);
+        let place = usize::try_from(at).unwrap();
+        assert_eq!(read(at, 4), fresh[place..place + 4], "{at:#x}");
+    }
+    assert_eq!((read(0xffe, 4)[2..].to_vec(), read(0x3d, 1)), (vec![0, 0], vec![0]));
+    assert_eq!(s.companion.config_write(0, &[0; 9]).unwrap_err().errno(), 22);
+    s.companion.reset().unwrap();
+    assert_eq!(read(0, 4096), fresh);
+}
+
+#[test]
 fn c1_4_batches_have_as_many_entries_as_configured() {
     assert_eq!(setup().guest().read(register::MAX_ENTRIES), 4096);
     let s = setup_with(CompanionConfig { max_entries: 2, ..guest_address() }, &[]);

@@ -1,10 +1,9 @@
 //! REGION_READ and REGION_WRITE: config space and trapped BAR access.
 
-use crate::config::VirtualConfig;
+use crate::config::Config;
 use crate::protocol::{Refusal, at_least, refuse};
 use cordon_vmm::PassthroughDevice;
 use cordon_vmm::device::CONFIG_REGION;
-use cordon_vmm::error::answered;
 
 /// What is accessed.
 struct Access {
@@ -76,7 +75,7 @@ pub(super) fn write_nothing(
 /// REGION_READ; the body of the answer.
 pub(super) fn read(
     device: &dyn PassthroughDevice,
-    config: &VirtualConfig,
+    config: &mut Config,
     body: &[u8],
     most: u32,
 ) -> Result<Vec<u8>, Refusal> {
@@ -93,9 +92,7 @@ pub(super) fn read(
     while !rest.is_empty() {
         let width = width(at, rest.len());
         let (now, later) = rest.split_at_mut(width);
-        if !answered(device.bar_read(access.bar(), at, now))? {
-            now.fill(0xff);
-        }
+        config.read_bar(device, access.bar(), at, now)?;
         at += width as u64;
         rest = later;
     }
@@ -105,7 +102,7 @@ pub(super) fn read(
 /// REGION_WRITE; the body of the answer.
 pub(super) fn write(
     device: &dyn PassthroughDevice,
-    config: &mut VirtualConfig,
+    config: &mut Config,
     body: &[u8],
     most: u32,
 ) -> Result<Vec<u8>, Refusal> {
@@ -123,7 +120,7 @@ pub(super) fn write(
     while !rest.is_empty() {
         let width = width(at, rest.len());
         let (now, later) = rest.split_at(width);
-        answered(device.bar_write(access.bar(), at, now))?;
+        config.write_bar(device, access.bar(), at, now)?;
         at += width as u64;
         rest = later;
     }

@@ -1,150 +1,206 @@
-//! Config space as a client sees it: the device's, with BAR registers of this side's making.
+//! Config space and MSI-X structures as a client sees them: `cordon_pci`'s model, over the device.
 //!
-//! The dext shows BAR registers without addresses, and drops what is written to them, since the
-//! host owns address decoding (P6.2). A client that sizes BARs the usual way (all ones written,
-//! mask read) finds here what a device would show.
+//! The model is made when a client first looks, from what the device shows then, and anew after the
+//! device was away: it was claimed and reset meanwhile, so nothing holds that the client had written.
+//! Whenever the model is as after a reset, the device is brought to where the client has it, since a
+//! claim and a reset of the host's leave it able to reach memory.
+//!
+//! The client is a VMM with emulation of its own (QEMU, cloud-hypervisor). It keeps MSI and MSI-X
+//! itself and asks for interrupts by SET_IRQS; it decodes BARs and maps windows itself, since it sees
+//! what its guest writes to COMMAND and the power state before anybody else does. So of the effects of
+//! a write these are carried out here: writes to the device, resets, and COMMAND's INTx disable
+//! ([`Config::intx_disabled`]).
 
-use ipc::wire::common::BarInfo;
+use cordon_pci::permission::Forward;
+use cordon_pci::registers::{CONFIG_SPACE, command};
+use cordon_pci::{ConfigError, ConfigSpace, Description, Effects, Options};
 
-use cordon_vmm::error::answered;
-use cordon_vmm::{DeviceError, PassthroughDevice};
+use cordon_vmm::error::{ErrorKind, answered};
+use cordon_vmm::{DeviceError, InterruptIndex, PassthroughDevice};
 
-const BARS: std::ops::Range<u32> = 0x10..0x28;
-const ROM: std::ops::Range<u32> = 0x30..0x34;
-
-/// The registers that are made up.
-#[derive(Debug)]
-pub(super) struct VirtualConfig {
-    registers: [u32; 6],
-    /// Bits of each register that can be written.
-    writable: [u32; 6],
-    /// Bits of each register that are fixed: the type.
-    fixed: [u32; 6],
+/// Config space and MSI-X structures of one client.
+#[derive(Debug, Default)]
+pub(super) struct Config {
+    space: Option<ConfigSpace>,
+    /// How often the device had come back when the model was made.
+    returns: u64,
 }
 
-impl VirtualConfig {
-    pub(super) fn new(bars: &[Option<BarInfo>; 6]) -> Self {
-        let (mut writable, mut fixed) = ([0; 6], [0; 6]);
-        for (number, info) in bars.iter().enumerate() {
-            let Some(info) = info.filter(|info| info.size > 0) else { continue };
-            let mask = !(info.size.next_power_of_two() - 1);
-            let halves = mask.to_le_bytes();
-            let [low, high] = [&halves[..4], &halves[4..]].map(word);
-            fixed[number] = info.kind.into();
-            writable[number] = low & if info.kind & BarInfo::IO != 0 { !0x3 } else { !0xf };
-            if info.kind & BarInfo::WIDTH_64 != 0 && number + 1 < 6 {
-                writable[number + 1] = high;
+impl Config {
+    /// The model, if the device is there.
+    fn of(
+        &mut self,
+        device: &dyn PassthroughDevice,
+    ) -> Result<Option<&mut ConfigSpace>, DeviceError> {
+        if !device.is_present() {
+            return Ok(None);
+        }
+        let returns = device.returns();
+        if self.space.is_none() || self.returns != returns {
+            (self.space, self.returns) = (None, returns);
+            let Some(space) = snapshot(device)? else { return Ok(None) };
+            if !restore(&space, device)? {
+                return Ok(None);
             }
+            self.space = Some(space);
         }
-        Self { registers: [0; 6], writable, fixed }
-    }
-
-    /// BAR registers as after a reset.
-    pub(super) fn reset(&mut self) {
-        self.registers = [0; 6];
-    }
-
-    fn byte(&self, at: u32) -> u8 {
-        if ROM.contains(&at) {
-            return 0;
-        }
-        let into = at - BARS.start;
-        let (number, byte) = ((into / 4) as usize, (into % 4) as usize);
-        (self.registers[number] & self.writable[number] | self.fixed[number]).to_le_bytes()[byte]
-    }
-
-    fn is_virtual(at: u32) -> bool {
-        BARS.contains(&at) || ROM.contains(&at)
+        Ok(self.space.as_mut())
     }
 
     /// Reads any range; a device that is gone reads as all ones.
     pub(super) fn read(
-        &self,
+        &mut self,
         device: &dyn PassthroughDevice,
         offset: u32,
         data: &mut [u8],
     ) -> Result<(), DeviceError> {
-        if !answered(device.config_read(offset, data))? {
+        let Some(space) = self.of(device)? else {
             data.fill(0xff);
             return Ok(());
-        }
-        for (at, byte) in (offset..).zip(data) {
-            if Self::is_virtual(at) {
-                *byte = self.byte(at);
-            }
+        };
+        let mut is_answered = true;
+        space.read_with(offset, data, |at, inside| {
+            is_answered = answered(device.config_read(at, inside))?;
+            Ok::<_, DeviceError>(())
+        })?;
+        if !is_answered {
+            data.fill(0xff);
         }
         Ok(())
     }
 
-    /// Writes any range: what is virtual here, the rest to the device, in pieces of 4, 2 and 1.
+    /// Writes any range, as far as a guest may (P6.4); a device that is gone drops it.
     pub(super) fn write(
         &mut self,
         device: &dyn PassthroughDevice,
         offset: u32,
         data: &[u8],
     ) -> Result<(), DeviceError> {
-        let (mut at, mut rest) = (offset, data);
-        while let Some((first, later)) = rest.split_first() {
-            if Self::is_virtual(at) {
-                self.store(at, *first);
-                (at, rest) = (at + 1, later);
-                continue;
-            }
-            let fits = |width: usize| {
-                let end = at + u32::try_from(width).unwrap_or_default();
-                rest.len() >= width
-                    && at % u32::try_from(width).unwrap_or(1) == 0
-                    && !(at..end).any(Self::is_virtual)
-            };
-            let width = [4, 2, 1].into_iter().find(|width| fits(*width)).unwrap_or(1);
-            let (now, later) = rest.split_at(width);
-            answered(device.config_write(at, now))?;
-            (at, rest) = (at + u32::try_from(width).unwrap_or_default(), later);
+        let Some(space) = self.of(device)? else { return Ok(()) };
+        let mut is_restored = true;
+        let written = space.write_with(offset, data, |space, effects| {
+            is_restored &= carry_out(space, device, effects)?;
+            Ok(())
+        });
+        if !is_restored {
+            self.space = None;
+        }
+        written
+    }
+
+    /// One access of 1, 2, 4 or 8 bytes to a BAR. The MSI-X table and the pending bits are the
+    /// model's: the host's are never shown.
+    pub(super) fn read_bar(
+        &mut self,
+        device: &dyn PassthroughDevice,
+        bar: u8,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        match self.of(device)? {
+            Some(space) if space.read_bar(bar, offset, data) => {}
+            Some(_) if answered(device.bar_read(bar, offset, data))? => {}
+            _ => data.fill(0xff),
         }
         Ok(())
     }
 
-    fn store(&mut self, at: u32, value: u8) {
-        if BARS.contains(&at) {
-            let into = at - BARS.start;
-            let register = &mut self.registers[(into / 4) as usize];
-            let mut bytes = register.to_le_bytes();
-            bytes[(into % 4) as usize] = value;
-            *register = u32::from_le_bytes(bytes);
+    /// One access of 1, 2, 4 or 8 bytes to a BAR. What is written to the MSI-X table is kept, and
+    /// nothing more: the client asks for interrupts otherwise.
+    pub(super) fn write_bar(
+        &mut self,
+        device: &dyn PassthroughDevice,
+        bar: u8,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), DeviceError> {
+        let Some(space) = self.of(device)? else { return Ok(()) };
+        if space.write_bar(bar, offset, data).is_none() {
+            answered(device.bar_write(bar, offset, data))?;
+        }
+        Ok(())
+    }
+
+    /// The device was reset by a command of its own.
+    pub(super) fn reset(&mut self, device: &dyn PassthroughDevice) -> Result<(), DeviceError> {
+        let Some(space) = &mut self.space else { return Ok(()) };
+        // Of its effects, `restore` does the one that is left to do.
+        let _ = space.reset();
+        if !restore(space, device)? {
+            self.space = None;
+        }
+        Ok(())
+    }
+
+    /// Whether the guest forbids INTx, by COMMAND.
+    pub(super) fn intx_disabled(&self) -> bool {
+        self.space.as_ref().is_some_and(|space| space.command() & command::INTX_DISABLE != 0)
+    }
+}
+
+/// The model of what the device shows now; `None` if nobody answers.
+fn snapshot(device: &dyn PassthroughDevice) -> Result<Option<ConfigSpace>, DeviceError> {
+    let mut config = vec![0; CONFIG_SPACE];
+    if !answered(device.config_read(0, &mut config))? {
+        return Ok(None);
+    }
+    let vectors = device.interrupt_info(InterruptIndex::Msi).count;
+    let described = Description {
+        config: &config,
+        bars: device.info().pci_bars(),
+        vectors: u16::try_from(vectors).unwrap_or(u16::MAX),
+    };
+    match ConfigSpace::new(&described, Options::vfio_user()) {
+        Ok(space) => Ok(Some(space)),
+        Err(ConfigError::Absent) => Ok(None),
+        Err(error) => {
+            let message = format!("{}: {error}", device.info().name);
+            Err(DeviceError::new(ErrorKind::NotSupported, message))
         }
     }
 }
 
-fn word(bytes: &[u8]) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[..4]);
-    u32::from_le_bytes(word)
+/// What a write comes to, in the order that [`Effects`] gives; `false` if a device that was reset could
+/// not be restored.
+fn carry_out(
+    space: &ConfigSpace,
+    device: &dyn PassthroughDevice,
+    effects: &Effects,
+) -> Result<bool, DeviceError> {
+    forward(device, &effects.forwards)?;
+    if effects.reset.is_none() {
+        return Ok(true);
+    }
+    let done = answered(device.reset());
+    // Also where it failed: the guest believes the device to be as after a reset.
+    let is_restored = restore(space, device)?;
+    match done {
+        // No bus has an answer that says so, and what comes next finds no time left either.
+        Err(error) if error.kind() == ErrorKind::TimedOut => {
+            tracing::warn!("{}: a reset that its guest asked for: {error}", device.info().name);
+            Ok(is_restored)
+        }
+        done => done.map(|_| is_restored),
+    }
+}
+
+/// Brings a device that was claimed or reset anew to where the client has it; `false` if nobody
+/// answered.
+fn restore(space: &ConfigSpace, device: &dyn PassthroughDevice) -> Result<bool, DeviceError> {
+    forward(device, &space.replay())
+}
+
+/// Writes to the device, in order; `false` if nobody answered one of them.
+fn forward(device: &dyn PassthroughDevice, all: &[Forward]) -> Result<bool, DeviceError> {
+    let mut is_answered = true;
+    for one in all {
+        let value = one.value.to_le_bytes();
+        let data = value.get(..one.width.into()).unwrap_or(&value);
+        is_answered &= answered(device.config_write(one.offset.into(), data))?;
+    }
+    Ok(is_answered)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sized(kind: u8, size: u64) -> [u32; 2] {
-        let mut bars = [None; 6];
-        bars[2] = Some(BarInfo { memory_index: 0, size, kind });
-        let mut config = VirtualConfig::new(&bars);
-        for at in 0x18..0x20 {
-            config.store(at, 0xff);
-        }
-        [0x18, 0x1c].map(|at| {
-            let bytes: Vec<u8> = (at..at + 4).map(|at| config.byte(at)).collect();
-            word(&bytes)
-        })
-    }
-
-    #[test]
-    fn sizing_shows_mask_and_type() {
-        assert_eq!(sized(0, 0x1000), [0xffff_f000, 0]);
-        assert_eq!(sized(BarInfo::IO, 64), [0xffff_ffc1, 0]);
-        let wide = BarInfo::WIDTH_64 | BarInfo::PREFETCHABLE;
-        assert_eq!(sized(wide, 1 << 20), [0xfff0_000c, 0xffff_ffff]);
-        assert_eq!(sized(wide, 1 << 33), [0x0000_000c, 0xffff_fffe]);
-        assert_eq!(sized(0, 0), [0, 0]);
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

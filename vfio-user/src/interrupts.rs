@@ -1,5 +1,8 @@
 //! DEVICE_SET_IRQS: the client's events. They go to the function process, which signals them
 //! itself; nothing of an interrupt passes through here.
+//!
+//! INTx is held back while the client masks it, and while the guest forbids it by COMMAND: either is
+//! enough, and an UNMASK of the client's does not undo the guest's.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -8,9 +11,9 @@ use ipc::event::Signaller;
 use ipc::wire::function::InterruptIndex;
 
 use crate::protocol::{Refusal, at_least, refuse};
-use cordon_vmm::PassthroughDevice;
 use cordon_vmm::device::InterruptSetup;
-use cordon_vmm::error::answered;
+use cordon_vmm::error::{ErrorKind, answered};
+use cordon_vmm::{DeviceError, PassthroughDevice};
 
 const DATA_NONE: u32 = 1;
 const DATA_BOOL: u32 = 1 << 1;
@@ -23,12 +26,43 @@ const TRIGGER: u32 = 1 << 5;
 pub(super) struct Events {
     most: usize,
     held: BTreeSet<(u8, u16)>,
+    /// The client masked INTx.
+    intx_masked: bool,
+    /// The guest forbade it, and it is held back for that.
+    intx_disabled: bool,
 }
 
 impl Events {
     /// None yet, and at most so many.
     pub(super) fn new(most: usize) -> Self {
-        Self { most, held: BTreeSet::new() }
+        Self { most, held: BTreeSet::new(), intx_masked: false, intx_disabled: false }
+    }
+
+    fn uses_intx(&self) -> bool {
+        self.held.contains(&(InterruptIndex::Intx as u8, 0))
+    }
+
+    /// COMMAND forbids INTx, or does not any more. What cannot be done is tried again when it is
+    /// called again.
+    pub(super) fn disable_intx(
+        &mut self,
+        device: &dyn PassthroughDevice,
+        disabled: bool,
+    ) -> Result<(), DeviceError> {
+        let setup = match (disabled, self.intx_disabled) {
+            (true, false) => InterruptSetup::Mask,
+            (false, true) => InterruptSetup::Unmask,
+            _ => return Ok(()),
+        };
+        if self.uses_intx() && !self.intx_masked {
+            match answered(device.set_interrupts(InterruptIndex::Intx, setup)) {
+                // It is no part of what the client asked for, and the client waits.
+                Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(()),
+                done => done.map(drop)?,
+            }
+        }
+        self.intx_disabled = disabled;
+        Ok(())
     }
 
     /// Carries out one SET_IRQS. Descriptors that it does not speak of are closed.
@@ -55,6 +89,7 @@ impl Events {
         // An index without vectors may still be switched off.
         if flags == DATA_NONE | TRIGGER && start == 0 && count == 0 {
             self.held.retain(|(held, _)| *held != index as u8);
+            self.intx_masked &= self.uses_intx();
             return Ok(device.set_interrupts(index, InterruptSetup::Disable)?);
         }
         if count == 0 {
@@ -70,12 +105,12 @@ impl Events {
                 };
                 let chosen = (start..).zip(data).filter(|(_, byte)| **byte != 0);
                 for (vector, _) in chosen {
-                    act(device, index, flags & !DATA_BOOL, vector, 1, &said)?;
+                    self.act(device, index, flags & !DATA_BOOL, vector, 1, &said)?;
                 }
                 Ok(())
             }
             _ if flags & (DATA_NONE | DATA_BOOL | DATA_EVENTFD) == DATA_NONE => {
-                act(device, index, flags & !DATA_NONE, start, count, &said)
+                self.act(device, index, flags & !DATA_NONE, start, count, &said)
             }
             _ => refuse(libc::EINVAL, format!("{said}: flags that do not go together")),
         }
@@ -112,6 +147,40 @@ impl Events {
         };
         device.set_interrupts(index, InterruptSetup::Assign { start, signallers })?;
         self.held = held;
+        if index == InterruptIndex::Intx {
+            // One that is assigned anew is not masked.
+            self.intx_masked = false;
+            if self.intx_disabled && self.uses_intx() {
+                answered(device.set_interrupts(index, InterruptSetup::Mask))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn act(
+        &mut self,
+        device: &dyn PassthroughDevice,
+        index: InterruptIndex,
+        action: u32,
+        start: u16,
+        count: u16,
+        said: &str,
+    ) -> Result<(), Refusal> {
+        let setup = match action {
+            TRIGGER => InterruptSetup::Trigger { start, count },
+            MASK => InterruptSetup::Mask,
+            UNMASK => InterruptSetup::Unmask,
+            _ => return refuse(libc::EINVAL, format!("{said}: one action is needed")),
+        };
+        let of_intx = index == InterruptIndex::Intx && self.uses_intx();
+        let held_back = of_intx && action == UNMASK && self.intx_disabled;
+        if !held_back {
+            // Nobody answers on a bus without the device, and nobody minds.
+            answered(device.set_interrupts(index, setup))?;
+        }
+        if of_intx && action != TRIGGER {
+            self.intx_masked = action == MASK;
+        }
         Ok(())
     }
 }
@@ -126,21 +195,87 @@ fn taken(vector: u16, descriptor: OwnedFd, said: &str) -> Result<Option<Signalle
     }
 }
 
-fn act(
-    device: &dyn PassthroughDevice,
-    index: InterruptIndex,
-    action: u32,
-    start: u16,
-    count: u16,
-    said: &str,
-) -> Result<(), Refusal> {
-    let setup = match action {
-        TRIGGER => InterruptSetup::Trigger { start, count },
-        MASK => InterruptSetup::Mask,
-        UNMASK => InterruptSetup::Unmask,
-        _ => return refuse(libc::EINVAL, format!("{said}: one action is needed")),
-    };
-    // Nobody answers on a bus without the device, and nobody minds.
-    answered(device.set_interrupts(index, setup))?;
-    Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Call, Fake};
+    use Call::{Assign, Disable, Mask, Trigger, Unmask};
+    use InterruptIndex::{Intx, Msix};
+
+    fn events() -> (Fake, Events) {
+        (Fake::new(vec![0; 4096], [None; 6]), Events::new(8))
+    }
+
+    fn set(fake: &Fake, events: &mut Events, flags: u32, index: u32, count: u32) {
+        let body: Vec<u8> =
+            [20, flags, index, 0, count].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+        let descriptor = || {
+            let signaller = ipc::Event::new().unwrap().signaller().unwrap();
+            std::os::fd::AsFd::as_fd(&signaller).try_clone_to_owned().unwrap()
+        };
+        let install = flags == DATA_EVENTFD | TRIGGER;
+        let descriptors = (0..count).filter(|_| install).map(|_| descriptor()).collect();
+        events.set(fake, &body, descriptors).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    }
+
+    const INSTALL: u32 = DATA_EVENTFD | TRIGGER;
+
+    #[test]
+    fn command_holds_intx_back_whatever_the_client_does_meanwhile() {
+        let (fake, mut events) = events();
+        events.disable_intx(&fake, true).unwrap();
+        assert_eq!(fake.calls(), [], "there is no line yet");
+        set(&fake, &mut events, INSTALL, 0, 1);
+        assert_eq!(fake.calls(), [Assign(Intx), Mask(Intx)]);
+        // The end of an interrupt that came before.
+        set(&fake, &mut events, DATA_NONE | UNMASK, 0, 1);
+        assert_eq!(fake.calls(), []);
+        events.disable_intx(&fake, true).unwrap();
+        events.disable_intx(&fake, false).unwrap();
+        events.disable_intx(&fake, false).unwrap();
+        assert_eq!(fake.calls(), [Unmask(Intx)]);
+        set(&fake, &mut events, DATA_NONE | UNMASK, 0, 1);
+        assert_eq!(fake.calls(), [Unmask(Intx)]);
+    }
+
+    #[test]
+    fn what_the_client_masked_stays_masked_when_command_allows_it_again() {
+        let (fake, mut events) = events();
+        set(&fake, &mut events, INSTALL, 0, 1);
+        set(&fake, &mut events, DATA_NONE | MASK, 0, 1);
+        events.disable_intx(&fake, true).unwrap();
+        events.disable_intx(&fake, false).unwrap();
+        assert_eq!(fake.calls(), [Assign(Intx), Mask(Intx)]);
+        set(&fake, &mut events, DATA_NONE | UNMASK, 0, 1);
+        assert_eq!(fake.calls(), [Unmask(Intx)]);
+        // Until it is taken away.
+        set(&fake, &mut events, DATA_NONE | MASK, 0, 1);
+        set(&fake, &mut events, DATA_NONE | TRIGGER, 0, 0);
+        set(&fake, &mut events, INSTALL, 0, 1);
+        fake.calls();
+        events.disable_intx(&fake, true).unwrap();
+        events.disable_intx(&fake, false).unwrap();
+        assert_eq!(fake.calls(), [Mask(Intx), Unmask(Intx)]);
+    }
+
+    #[test]
+    fn command_is_about_intx_only() {
+        let (fake, mut events) = events();
+        set(&fake, &mut events, INSTALL, 2, 2);
+        events.disable_intx(&fake, true).unwrap();
+        set(&fake, &mut events, DATA_NONE | TRIGGER, 2, 2);
+        set(&fake, &mut events, DATA_NONE | TRIGGER, 2, 0);
+        assert_eq!(fake.calls(), [Assign(Msix), Trigger(Msix), Disable(Msix)]);
+    }
+
+    #[test]
+    fn a_device_that_is_gone_minds_nothing() {
+        let (fake, mut events) = events();
+        set(&fake, &mut events, INSTALL, 0, 1);
+        fake.goes_away();
+        events.disable_intx(&fake, true).unwrap();
+        fake.comes_back();
+        events.disable_intx(&fake, false).unwrap();
+        assert_eq!(fake.calls(), [Assign(Intx), Unmask(Intx)]);
+    }
 }

@@ -35,6 +35,8 @@ mod access;
 mod config;
 mod dma;
 mod entrance;
+#[cfg(test)]
+mod fake;
 mod files;
 mod handover;
 mod info;

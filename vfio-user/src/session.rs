@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Instant;
 
-use crate::config::VirtualConfig;
+use crate::config::Config;
 use crate::dma::Maps;
 use crate::handover::Handover;
 use crate::interrupts::Events;
@@ -24,7 +24,7 @@ pub(super) struct Session<'d> {
     container: &'d Container,
     handover: &'d mut Handover,
     options: Options,
-    config: VirtualConfig,
+    config: Config,
     maps: Maps,
     events: Events,
     reports: Reports,
@@ -61,7 +61,7 @@ impl<'d> Session<'d> {
             container,
             handover,
             options,
-            config: VirtualConfig::new(&device.info().bars),
+            config: Config::default(),
             maps: Maps::new(options),
             events: Events::new(options.budget.events),
             reports: Reports::new(options.budget.reports, Instant::now()),
@@ -164,14 +164,33 @@ impl<'d> Session<'d> {
             command::REGION_WRITE if self.is_stale() => {
                 access::write_nothing(device, &body, most)?.into()
             }
-            command::REGION_READ => access::read(device, &self.config, &body, most)?.into(),
-            command::REGION_WRITE => access::write(device, &mut self.config, &body, most)?.into(),
-            command::RESET => {
-                device.reset()?;
-                self.config.reset();
-                Answer::default()
+            command::REGION_READ | command::REGION_WRITE | command::RESET => {
+                let done = self.access(header.command, device, &body, most);
+                // As COMMAND is now, also where the rest of it failed.
+                self.events.disable_intx(device, self.config.intx_disabled())?;
+                done?
             }
             other => return refuse(libc::EOPNOTSUPP, format!("command {other} is not served")),
+        })
+    }
+
+    /// What the device itself does, or the model of its config space.
+    fn access(
+        &mut self,
+        command: u16,
+        device: &Timed<'_>,
+        body: &[u8],
+        most: u32,
+    ) -> Result<Answer, Refusal> {
+        let config = &mut self.config;
+        Ok(match command {
+            command::REGION_READ => access::read(device, config, body, most)?.into(),
+            command::REGION_WRITE => access::write(device, config, body, most)?.into(),
+            _ => {
+                device.reset()?;
+                config.reset(device)?;
+                Answer::default()
+            }
         })
     }
 

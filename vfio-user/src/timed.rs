@@ -90,6 +90,14 @@ impl PassthroughDevice for Timed<'_> {
         self.device.interrupt_info(index)
     }
 
+    fn is_present(&self) -> bool {
+        self.device.is_present()
+    }
+
+    fn returns(&self) -> u64 {
+        self.device.returns()
+    }
+
     fn deadline(&self) -> Deadline {
         self.deadline
     }
@@ -132,7 +140,11 @@ impl PassthroughDevice for Timed<'_> {
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
-        self.in_time(|device| device.reset())
+        self.reset_before(self.deadline)
+    }
+
+    fn reset_before(&self, deadline: Deadline) -> Result<(), DeviceError> {
+        self.in_time(|device| device.reset_before(deadline.min(self.deadline)))
     }
 
     fn quiesce(&self) -> Result<(), DeviceError> {

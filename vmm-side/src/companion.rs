@@ -1,10 +1,14 @@
 //! The DMA companion: a paravirtual PCI device beside a passed-through function, by which its guest
 //! maps memory for it where the platform chooses bus addresses (C1 to C5, P10).
 //!
-//! Here are its identity, config space and registers. Its doorbell is a request to the function
-//! process, which alone reads what the guest wrote.
+//! Here are its identity, config space and registers; config space is `cordon_pci`'s model of a device
+//! that exists only here. Its doorbell is a request to the function process, which alone reads what the
+//! guest wrote.
 
 use std::sync::Arc;
+
+use cordon_pci::header::Header;
+use cordon_pci::{ConfigError, ConfigSpace, Description, Options};
 
 use ipc::wire::common::{BarInfo, Identity};
 pub use ipc::wire::function::Layout;
@@ -53,8 +57,6 @@ pub mod register {
 const VERSION: u32 = 2;
 /// An entry, or all of them, failed (C2.2).
 const IO_ERROR: u32 = 1;
-/// Bits of COMMAND that a guest may set: memory space and bus mastering.
-const COMMAND: u16 = 0b110;
 
 /// What a companion is configured to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,13 +88,21 @@ impl CompanionConfig {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Registers {
+    config: ConfigSpace,
     status: u32,
     page: Option<u64>,
-    command: u16,
     /// A doorbell, or a release, is being carried out.
     busy: bool,
+}
+
+/// Config space of the companion whose BARs are those of `info` (C1.1).
+fn config_space(info: &DeviceInfo) -> Result<ConfigSpace, ConfigError> {
+    let header = Header { vendor: VENDOR, device: DEVICE, class: CLASS, ..Header::default() };
+    let config = header.to_bytes();
+    let described = Description { config: &config, bars: info.pci_bars(), vectors: 0 };
+    ConfigSpace::new(&described, Options::synthetic())
 }
 
 /// A companion.
@@ -112,6 +122,10 @@ impl Companion {
     pub(crate) fn new(config: CompanionConfig, device: Arc<Function>) -> Result<Self, DeviceError> {
         let entries = config.entries()?;
         let address = device.address();
+        let info = describe(address);
+        let space = config_space(&info).map_err(|error| {
+            DeviceError::invalid(format!("{}: its config space: {error}", info.name))
+        })?;
         let (container, connection) = (device.container(), device.connection_handle());
         container.share(address, connection, Some(device.reader()))?;
         let set = device.set_companion(Some((config.layout, entries)));
@@ -119,12 +133,8 @@ impl Companion {
             let _ = container.share(address, connection, None);
         }
         set?;
-        let mut bars = [None; 6];
-        bars[0] = Some(BarInfo { memory_index: 0, size: BAR_SIZE, kind: 0 });
-        let identity = Identity { address, vendor: VENDOR, device: DEVICE, class: CLASS };
-        let name = format!("dma-companion-0000:{address}");
-        let info = DeviceInfo { name, identity, bars, msix: None, resettable: true };
-        let (registers, done) = (Mutex::default(), Condvar::new());
+        let registers = Registers { config: space, status: 0, page: None, busy: false };
+        let (registers, done) = (Mutex::new(registers), Condvar::new());
         Ok(Self { config, entries, device, info, registers, done })
     }
 
@@ -191,23 +201,25 @@ impl Companion {
     fn release(&self) -> Result<(), DeviceError> {
         self.alone(self.deadline(), || self.device.connection().release_dma(self.device.address()))
     }
+}
 
-    fn config_byte(&self, at: u32) -> u8 {
-        let word = |value: u32, first: u32| {
-            value.to_le_bytes().get((at - first) as usize).copied().unwrap_or_default()
-        };
-        match at {
-            0x00..=0x03 => word(u32::from(VENDOR) | u32::from(DEVICE) << 16, 0),
-            0x04..=0x05 => word(self.registers.lock().command.into(), 0x04),
-            0x08..=0x0b => word(CLASS << 8, 0x08),
-            _ => 0,
-        }
-    }
+/// The companion of the function at `address`, as a device of its own.
+fn describe(address: PciAddress) -> DeviceInfo {
+    let mut bars = [None; 6];
+    bars[0] = Some(BarInfo { memory_index: 0, size: BAR_SIZE, kind: 0 });
+    let identity = Identity { address, vendor: VENDOR, device: DEVICE, class: CLASS };
+    let name = format!("dma-companion-0000:{address}");
+    DeviceInfo { name, identity, bars, msix: None, resettable: true }
 }
 
 impl PassthroughDevice for Companion {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// It answers by itself, also while its function is away: a doorbell is an error then.
+    fn is_present(&self) -> bool {
+        true
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, DeviceError> {
@@ -222,20 +234,22 @@ impl PassthroughDevice for Companion {
     fn access(&self, access: Access, deadline: Deadline) -> Result<u64, DeviceError> {
         let Access { space, offset, width, write, value } = access;
         if !(1..=8).contains(&width) {
-            let message = format!("{}: access of {width} bytes", self.info.name);
-            return Err(DeviceError::invalid(message));
+            return Err(self.refuse(&format!("access of {width} bytes")));
         }
         match (space, write) {
             (Space::Config, false) => {
                 let mut bytes = [0; 8];
                 let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-                for (number, byte) in (0u32..).zip(&mut bytes[..usize::from(width)]) {
-                    *byte = self.config_byte(offset.saturating_add(number));
-                }
+                self.registers.lock().config.overlay(offset, &mut bytes[..usize::from(width)]);
                 Ok(u64::from_le_bytes(bytes))
             }
             (Space::Config, true) => {
-                self.write_config(offset, &value.to_le_bytes()[..usize::from(width)]);
+                let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+                let data = &value.to_le_bytes()[..usize::from(width)];
+                // Nothing follows from it here: no device is behind it, and where its BAR is decoded is
+                // the business of whoever emulates the bus.
+                let written = self.registers.lock().config.write(offset, data);
+                written.map_err(|error| self.refuse(&error.to_string()))?;
                 Ok(0)
             }
             (Space::Bar(bar), _) => {
@@ -254,9 +268,7 @@ impl PassthroughDevice for Companion {
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8], _: Deadline) -> Result<(), DeviceError> {
-        for (number, byte) in (0u32..).zip(data) {
-            *byte = self.config_byte(offset.saturating_add(number));
-        }
+        self.registers.lock().config.overlay(offset, data);
         Ok(())
     }
 
@@ -281,8 +293,8 @@ impl PassthroughDevice for Companion {
     fn reset(&self) -> Result<(), DeviceError> {
         {
             let mut registers = self.registers.lock();
-            let busy = registers.busy;
-            *registers = Registers { busy, ..Registers::default() };
+            let _ = registers.config.reset();
+            (registers.status, registers.page) = (0, None);
         }
         self.release()
     }
@@ -299,22 +311,11 @@ impl Companion {
         if bar == 0 && end.is_some_and(|end| end <= BAR_SIZE) {
             return Ok(());
         }
-        let name = &self.info.name;
-        let message = format!("{name}: BAR {bar}: access of {length} bytes at {offset:#x}");
-        Err(DeviceError::invalid(message))
+        Err(self.refuse(&format!("BAR {bar}: access of {length} bytes at {offset:#x}")))
     }
 
-    fn write_config(&self, offset: u64, data: &[u8]) {
-        let mut registers = self.registers.lock();
-        let mut command = registers.command.to_le_bytes();
-        for (number, byte) in (0u64..).zip(data) {
-            match offset.saturating_add(number) {
-                0x04 => command[0] = *byte,
-                0x05 => command[1] = *byte,
-                _ => {}
-            }
-        }
-        registers.command = u16::from_le_bytes(command) & COMMAND;
+    fn refuse(&self, why: &str) -> DeviceError {
+        DeviceError::invalid(format!("{}: {why}", self.info.name))
     }
 
     fn read_register(&self, offset: u64) -> u32 {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cordon_pci::{Bar, BarKind};
 use ipc::event::Signaller;
 use ipc::wire::common::{BarInfo, Identity, MsixInfo};
 use ipc::wire::function::{Access, CONFIG_SPACE, InterruptIndex, Space};
@@ -37,6 +38,19 @@ pub struct DeviceInfo {
     pub resettable: bool,
 }
 
+impl DeviceInfo {
+    /// Its BARs as a model of config space takes them.
+    #[must_use]
+    pub fn pci_bars(&self) -> [Option<Bar>; 6] {
+        self.bars.map(|bar| bar.map(pci_bar))
+    }
+}
+
+/// A BAR as the dext describes it, for a model.
+pub(crate) fn pci_bar(info: BarInfo) -> Bar {
+    Bar { size: info.size, kind: BarKind::from_bits(info.kind) }
+}
+
 /// A region of a device (P3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RegionInfo {
@@ -68,9 +82,9 @@ pub struct InterruptInfo {
 pub struct BarMemory {
     /// BAR number.
     pub bar: u8,
-    /// Where in the BAR it begins; a multiple of 16 KiB.
+    /// Where in the BAR it begins; a multiple of the host's page size (P7.7).
     pub offset: u64,
-    /// Bytes; a multiple of 16 KiB.
+    /// Bytes; a multiple of the host's page size.
     pub length: u64,
     /// The memory; a descriptor of it is sealed against shrinking.
     pub memory: DeviceMemory,
@@ -140,6 +154,23 @@ pub trait PassthroughDevice: Send + Sync {
 
     /// An interrupt index (P4).
     fn interrupt_info(&self, index: InterruptIndex) -> InterruptInfo;
+
+    /// Whether somebody answers for it: asked before anything is answered in its place, since a
+    /// device that is gone reads as all ones throughout. Waits for nobody where that is known without
+    /// asking the device, which the provided method does.
+    fn is_present(&self) -> bool {
+        let mut vendor = [0xff; 2];
+        match self.config_read(0, &mut vendor) {
+            Ok(()) => vendor != [0xff; 2],
+            Err(error) => !error.is_absent(),
+        }
+    }
+
+    /// Counts how often it went away and came back. Each time it was claimed and reset, so that its
+    /// registers are as after power-on.
+    fn returns(&self) -> u64 {
+        0
+    }
 
     /// Until when a call waits that is given no deadline.
     fn deadline(&self) -> Deadline {
@@ -232,6 +263,15 @@ pub trait PassthroughDevice: Send + Sync {
     /// # Errors
     /// [`DeviceError`].
     fn reset(&self) -> Result<(), DeviceError>;
+
+    /// [`PassthroughDevice::reset`] before `deadline`. The provided method is for devices whose reset
+    /// is over at once: it does not look at the deadline.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn reset_before(&self, _deadline: Deadline) -> Result<(), DeviceError> {
+        self.reset()
+    }
 
     /// Whoever used it is gone: the device may not reach its memory any more, and wakes nobody.
     ///

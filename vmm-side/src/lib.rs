@@ -56,6 +56,7 @@ pub mod recovery;
 pub mod supervisor;
 mod sys;
 pub mod text;
+mod window_check;
 mod windows;
 
 pub use child::Deadlines;

@@ -17,7 +17,7 @@ use crate::error::DeviceError;
 pub struct GuestWindow {
     /// BAR number.
     pub bar: u8,
-    /// Where in the BAR it begins; a multiple of 16 KiB.
+    /// Where in the BAR it begins; a multiple of the host's page size (P7.7).
     pub offset: u64,
     window: Window,
 }
@@ -66,7 +66,7 @@ struct State {
 pub(crate) struct Windows(Mutex<State>);
 
 impl Windows {
-    /// As the connection process exported them.
+    /// As the connection process exported them, and [`crate::window_check`] found good.
     pub(crate) fn new(memory: Vec<BarMemory>) -> Self {
         Self(Mutex::new(State { memory, ..State::default() }))
     }
@@ -125,7 +125,7 @@ impl Windows {
         }
     }
 
-    /// The device is back, with the same windows.
+    /// The device is back, with the same windows: what was checked of the first holds for these.
     pub(crate) fn restore(&self, memory: Vec<BarMemory>) -> Result<(), DeviceError> {
         let mut state = self.state();
         let shape = |all: &[BarMemory]| -> Vec<_> {

@@ -23,9 +23,12 @@ const EDGES: &[(&str, &[&str])] = &[
         "cordon-device-proc",
         &["cordon-backend", "cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"],
     ),
-    ("cordon-vmm", &["cordon-dext-client", "cordon-ipc"]),
-    ("cordon-vfio-user", &["cordon-ipc", "cordon-vmm"]),
-    ("cordon-cli", &["cordon-console", "cordon-ipc", "cordon-vfio-user", "cordon-vmm"]),
+    ("cordon-vmm", &["cordon-dext-client", "cordon-ipc", "cordon-pci"]),
+    ("cordon-vfio-user", &["cordon-ipc", "cordon-pci", "cordon-vmm"]),
+    (
+        "cordon-cli",
+        &["cordon-console", "cordon-ipc", "cordon-pci", "cordon-vfio-user", "cordon-vmm"],
+    ),
     ("cordon-dext-sim", &["cordon-console", "cordon-ipc"]),
     (
         "cordon-tests",

@@ -22,9 +22,9 @@ pub struct Ready {
 pub struct BarWindow {
     /// BAR number.
     pub bar: u8,
-    /// Where in the BAR the window begins: a multiple of 16 KiB (P7.7).
+    /// Where in the BAR the window begins: a multiple of the host's page size (P7.7).
     pub offset: u64,
-    /// Bytes: a multiple of 16 KiB.
+    /// Bytes: a multiple of the host's page size.
     pub length: u64,
     /// Where in the memory behind the descriptor the window begins.
     pub memory_offset: u64,

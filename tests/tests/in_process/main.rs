@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod launch;
+mod windows;
 
 use std::sync::Arc;
 use std::time::Duration;

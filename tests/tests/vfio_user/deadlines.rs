@@ -7,10 +7,22 @@ use crate::fake;
 use cordon_tests::vfio_user::Served;
 use cordon_vfio_user::Event;
 use cordon_vmm::faults::{Fault, FaultPlan, Faults, Point, Target, What};
-use cordon_vmm::{DeviceError, ErrorKind, Recovery};
+use cordon_vmm::{DeviceError, ErrorKind, PassthroughDevice as _, Recovery};
 
 /// QEMU gives up after five seconds.
 const IN_TIME: Duration = Duration::from_millis(4500);
+
+/// Has the process hang that carries out the `nth` of these requests.
+fn hang(faults: &Faults, request: &str, nth: u64) {
+    let request = Some(request.to_owned());
+    let (process, when, what) = (Target::Function, Point::During, What::Hang);
+    faults.add(Fault { process, device: None, request, nth, when, after_ms: 0, what }).unwrap();
+}
+
+/// How many faults have struck.
+fn fired(faults: &Faults) -> usize {
+    faults.report().iter().filter(|report| report.fired.is_some()).count()
+}
 
 fn is_late(event: &Event) -> bool {
     matches!(event, Event::Refused(why) if why.contains("took too long"))
@@ -24,21 +36,43 @@ fn a_config_write_whose_pieces_all_find_their_process_hanging_is_answered_in_tim
         config.faults = Some(faults.clone());
     });
     let mut client = served.client();
+    client.read(7, 0, 4);
     for nth in 1..=8 {
-        let request = Some("ConfigWrite".to_owned());
-        let (process, when, what) = (Target::Function, Point::During, What::Hang);
-        faults.add(Fault { process, device: None, request, nth, when, after_ms: 0, what }).unwrap();
+        hang(&faults, "ConfigWrite", nth);
     }
     let before = Instant::now();
-    // Four pieces: dwords before and after the interrupt line, which is none.
-    client.write(7, 0x38, &[0; 16]);
+    // Four pieces: COMMAND byte by byte, cache line size and latency timer, device control.
+    client.write(7, 0x04, &[0; 0x78]);
     assert!(before.elapsed() < IN_TIME, "{:?}", before.elapsed());
-    assert!(faults.report().iter().any(|report| report.fired.is_some()), "nothing hung");
+    assert!(fired(&faults) > 0, "nothing hung");
     // And whatever comes after it.
     let before = Instant::now();
     client.read(7, 0, 4);
     assert!(before.elapsed() < IN_TIME, "{:?}", before.elapsed());
     client.still_works();
+}
+
+#[test]
+fn a_config_write_that_resets_a_device_whose_processes_hang_is_answered_in_time() {
+    let faults = Faults::new(FaultPlan::default()).unwrap();
+    let served = Served::start_with("01:00.1", |config| {
+        config.recovery = Recovery::default();
+        config.faults = Some(faults.clone());
+    });
+    let mut client = served.client();
+    client.write(7, 0x04, &[0x06, 0x00]);
+    // The write itself costs one process, the reset another.
+    hang(&faults, "ConfigWrite", 1);
+    hang(&faults, "Reset", 1);
+    let before = Instant::now();
+    client.write(7, 0x78, &[0x00, 0x80]);
+    assert!(before.elapsed() < IN_TIME, "{:?}", before.elapsed());
+    assert_eq!(fired(&faults), 2);
+    // The guest believes it to be as after a reset, and that is how it is found.
+    assert_eq!(client.read(7, 0x04, 2), [0, 0]);
+    let mut command = [0xff; 2];
+    served.proxy.config_read(4, &mut command).unwrap();
+    assert_eq!(command, [0, 0]);
 }
 
 #[test]

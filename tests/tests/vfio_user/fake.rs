@@ -11,7 +11,7 @@ use cordon_vmm::device::{
 };
 use cordon_vmm::{
     Access, BarInfo, Container, Deadline, DeviceError, DmaMode, Identity, InterruptIndex,
-    PassthroughDevice,
+    PassthroughDevice, Space,
 };
 
 type OnAccess = Box<dyn Fn(Access, Deadline) -> Result<u64, DeviceError> + Send + Sync>;
@@ -37,6 +37,10 @@ impl Fake {
 impl PassthroughDevice for Fake {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    fn is_present(&self) -> bool {
+        true
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, DeviceError> {
@@ -79,13 +83,14 @@ impl PassthroughDevice for Fake {
     }
 }
 
-/// A device that answers accesses with `on_access`, but not those that the server makes before and
-/// after each client: they are COMMAND's low byte.
+/// A device that answers accesses with `on_access`, but not those that the server makes of its own, before
+/// and after each client and when one first looks: they are bytes of COMMAND.
 pub(crate) fn device(
     on_access: impl Fn(Access, Deadline) -> Result<u64, DeviceError> + Send + Sync + 'static,
 ) -> Arc<dyn PassthroughDevice> {
     Arc::new(Fake::new(Box::new(move |access, deadline| {
-        let servers_own = access.offset == 4 && access.width == 1;
+        let Access { space, offset, width, .. } = access;
+        let servers_own = space == Space::Config && matches!(offset, 4 | 5) && width == 1;
         if servers_own { Ok(0) } else { on_access(access, deadline) }
     })))
 }

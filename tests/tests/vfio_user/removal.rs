@@ -63,15 +63,15 @@ fn a_client_with_windows_of_a_dext_that_died_reads_all_ones_until_another_comes(
     assert!(eventually(|| served.proxy.returns() == 1));
     assert_eq!(client.read(CONFIG, 0, 4), [0xff; 4]);
     assert_eq!(client.read(0, 0, 4), [0xff; 4]);
-    client.write(CONFIG, 0x3c, &[1]);
+    client.write(CONFIG, 0x0c, &[1]);
     assert!(eventually(|| window.read::<u32>(0).unwrap() == u32::MAX));
     drop(client);
     served.until(|event| matches!(event, Event::Detached(_)));
     let mut client = served.client();
     assert_eq!(client.read(CONFIG, 0, 4), [0xd0, 0xc0, 0x02, 0x00]);
-    let mut line = [0; 1];
-    served.proxy.config_read(0x3c, &mut line).unwrap();
-    assert_eq!(line, [0]);
+    let mut cache_line = [0; 1];
+    served.proxy.config_read(0x0c, &mut cache_line).unwrap();
+    assert_eq!(cache_line, [0]);
 }
 
 #[test]
@@ -82,4 +82,38 @@ fn a_client_keeps_its_windows_when_only_the_connection_process_died() {
     assert!(eventually(|| served.proxy.returns() == 1));
     assert_eq!(client.read(CONFIG, 0, 4), [0xd0, 0xc0, 0x02, 0x00]);
     assert_eq!(client.read(0, 0, 4), *b"PRBE");
+}
+
+#[test]
+fn a_device_that_came_back_is_as_after_a_reset_also_what_the_server_keeps_of_it() {
+    let served = served();
+    let mut client = served.client();
+    let of_device = || {
+        let mut command = [0; 2];
+        served.proxy.config_read(4, &mut command).unwrap();
+        command
+    };
+    client.write(CONFIG, 4, &[6, 0]);
+    client.write(CONFIG, 0x10, &0xfeb0_0000u32.to_le_bytes());
+    client.write(CONFIG, 0xb3, &[0x80]);
+    assert_eq!(of_device(), [6, 0]);
+    signal(served.proxy.connection().pid(), Signal::KILL);
+    assert!(eventually(|| served.proxy.returns() == 1));
+    // Its new claim switched bus mastering on, which the guest has not.
+    for (at, length) in [(4, 2), (0x10, 4), (0xb3, 1)] {
+        assert_eq!(client.read(CONFIG, at, length), vec![0; length as usize], "{at:#x}");
+    }
+    assert_eq!(of_device(), [0, 0]);
+}
+
+#[test]
+fn bar_registers_of_a_device_that_is_gone_read_all_ones() {
+    let mut served = served();
+    let mut client = served.client();
+    client.write(CONFIG, 0x10, &0xfeb0_0000u32.to_le_bytes());
+    assert_eq!(client.read(CONFIG, 0x10, 4), 0xfeb0_0000u32.to_le_bytes());
+    assert_eq!(client.read(0, 0x800c, 4), [1, 0, 0, 0]);
+    served.simulator.kill();
+    assert!(eventually(|| client.read(CONFIG, 0x10, 4) == [0xff; 4]));
+    assert_eq!(client.read(0, 0x800c, 4), [0xff; 4]);
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Client, Served, words};
-use cordon_vfio_user::protocol::command::SET_IRQS;
+use cordon_vfio_user::protocol::command::{RESET, SET_IRQS};
 use ipc::event::Signaller;
 use ipc::{Deadline, Event};
 
@@ -102,6 +102,37 @@ fn intx_is_masked_by_its_signal_until_the_client_unmasks_it() {
     fire(&served, 0);
     assert!(cordon_tests::eventually(|| served.proxy.statistics().unwrap().notifications == 3));
     assert!(line.none());
+}
+
+#[test]
+fn intx_is_held_back_while_command_forbids_it_whatever_the_client_unmasks() {
+    let served = Served::probe();
+    let mut client = served.client();
+    let line = Events::new(1);
+    install(&mut client, 0, 0, &line);
+    let fires = |number| {
+        fire(&served, 0);
+        let noticed = || served.proxy.statistics().unwrap().notifications == number;
+        assert!(cordon_tests::eventually(noticed), "{number}");
+    };
+    client.write(7, 4, &[0x06, 0x04]);
+    fires(1);
+    assert!(line.none());
+    client.ok(SET_IRQS, &body(UNMASK, 0, 0, 1));
+    assert!(line.none());
+    client.write(7, 4, &[0x06, 0x00]);
+    assert!(line.came(0));
+    client.ok(SET_IRQS, &body(UNMASK, 0, 0, 1));
+    // A line that comes while it is forbidden; and a reset allows it again.
+    client.write(7, 4, &[0x06, 0x04]);
+    client.ok(SET_IRQS, &body(OFF, 0, 0, 0));
+    install(&mut client, 0, 0, &line);
+    fires(2);
+    assert!(line.none());
+    client.ok(RESET, &[]);
+    client.master_bus();
+    fires(3);
+    assert!(line.came(0));
 }
 
 #[test]

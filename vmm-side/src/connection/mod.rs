@@ -14,7 +14,7 @@ use ipc::event::Signaller;
 use ipc::wire::call::Call;
 use ipc::wire::common::{BarInfo, Identity};
 use ipc::wire::connection::{
-    AddMemory, Attach, Attached, BarWindow, Carrier, Companion, Detach, DmaEntry, DmaStatistics,
+    AddMemory, Attach, Attached, Carrier, Companion, Detach, DmaEntry, DmaStatistics,
     GetStatistics, MapDma, Ready, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
 };
 use ipc::wire::sandbox::SandboxReport;
@@ -27,6 +27,7 @@ use crate::error::{DeviceError, ErrorKind};
 use crate::keeper::KeeperThread;
 use crate::memory::GuestRegion;
 use crate::recovery::Recovery;
+use crate::window_check;
 
 type Process = Child<ConnectionProtocol>;
 
@@ -262,7 +263,7 @@ impl Connection {
             tracing::warn!("{}", crate::text::printable(warning));
         }
         let memories = self.memories(&process, address, &attached, handles, deadline)?;
-        let windows = checked_windows(&attached, memories)
+        let windows = window_check::take(&attached, memories)
             .map_err(|why| DeviceError::io(format!("Function {address}: {why}")))?;
         let mut state = self.shared.state.lock();
         state.reserved.remove(&address.function());
@@ -431,46 +432,4 @@ impl Connection {
             Link::Gone(death) | Link::Away(death) | Link::Up(_, death) => Arc::clone(death),
         }
     }
-}
-
-/// Checks what a distrusted process says of its windows, each against its BAR and its memory.
-fn checked_windows(
-    attached: &Attached,
-    memories: Vec<DeviceMemory>,
-) -> Result<Vec<BarMemory>, String> {
-    let each = attached.windows.iter().zip(memories);
-    each.map(|(window, memory)| {
-        check_window(window, &attached.bars, memory)
-            .map_err(|why| format!("window of BAR {}: {why}", window.bar))
-    })
-    .collect()
-}
-
-fn check_window(
-    window: &BarWindow,
-    bars: &[Option<BarInfo>; 6],
-    memory: DeviceMemory,
-) -> Result<BarMemory, String> {
-    const GRANULE: u64 = 16 * 1024;
-    let bar = bars.get(usize::from(window.bar)).copied().flatten();
-    let size = bar.ok_or("there is no such BAR")?.size;
-    let aligned = [window.offset, window.length, window.memory_offset]
-        .iter()
-        .all(|value| value.is_multiple_of(GRANULE));
-    if !aligned || window.length == 0 {
-        return Err("it is not made of whole pages of 16 KiB".to_owned());
-    }
-    if window.offset.checked_add(window.length).is_none_or(|end| end > size) {
-        return Err(format!("it does not lie in the BAR of {size:#x} bytes"));
-    }
-    if window.memory_offset.checked_add(window.length).is_none_or(|end| end > memory.size()) {
-        return Err("its memory does not hold it".to_owned());
-    }
-    Ok(BarMemory {
-        bar: window.bar,
-        offset: window.offset,
-        length: window.length,
-        memory,
-        memory_offset: window.memory_offset,
-    })
 }

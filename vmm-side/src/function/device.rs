@@ -7,7 +7,7 @@ use ipc::wire::function::{
     Access, CONFIG_SPACE, InterruptAction, InterruptIndex, ReadConfig, Reset, Space,
 };
 
-use super::Function;
+use super::{Function, Presence};
 use crate::device::{
     self, BarMemory, DeviceInfo, GuestWindow, InterruptInfo, InterruptSetup, PassthroughDevice,
     RegionInfo,
@@ -45,6 +45,15 @@ impl PassthroughDevice for Function {
 
     fn interrupt_info(&self, index: InterruptIndex) -> InterruptInfo {
         device::interrupt_info(self.vectors(), self.info.msix.as_ref(), index)
+    }
+
+    /// Also while its process is replaced: whoever asks waits for the next one.
+    fn is_present(&self) -> bool {
+        matches!(self.presence(), Presence::Present) && self.death().is_none()
+    }
+
+    fn returns(&self) -> u64 {
+        Function::returns(self)
     }
 
     fn deadline(&self) -> Deadline {
@@ -115,6 +124,10 @@ impl PassthroughDevice for Function {
     }
 
     fn reset(&self) -> Result<(), DeviceError> {
-        Ok(self.shared.ask(&Reset, self.shared.usual())?)
+        self.reset_before(self.shared.usual())
+    }
+
+    fn reset_before(&self, deadline: Deadline) -> Result<(), DeviceError> {
+        Ok(self.shared.ask(&Reset, deadline)?)
     }
 }

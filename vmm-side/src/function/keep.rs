@@ -16,11 +16,12 @@ use super::machine::{Action, FunctionEvent, FunctionState, Machine};
 use super::{MAX_REMEMBERED, Parts, Shared, State, assign};
 use crate::child::start::Kept;
 use crate::child::{CallError, Cause, Death, FunctionProtocol, Spec};
-use crate::connection::Link;
+use crate::connection::{Claimed, Link};
 use crate::error::{DeviceError, ErrorKind};
 use crate::keeper::{Keeper, KeeperEvent, KeeperParts, StartError};
 use crate::recovery::Backoff;
 use crate::text::printable;
+use crate::window_check;
 use crate::windows::Windows;
 
 type Started = Result<Arc<Shared>, Arc<Death>>;
@@ -70,10 +71,8 @@ pub(super) fn run(
         Err(StartError::Died(death)) => return drop(started.send(Err(death))),
         Err(StartError::Stopped) => return,
     };
-    if ready.identity != parts.claimed.identity || ready.bars != parts.claimed.bars {
-        let (found, claimed) = (ready.identity, parts.claimed.identity);
+    if let Err(why) = agree(&ready, &parts.claimed) {
         keeper.end_in_order(kept);
-        let why = format!("it found {found:?}, the connection process {claimed:?}");
         return drop(started.send(Err(failed(why))));
     }
     let Parts { address, spec, recovery, connection, container, claimed, name: _ } = parts;
@@ -109,6 +108,17 @@ pub(super) fn run(
     function.keeper.drop_standby();
     function.keeper.end();
     function.shared.died.signal();
+}
+
+/// Whether both processes speak of the same function, and where one says that the MSI-X structures are
+/// the other offers no windows.
+fn agree(ready: &Ready, claimed: &Claimed) -> Result<(), String> {
+    let (found, there) = (ready.identity, claimed.identity);
+    if found != there || ready.bars != claimed.bars {
+        return Err(format!("it found {found:?}, the connection process {there:?}"));
+    }
+    window_check::check_claimed(&claimed.windows, &ready.bars, ready.msix.as_ref())
+        .map_err(|error| format!("the connection process offers what no guest may have: {error}"))
 }
 
 impl FunctionKeeper {

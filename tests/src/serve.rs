@@ -53,10 +53,31 @@ impl Serve {
         devices: &[&str],
         change: impl FnOnce(&mut Command),
     ) -> Self {
+        Self::run(simulator, devices, |mut command| {
+            change(&mut command);
+            command
+        })
+    }
+
+    /// Serves `devices` with no more than so many descriptors, soft and hard.
+    #[must_use]
+    pub fn start_with_descriptors(simulator: &Simulator, devices: &[&str], most: u32) -> Self {
+        Self::run(simulator, devices, |command| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]);
+            shell.arg(command.get_program()).args(command.get_args());
+            shell
+        })
+    }
+
+    fn run(
+        simulator: &Simulator,
+        devices: &[&str],
+        change: impl FnOnce(Command) -> Command,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = command(simulator, directory.path(), devices);
-        change(command.stdout(Stdio::piped()));
-        let mut child = command.spawn().unwrap();
+        let mut command = change(command(simulator, directory.path(), devices));
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sender, events) = channel();
         std::thread::spawn(move || {

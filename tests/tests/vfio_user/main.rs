@@ -14,6 +14,7 @@ mod fake;
 mod get_info;
 mod handover;
 mod irq_info;
+mod neighbours;
 mod panics;
 mod region_info;
 mod region_read;

@@ -1,13 +1,11 @@
 //! A bug in the thread of one function ends that function's service, and nothing else.
 
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 
-use crate::fake::{Served, device};
-use cordon_tests::vfio_user::{Client, access, map, ram};
+use crate::fake::Served;
+use cordon_tests::vfio_user::{access, map, ram};
+use cordon_vfio_user::Event;
 use cordon_vfio_user::protocol::command::{DMA_MAP, REGION_READ};
-use cordon_vfio_user::{Event, Options, Server};
-use cordon_vmm::{Container, DmaMode};
 
 #[test]
 fn a_panic_over_one_function_is_told_and_the_others_go_on() {
@@ -33,20 +31,6 @@ fn a_panic_over_one_function_is_told_and_the_others_go_on() {
     drop(other);
     good.until(|event| matches!(event, Event::Detached(_)));
     assert_eq!(good.client().read(0, 0, 4), [7, 0, 0, 0]);
-}
-
-#[test]
-fn a_log_that_panics_ends_its_function_only() {
-    let good = Served::start(|_, _| Ok(7));
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("socket");
-    let container = Arc::new(Container::new(DmaMode::Direct));
-    let log = |event| panic!("nobody reads {event:?}");
-    let device = device(|_, _| Ok(7));
-    let server = Server::start(&path, device, container, Options::default(), log).unwrap();
-    assert!(Client::connect(&path).is_closed());
-    drop(server);
-    good.client().still_works();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use console::Interrupt;
 use crate::{Failure, scratch, sys};
 
 /// How long children are killed again, since others may be started meanwhile.
-const KILLING: Duration = Duration::from_millis(100);
+const KILLING: Duration = Duration::from_millis(200);
 
 /// Catches signals; a command that is still there `grace` after one, or when another one comes, is
 /// ended.
@@ -24,9 +24,9 @@ pub(crate) fn within(grace: Duration) -> Result<Interrupt, Failure> {
 }
 
 /// Kills every child, and those that are started in their place.
-pub(crate) fn kill_children() {
+fn kill_children() {
     let end = Instant::now() + KILLING;
-    while Instant::now() < end {
+    while Instant::now() < end && sys::children().is_ok_and(|children| !children.is_empty()) {
         sys::kill_children();
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -4,6 +4,7 @@
 pub mod companion;
 pub mod processes;
 pub mod serve;
+pub mod stopwatch;
 pub mod vfio_user;
 
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -1,9 +1,13 @@
 //! Which processes there are, and pipes that nobody reads.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::time::Duration;
+
+use ipc::Deadline;
+use ipc::poll::{self, Source};
 
 /// Processes that have `marker` on their command line: the path of a folder that only one test uses.
 #[must_use]
@@ -32,6 +36,15 @@ pub fn children(pid: u32) -> Vec<u32> {
         list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
     });
     pids.collect()
+}
+
+/// Waits until nobody can write to a pipe any more, for at most `time`.
+///
+/// # Panics
+/// When it cannot be waited for.
+pub fn closes_within(reader: &impl AsFd, time: Duration) -> bool {
+    let gone = [Source::hangup(reader, ())];
+    !poll::wait(&gone, Some(Deadline::after(time))).unwrap().is_empty()
 }
 
 /// A pipe in which there is no room: the end that nobody reads, and the one to write to.

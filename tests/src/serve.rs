@@ -4,12 +4,13 @@ use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
 
 use cordon_cli::event::Event;
 use rustix::process::Signal;
 
+use crate::stopwatch::Stopwatch;
 use crate::vfio_user::Client;
 use crate::{Simulator, program, signal};
 
@@ -131,30 +132,38 @@ impl Serve {
         }
     }
 
-    /// Tells it to end; how it ended, how long that took, and all its events.
+    /// Tells it to end; how it ended, how long that took, and all its events. What counts is when it
+    /// closed its output: reaping it is the kernel's, and takes seconds when there is much to reap.
     ///
     /// # Panics
     /// When it does not end.
     pub fn end(&mut self, with: Signal) -> (ExitStatus, Duration, Vec<Event>) {
-        let before = Instant::now();
+        let stopwatch = Stopwatch::start();
         signal(self.child.id(), with);
-        let status = self.child.wait().unwrap();
-        (status, before.elapsed(), self.all())
+        let events = self.rest();
+        let taken = stopwatch.stop();
+        (self.child.wait().unwrap(), taken, events)
     }
 
     /// Waits for it to end by itself; how it ended, and all its events.
     ///
     /// # Panics
-    /// When it cannot be waited for.
+    /// When it does not end.
     pub fn ended(&mut self) -> (ExitStatus, Vec<Event>) {
-        (self.child.wait().unwrap(), self.all())
+        let events = self.rest();
+        (self.child.wait().unwrap(), events)
     }
 
-    /// All events of one that has ended.
-    fn all(&self) -> Vec<Event> {
+    /// Waits until it closes its output; all its events.
+    fn rest(&self) -> Vec<Event> {
         let mut seen = self.seen.take();
-        seen.extend(self.events.iter());
-        seen
+        loop {
+            match self.events.recv_timeout(TIMEOUT) {
+                Ok(event) => seen.push(event),
+                Err(RecvTimeoutError::Disconnected) => return seen,
+                Err(RecvTimeoutError::Timeout) => panic!("it does not end: {seen:?}"),
+            }
+        }
     }
 
     /// Whether every socket file of its is gone.

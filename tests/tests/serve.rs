@@ -5,13 +5,14 @@
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cordon_cli::event::{ClientView, Event, Part};
-use cordon_tests::processes::{children, full_pipe};
+use cordon_tests::processes::{children, closes_within, full_pipe};
 use cordon_tests::serve::{self, Serve};
+use cordon_tests::stopwatch::Stopwatch;
 use cordon_tests::vfio_user::{Client, words};
 use cordon_tests::{Simulator, address, announce, eventually, is_running, program, signal};
 use cordon_vfio_user::protocol::{command, flag};
@@ -20,6 +21,8 @@ use serde_json::Value;
 
 /// In which every stop must be done.
 const STOP: Duration = Duration::from_secs(2);
+/// After which nothing more will come.
+const LONG: Duration = Duration::from_secs(30);
 /// A command that no server carries out.
 const NO_COMMAND: u16 = 99;
 /// Statuses, as `cordon serve --help` says.
@@ -39,19 +42,6 @@ fn flood(client: &mut Client, count: u64) {
             assert_ne!(client.receive().1.error, 0);
         }
     }
-}
-
-/// Waits for a child to end, for at most `time`.
-fn ends_within(child: &mut Child, time: Duration) -> ExitStatus {
-    let end = Instant::now() + time;
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > end {
-            let _ = child.kill();
-            panic!("it did not end within {time:?}");
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    child.wait().unwrap()
 }
 
 #[test]
@@ -97,9 +87,11 @@ fn an_unread_output_holds_up_neither_a_client_nor_the_end() {
     let simulator = Simulator::usual();
     let folder = tempfile::tempdir().unwrap();
     let mut serve = serve::command(&simulator, folder.path(), &["01:00.0", "01:00.1"]);
-    let (_unread, output) = full_pipe();
+    let (unread, output) = full_pipe();
     let (_unread_errors, errors) = full_pipe();
-    let mut serve = serve.stdout(output).stderr(errors).spawn().unwrap();
+    let mut child = serve.stdout(output).stderr(errors).spawn().unwrap();
+    // Its ends of the pipes are its own.
+    drop(serve);
     let control = folder.path().join("control");
     assert!(eventually(|| control.exists()), "it does not even start");
     let (floods, slowest) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -114,11 +106,11 @@ fn an_unread_output_holds_up_neither_a_client_nor_the_end() {
         });
         let end = Instant::now() + Duration::from_secs(2);
         while Instant::now() < end {
-            let before = Instant::now();
+            let stopwatch = Stopwatch::start();
             let mut client = Client::negotiated(&folder.path().join("01:00.1"));
             client.ok(command::GET_INFO, &words(&[16, 0, 0, 0]));
             client.read(CONFIG, 0, 4);
-            let taken = u64::try_from(before.elapsed().as_millis()).unwrap();
+            let taken = u64::try_from(stopwatch.stop().as_millis()).unwrap();
             slowest.fetch_max(taken, Ordering::Relaxed);
         }
         over.store(true, Ordering::Relaxed);
@@ -129,10 +121,12 @@ fn an_unread_output_holds_up_neither_a_client_nor_the_end() {
     ));
     assert!(floods >= 5000, "{floods}");
     assert!(slowest < 1000, "{slowest} ms");
-    let before = Instant::now();
-    signal(serve.id(), Signal::TERM);
-    let status = ends_within(&mut serve, Duration::from_secs(10));
-    assert!(before.elapsed() < STOP, "{:?}", before.elapsed());
+    let stopwatch = Stopwatch::start();
+    signal(child.id(), Signal::TERM);
+    assert!(closes_within(&unread, LONG));
+    let taken = stopwatch.stop();
+    assert!(taken < STOP, "{taken:?}");
+    let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(UNWRITTEN), "{status}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     simulator.assert_released("01:00.0");
@@ -153,7 +147,7 @@ fn a_closed_output_is_no_reason_to_stop_and_is_told_in_the_end() {
         Client::negotiated(&folder.path().join("01:00.1")).read(CONFIG, 0, 4);
     }
     signal(serve.id(), Signal::TERM);
-    let status = ends_within(&mut serve, Duration::from_secs(10));
+    let status = serve.wait().unwrap();
     assert_eq!(status.code(), Some(UNWRITTEN), "{status}");
     simulator.assert_released("01:00.1");
 }
@@ -254,26 +248,25 @@ fn after_the_death_of_a_dext_it_is_told_what_clients_see() {
 #[test]
 fn looking_does_not_disturb_a_start() {
     let simulator = Simulator::usual();
-    let over = AtomicBool::new(false);
+    let (over, looks) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let looks = scope.spawn(|| {
-            let mut looks = 0;
+        scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 let dext = simulator.endpoint();
                 let mut inspect = Command::new(program("cordon"));
                 inspect.args(["inspect", "01:00.0", "--dext", &dext]).stdout(Stdio::null());
                 assert!(inspect.status().unwrap().success());
-                looks += 1;
+                looks.fetch_add(1, Ordering::Relaxed);
             }
-            looks
         });
-        for _ in 0..5 {
+        let mut starts = 0;
+        while starts < 5 || looks.load(Ordering::Relaxed) < 10 {
+            starts += 1;
             let mut serve = Serve::start(&simulator, &["01:00.0", "01:00.1"]);
             assert!(serve.end(Signal::TERM).0.success());
             simulator.assert_released("01:00.0");
         }
         over.store(true, Ordering::Relaxed);
-        assert!(looks.join().unwrap() >= 5);
     });
 }
 
@@ -369,13 +362,16 @@ fn it_stops_in_time_while_it_starts() {
             signal(simulator.pid(), Signal::STOP);
         }
         let mut serve = serve::command(&simulator, folder.path(), &["01:00.0", "01:00.1"]);
-        let mut serve = serve.stdout(Stdio::null()).spawn().unwrap();
-        assert!(eventually(|| !children(serve.id()).is_empty()));
-        let before = Instant::now();
-        signal(serve.id(), Signal::TERM);
-        let status = ends_within(&mut serve, Duration::from_secs(10));
+        let (output, writer) = rustix::pipe::pipe().unwrap();
+        let mut child = serve.stdout(std::fs::File::from(writer)).spawn().unwrap();
+        drop(serve);
+        assert!(eventually(|| !children(child.id()).is_empty()));
+        let stopwatch = Stopwatch::start();
+        signal(child.id(), Signal::TERM);
+        assert!(closes_within(&output, LONG));
+        let taken = stopwatch.stop();
+        let status = child.wait().unwrap();
         assert!([Some(0), Some(FORCED)].contains(&status.code()), "{status}");
-        let taken = before.elapsed();
         signal(simulator.pid(), Signal::CONT);
         announce(&format!("serve, starting, dext stopped: {stopped}: {taken:?}, {status}"));
         assert!(taken < STOP, "{taken:?}");

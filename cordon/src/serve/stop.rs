@@ -2,10 +2,10 @@
 //! that it is gone within two seconds whatever state they are in.
 //!
 //! ```text
-//! signal ──▶ in order ──1.6 s──▶ children killed ──0.1 s──▶ sockets removed, exit
-//!                │ done              │ done
-//!                ▼                   ▼
-//!              status 0           status 70
+//! signal ──▶ in order ──1.25 s──▶ children killed, sockets removed, exit
+//!                │ done                           │
+//!                ▼                                ▼
+//!            status 0                         status 70
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -17,10 +17,11 @@ use console::{Interrupt, Signal, exit};
 use cordon_cli::event::Event;
 
 use super::sink::Sink;
-use crate::{Failure, ending};
+use crate::{Failure, sys};
 
-/// How long stopping in order may take.
-const IN_ORDER: Duration = Duration::from_millis(1600);
+/// How long stopping in order may take. The rest of the two seconds is for a machine on which
+/// others want to run as well.
+const IN_ORDER: Duration = Duration::from_millis(1250);
 /// How long whoever reads the events may hold up the end.
 pub(super) const WRITING: Duration = Duration::from_millis(100);
 
@@ -57,11 +58,8 @@ impl Stop {
             }
             held.forced.store(true, Ordering::Release);
             sink.tell(&Event::Forced);
-            // Whoever waits for a child is answered by its death, and may yet finish in order.
-            ending::kill_children();
-            if held.finished.load(Ordering::Acquire) {
-                return;
-            }
+            // What is started in their place meanwhile is killed by the end of this program.
+            sys::kill_children();
             for file in held.files().iter() {
                 let _ = std::fs::remove_file(file);
             }

@@ -9,7 +9,6 @@ use ipc::event::Signaller;
 use ipc::wire::dext::{Client, IoReturn, MAX_SCALARS, Reply, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, Tube, TubeError};
-use rustix::fs::{FileType, OFlags};
 
 use crate::limits::Admission;
 use crate::server::Registry;
@@ -120,11 +119,10 @@ impl<'r> Connection<'r> {
         if self.client.is_some() {
             return Err(IoReturn::STILL_OPEN);
         }
-        if !can_be_signalled(&completion) {
-            self.complain("the descriptor for completions is no event that never blocks");
-            return Err(IoReturn::BAD_ARGUMENT);
-        }
-        let completion = Signaller::from_trusted(completion);
+        let completion = Signaller::from_peer(completion).map_err(|error| {
+            self.complain(&format!("completions cannot be signalled: {error}"));
+            IoReturn::BAD_ARGUMENT
+        })?;
         let opened = self.registry.open(service, kind, completion, self.peer.clone());
         self.client = Some(opened?);
         Ok(())
@@ -141,15 +139,6 @@ impl<'r> Connection<'r> {
         };
         self.tube.send(id, &reply, &[], Deadline::after(REPLY_TIMEOUT))
     }
-}
-
-/// Whether a device may signal a descriptor: an eventfd, a pipe or a socket, none of which blocks
-/// it. A file could take any time, if its file system is served by the client.
-fn can_be_signalled(fd: &std::os::fd::OwnedFd) -> bool {
-    let nonblocking =
-        rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
-    let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    nonblocking && matches!(kind, Ok(FileType::Fifo | FileType::Socket | FileType::Unknown))
 }
 
 /// What IOConnectMapMemory64 says of what the dext said: the kernel's wrapper turns every failure

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::faults::{Ending, FaultReport, Faults};
 use crate::function::Function;
 use crate::server::Registry;
+use crate::threads;
 
 /// Longest command line.
 const MAX_LINE: u64 = 4096;
@@ -85,7 +86,7 @@ fn begin(stream: UnixStream, shared: &Arc<(Arc<Registry>, Arc<Faults>)>) {
             tracing::debug!(%error, "control connection ended");
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("conversation".to_owned()).spawn(run) {
+    if let Err(error) = threads::spawn("conversation".to_owned(), run) {
         tracing::warn!("no thread for a control connection: {error}");
     }
 }

@@ -5,11 +5,11 @@
 //! A device's access holds the table for reading, so a region is only gone once no access to it
 //! is under way.
 
-use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipc::PeerMemoryError;
+use parking_lot::{Mutex, RwLock};
 
 use crate::interrupts::ClientId;
 use crate::memory::ClientMemory;

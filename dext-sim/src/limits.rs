@@ -4,11 +4,11 @@
 //! connections together stay within what there is, and no process has so many of them that
 //! others find none.
 
-use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use ipc::tube::MAX_HANDLES;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Most connections at once.

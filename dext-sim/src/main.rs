@@ -20,6 +20,7 @@ mod methods;
 mod options;
 mod server;
 mod sys;
+mod threads;
 mod user_client;
 
 use std::process::ExitCode;

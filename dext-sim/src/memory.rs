@@ -4,13 +4,13 @@
 //! which all functions live together. So each function has a share of both: its clients are refused
 //! at its end, and no other function's notice.
 
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use ipc::wire::dext::IoReturn;
 use ipc::{Access, PeerMemory, PeerMemoryError};
+use parking_lot::Mutex;
 
 /// Mappings that all functions together may have: half of what Linux allows a process by default.
 const MAX_MAPPINGS: usize = 32_768;

@@ -16,8 +16,8 @@ use crate::connection::Connection;
 use crate::function::Function;
 use crate::interrupts::ClientId;
 use crate::limits::Admissions;
-use crate::sys;
 use crate::user_client::UserClient;
+use crate::{sys, threads};
 
 /// How long clients wait when this process is out of descriptors or memory.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(50);
@@ -131,7 +131,7 @@ fn accept(listener: &Listener, registry: &Arc<Registry>) -> std::io::Result<()> 
             tracing::debug!(%error, "connection ended");
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("client".to_owned()).spawn(run) {
+    if let Err(error) = threads::spawn("client".to_owned(), run) {
         tracing::warn!("a connection is refused: no thread for it: {error}");
     }
     Ok(())

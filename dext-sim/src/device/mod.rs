@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use crate::config_space::Shape;
 use crate::hardware::Hardware;
 use crate::options::DeviceKind;
+use crate::threads;
 
 /// A simulated device.
 pub(crate) trait Model: Send {
@@ -68,6 +69,5 @@ pub(crate) fn start(
             }
         }
     };
-    std::thread::Builder::new().name(format!("device {address}")).spawn(run)?;
-    Ok(())
+    threads::spawn(format!("device {address}"), run)
 }

@@ -1,6 +1,12 @@
-//! Linux: SO_PEERCRED and /proc.
+//! Linux: timers of a thread, SO_PEERCRED and /proc.
 
+use std::io;
 use std::os::fd::AsFd;
+
+/// From here on no signal of this thread waits for long.
+pub(crate) fn bound_signals() -> io::Result<()> {
+    ipc::event::bound_signals()
+}
 
 /// The process that connected.
 pub(crate) fn peer(socket: &impl AsFd) -> Option<u32> {

@@ -1,4 +1,4 @@
-//! What differs between systems: who is at the other end of a socket.
+//! What differs between systems: signals that do not wait, and who is at the other end of a socket.
 
 #[cfg(target_os = "linux")]
 mod linux;

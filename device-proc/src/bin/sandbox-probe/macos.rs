@@ -69,8 +69,8 @@ fn connect_elsewhere(target: &Target) -> c_long {
 
 /// Whether the dext could be opened again, as it was before.
 fn open_again(_: &Target) -> c_long {
-    let opened = cordon_device_proc::dext::registry(&device_proc::options::Endpoint::IoKit)
-        .and_then(|registry| cordon_device_proc::dext::open_all(registry.as_ref()));
+    let opened = dext_client::registry(&dext_client::Endpoint::IoKit)
+        .and_then(|registry| dext_client::open_all(registry.as_ref()));
     opened.map_or(-1, |clients| c_long::try_from(clients.len()).unwrap_or(0) - 1)
 }
 

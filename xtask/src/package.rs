@@ -52,5 +52,9 @@ fn unpack(file: &Path, folder: &Path) -> Result {
     let mut tar = Command::new("tar");
     tar.arg("-xzf").arg(file).arg("-C").arg(folder);
     let status = tar.status().map_err(|error| format!("tar: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("{} cannot be unpacked", file.display())) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{} cannot be unpacked", file.display()).into())
+    }
 }

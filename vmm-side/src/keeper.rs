@@ -382,9 +382,8 @@ impl<P: Protocol> Keeper<P> {
 
     fn spawn(&self, spec: &Spec) -> Result<Starting<P>, Arc<Death>> {
         let wake = self.wake.signaller().map_err(|error| {
-            let why = format!("cannot be started: {error}");
             let name = crate::child::process_name::<P>(&spec.subject);
-            Arc::new(Death::new(name, Cause::StartFailed(why)))
+            Arc::new(Death::new(name, Cause::no_room(error)))
         })?;
         Starting::spawn(spec, wake)
     }

@@ -29,16 +29,16 @@ impl<P: Protocol> Supervisor<P> {
             let cause = Cause::StartFailed(why);
             Arc::new(Death::new(process_name::<P>(&spec.subject), cause))
         };
-        let no_room = |error: std::io::Error| failed(format!("cannot be started: {error}"));
+        let subject = spec.subject.clone();
         let (sender, started) = sync_channel(1);
         let name = format!("{} {}", P::COMMAND, spec.subject);
-        let news = Event::new().map_err(no_room)?;
+        let news = Event::new().map_err(|error| no_room::<P>(&subject, error))?;
         let (own, last) = (spec.clone(), Arc::new(OnceLock::new()));
         let told = Arc::clone(&last);
         let thread = KeeperThread::spawn(name, move |parts| {
             let mut keeper = match Keeper::<P>::new(own, news, parts) {
                 Ok(keeper) => keeper,
-                Err(error) => return drop(sender.send(Err(no_descriptors::<P>(&error)))),
+                Err(error) => return drop(sender.send(Err(no_room::<P>(&subject, error)))),
             };
             let (kept, ready) = match keeper.start() {
                 Ok(started) => started,
@@ -62,7 +62,7 @@ impl<P: Protocol> Supervisor<P> {
                 let _ = told.set(death);
             }
         })
-        .map_err(no_room)?;
+        .map_err(|error| no_room::<P>(&spec.subject, error))?;
         match started.recv() {
             Ok(Ok((child, ready))) => {
                 Ok((Self { child, thread, last, call: spec.deadlines.call }, ready))
@@ -119,7 +119,6 @@ impl<P: Protocol> Supervisor<P> {
     }
 }
 
-fn no_descriptors<P: Protocol>(error: &std::io::Error) -> Arc<Death> {
-    let cause = Cause::StartFailed(format!("cannot be watched: {error}"));
-    Arc::new(Death::new(format!("{} process", P::COMMAND), cause))
+fn no_room<P: Protocol>(subject: &str, error: std::io::Error) -> Arc<Death> {
+    Arc::new(Death::new(process_name::<P>(subject), Cause::no_room(error)))
 }

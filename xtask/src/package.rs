@@ -1,21 +1,60 @@
-//! Every library and program as it would be published: packaged, unpacked, built from what was
-//! packaged. The packages find each other in a registry that Cargo lays over the real one.
+//! Every library and program as it would be published: packaged, unpacked, and checked to build from
+//! nothing but what was packaged.
+//!
+//! Cargo verifies packages too, but takes one of the same version for the same wherever it has built
+//! or unpacked it before. Here they are unpacked anew as a workspace of their own, in which each stands
+//! for the one of that name in the registry.
 
-use crate::{Result, cargo, policy, run, target};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
 
-/// Packages everything and says what came of it.
+use crate::apt::{make, write};
+use crate::{Result, cargo, policy, root, run, target};
+
+/// Packages everything, builds it, and says what came of it.
 pub(crate) fn check() -> Result {
-    let packages = policy::published()?;
+    let names = policy::published()?;
     // What is not committed yet is packaged too: this runs before a commit.
-    let mut package = cargo(&["package", "--allow-dirty", "--quiet"]);
-    package.args(packages.iter().map(|name| format!("--package={name}")));
+    let mut package = cargo(&["package", "--no-verify", "--allow-dirty", "--quiet"]);
+    package.args(names.iter().map(|name| format!("--package={name}")));
     run("packages", package)?;
-    for name in packages {
+    let packages = target().join("package");
+    let folder = packages.join("unpacked");
+    let _ = std::fs::remove_dir_all(&folder);
+    make(&folder)?;
+    let mut manifest = String::from("[workspace]\nresolver = \"3\"\nmembers = [\"*\"]\n\n");
+    manifest.push_str("[patch.crates-io]\n");
+    let mut said = Vec::new();
+    for name in &names {
         // The version is the workspace's, and so is that of this program.
-        let file = format!("{name}-{}.crate", env!("CARGO_PKG_VERSION"));
-        let packaged = target().join("package").join(&file);
-        let bytes = std::fs::metadata(&packaged).map_err(|error| format!("{file}: {error}"))?.len();
-        console::say!("{file}: {} KiB, builds by itself", bytes.div_ceil(1024))?;
+        let unpacked = format!("{name}-{}", env!("CARGO_PKG_VERSION"));
+        let file = packages.join(format!("{unpacked}.crate"));
+        unpack(&file, &folder)?;
+        let _ = writeln!(manifest, "{name} = {{ path = \"{unpacked}\" }}");
+        let bytes = std::fs::metadata(&file).map_err(|e| format!("{}: {e}", file.display()))?.len();
+        said.push(format!("{unpacked}.crate: {} KiB, builds by itself", bytes.div_ceil(1024)));
+    }
+    write(&folder.join("Cargo.toml"), &manifest)?;
+    // The same versions of everything else.
+    let lock = "Cargo.lock";
+    std::fs::copy(root().join(lock), folder.join(lock)).map_err(|e| format!("{lock}: {e}"))?;
+    let mut build = cargo(&["check", "--quiet", "--workspace", "--target-dir"]);
+    build.arg(packages.join("target")).current_dir(&folder);
+    run("what was packaged, by itself", build)?;
+    for line in said {
+        console::say!("{line}")?;
     }
     Ok(())
+}
+
+fn unpack(file: &Path, folder: &Path) -> Result {
+    let mut tar = Command::new("tar");
+    tar.arg("-xzf").arg(file).arg("-C").arg(folder);
+    let status = tar.status().map_err(|error| format!("tar: {error}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{} cannot be unpacked", file.display()).into())
+    }
 }

@@ -37,6 +37,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::faults::Faults;
+use crate::sys;
 pub(crate) use channel::Channel;
 pub(crate) use fate::Fate;
 pub use launch::{Isolation, Launch, LaunchError, Process, Processes, Start};
@@ -205,6 +206,14 @@ pub enum Cause {
         /// Within this time.
         window: Duration,
     },
+}
+
+impl Cause {
+    /// There is no room for what this side keeps of a child: its tube, events, a thread.
+    pub(crate) fn no_room(error: std::io::Error) -> Self {
+        let error = sys::SpawnError::new(sys::Step::Prepare, std::path::Path::new(""), error);
+        Self::StartFailed(error.to_string())
+    }
 }
 
 impl fmt::Display for Cause {

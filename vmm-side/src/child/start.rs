@@ -123,7 +123,7 @@ impl<P: Protocol> Starting<P> {
             Arc::new(Death::new(process_name::<P>(&spec.subject), cause))
         };
         let no_room = |error: std::io::Error| {
-            failed(sys::SpawnError::new(sys::Step::Prepare, &spec.program, error).to_string())
+            Arc::new(Death::new(process_name::<P>(&spec.subject), Cause::no_room(error)))
         };
         let deadline = Deadline::after(spec.deadlines.start);
         let (mut tube, theirs) = Tube::pair().map_err(no_room)?;

@@ -26,8 +26,7 @@ pub(super) fn run(
     started: &SyncSender<Started>,
 ) {
     let failed = |error: std::io::Error| {
-        let cause = Cause::StartFailed(format!("cannot be watched: {error}"));
-        Arc::new(Death::of_connection(&spec.subject, cause))
+        Arc::new(Death::of_connection(&spec.subject, Cause::no_room(error)))
     };
     let keeper = Event::new().and_then(|news| Keeper::new(spec.clone(), news, parts));
     let mut keeper = match keeper {

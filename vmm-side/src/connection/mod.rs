@@ -132,7 +132,9 @@ impl Connection {
             let cause = Cause::StartFailed(why.to_owned());
             Arc::new(Death::of_connection(&spec.subject, cause))
         };
-        let no_room = |error: std::io::Error| failed(&format!("cannot be watched: {error}"));
+        let no_room = |error: std::io::Error| {
+            Arc::new(Death::of_connection(&spec.subject, Cause::no_room(error)))
+        };
         let died = Event::new().map_err(no_room)?;
         let tell_death = died.signaller().map_err(no_room)?;
         let (sender, started) = sync_channel(1);

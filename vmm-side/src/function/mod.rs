@@ -136,10 +136,8 @@ impl Function {
     /// The [`Death`] of a process that did not become ready, or is another function's.
     pub(crate) fn start(parts: Parts) -> Result<Self, Arc<Death>> {
         let subject = parts.spec.subject.clone();
-        let no_room = |error: std::io::Error| {
-            let cause = Cause::StartFailed(format!("cannot be watched: {error}"));
-            Arc::new(Death::of_function(&subject, cause))
-        };
+        let no_room =
+            |error: std::io::Error| Arc::new(Death::of_function(&subject, Cause::no_room(error)));
         let (died, news) = (Event::new().map_err(no_room)?, Event::new().map_err(no_room)?);
         let (tell_death, tell) =
             (died.signaller().map_err(no_room)?, news.signaller().map_err(no_room)?);

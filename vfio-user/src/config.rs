@@ -28,7 +28,7 @@ pub(super) struct Config {
 
 impl Config {
     /// The model, if the device is there.
-    fn of(
+    fn model(
         &mut self,
         device: &dyn PassthroughDevice,
     ) -> Result<Option<&mut ConfigSpace>, DeviceError> {
@@ -54,7 +54,7 @@ impl Config {
         offset: u32,
         data: &mut [u8],
     ) -> Result<(), DeviceError> {
-        let Some(space) = self.of(device)? else {
+        let Some(space) = self.model(device)? else {
             data.fill(0xff);
             return Ok(());
         };
@@ -76,7 +76,7 @@ impl Config {
         offset: u32,
         data: &[u8],
     ) -> Result<(), DeviceError> {
-        let Some(space) = self.of(device)? else { return Ok(()) };
+        let Some(space) = self.model(device)? else { return Ok(()) };
         let mut is_restored = true;
         let written = space.write_with(offset, data, |space, effects| {
             is_restored &= carry_out(space, device, effects)?;
@@ -97,7 +97,7 @@ impl Config {
         offset: u64,
         data: &mut [u8],
     ) -> Result<(), DeviceError> {
-        match self.of(device)? {
+        match self.model(device)? {
             Some(space) if space.read_bar(bar, offset, data) => {}
             Some(_) if answered(device.bar_read(bar, offset, data))? => {}
             _ => data.fill(0xff),
@@ -114,7 +114,7 @@ impl Config {
         offset: u64,
         data: &[u8],
     ) -> Result<(), DeviceError> {
-        let Some(space) = self.of(device)? else { return Ok(()) };
+        let Some(space) = self.model(device)? else { return Ok(()) };
         if space.write_bar(bar, offset, data).is_none() {
             answered(device.bar_write(bar, offset, data))?;
         }

@@ -159,9 +159,9 @@ pub trait PassthroughDevice: Send + Sync {
     /// device that is gone reads as all ones throughout. Waits for nobody where that is known without
     /// asking the device, which the provided method does.
     fn is_present(&self) -> bool {
-        let mut vendor = [0xff; 2];
-        match self.config_read(0, &mut vendor) {
-            Ok(()) => vendor != [0xff; 2],
+        let mut ids = [0xff; 4];
+        match self.config_read(0, &mut ids) {
+            Ok(()) => ids != [0xff; 4],
             Err(error) => !error.is_absent(),
         }
     }

@@ -4,36 +4,28 @@
 //! A subscriber of our own, since a confined process needs no more than this of one.
 
 use std::fmt::{self, Write as _};
-use std::io::Write;
+use std::os::fd::AsFd;
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// Writes events to `W`, whole lines at once.
-pub struct Log<W> {
+/// Writes events to a descriptor, whole lines at once.
+pub struct Log<F> {
     most: LevelFilter,
-    out: W,
+    out: F,
 }
 
-impl<W> Log<W>
-where
-    W: Send + Sync + 'static,
-    for<'w> &'w W: Write,
-{
+impl<F: AsFd + Send + Sync + 'static> Log<F> {
     /// Writes what is at most as detailed as the variable `RUST_LOG` says, `info` without one.
-    pub fn new(out: W) -> Self {
+    pub fn new(out: F) -> Self {
         let said = std::env::var("RUST_LOG").ok().and_then(|level| level.parse().ok());
         Self { most: said.unwrap_or(LevelFilter::INFO), out }
     }
 }
 
-impl<W> Subscriber for Log<W>
-where
-    W: Send + Sync + 'static,
-    for<'w> &'w W: Write,
-{
+impl<F: AsFd + Send + Sync + 'static> Subscriber for Log<F> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= self.most
     }
@@ -47,7 +39,7 @@ where
         event.record(&mut line);
         line.0.push('\n');
         // Standard error does not block: what does not fit is lost.
-        let _ = (&self.out).write_all(line.0.as_bytes());
+        let _ = rustix::io::write(&self.out, line.0.as_bytes());
     }
 
     // Spans are not told of.

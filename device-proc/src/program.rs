@@ -15,6 +15,8 @@ pub(crate) const DONE: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The exit status for a command line that cannot be.
 pub(crate) const BAD_USAGE: u8 = 2;
+/// The exit status when standard output cannot be written.
+pub(crate) const UNWRITTEN: u8 = 74;
 
 /// Runs to the end; the exit status says whether it ended in order.
 pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
@@ -49,8 +51,10 @@ pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
 }
 
 fn print(text: &str) -> ExitCode {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    ExitCode::SUCCESS
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(UNWRITTEN),
+    }
 }
 
 /// Prints what is found.
@@ -64,7 +68,9 @@ fn doctor(confine: Option<&str>) -> ExitCode {
     };
     let mut output = std::io::stdout().lock();
     for (good, text) in &found {
-        let _ = writeln!(output, "{} {text}", if *good { "ok   " } else { "WRONG" });
+        if writeln!(output, "{} {text}", if *good { "ok   " } else { "WRONG" }).is_err() {
+            return ExitCode::from(UNWRITTEN);
+        }
     }
     if found.iter().all(|(good, _)| *good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

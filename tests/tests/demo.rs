@@ -221,7 +221,12 @@ fn killed_at(victim: &str, step: usize) -> (bool, Vec<u32>) {
     let mut killed = false;
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let Ok(line) = line else { break };
-        let value: Value = serde_json::from_str(&line).unwrap();
+        let value: Value = match serde_json::from_str(&line) {
+            Ok(value) => value,
+            // What it was writing when it was killed.
+            Err(_) if killed => break,
+            Err(error) => panic!("{error}: {line}"),
+        };
         if let (Some(name), Some(pid)) = (value["process"].as_str(), value["pid"].as_u64()) {
             pids.push((name.to_owned(), u32::try_from(pid).unwrap()));
         }

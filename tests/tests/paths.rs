@@ -20,7 +20,7 @@ impl Folder {
     fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         std::fs::create_dir(folder.path()).unwrap();
-        for name in ["device-proc", "dext-sim", "sandbox-probe"] {
+        for name in ["device-proc", "faulty-device-proc", "dext-sim", "sandbox-probe"] {
             std::fs::copy(program(name), folder.at(name)).unwrap();
         }
         folder

@@ -122,7 +122,7 @@ impl State {
 /// ```
 ///
 /// Its lock is never held while a process is asked: what is under way is written down
-/// ([`Step`]), and whoever needs the same region of the same function waits for that alone.
+/// (`Step`), and whoever needs the same region of the same function waits for that alone.
 pub struct Container {
     mode: DmaMode,
     state: Mutex<State>,

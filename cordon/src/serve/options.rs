@@ -123,7 +123,11 @@ impl ServeOptions {
     pub(super) fn how(&self) -> cordon_vfio_user::Options {
         let servers = u64::try_from(self.sockets.len() + self.companions.len()).unwrap_or(u64::MAX);
         let share = crate::limits::descriptors() / servers.max(1);
-        let budget = cordon_vfio_user::Budget::within(share);
+        // Events have limits of their own here, which count them by what they are.
+        let budget = cordon_vfio_user::Budget {
+            reports: u32::MAX,
+            ..cordon_vfio_user::Budget::within(share)
+        };
         cordon_vfio_user::Options { sealed_memory: self.sealed_memory, budget }
     }
 

@@ -1,8 +1,8 @@
 //! A child process as this side sees it: its tube, how it ends, what is known of its end.
 //!
 //! Nobody's thread stands between a caller and the child: a call takes the tube, sends, and waits for
-//! the answer on the caller's own thread ([`channel`]). Whoever finds that the child is dead, silent or
-//! out of step *condemns* it; the thread that keeps it ([`crate::keeper`]) reaps it and tells its
+//! the answer on the caller's own thread (`channel`). Whoever finds that the child is dead, silent or
+//! out of step *condemns* it; the thread that keeps it (`keeper`) reaps it and tells its
 //! [`Death`]. The child is distrusted: whatever breaks the protocol ends it.
 //!
 //! ```text

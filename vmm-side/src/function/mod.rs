@@ -12,8 +12,8 @@
 //! ```
 //!
 //! What survives the death of a function process is not the process's: the claim, DMA and windows
-//! are the connection process's, the signallers are kept in the [`journal`]. Recovery, by the
-//! function's one thread ([`keep`]): a new process (again with back-off, since the dext cleans up after
+//! are the connection process's, the signallers are kept in the `journal`. Recovery, by the
+//! function's one thread (`keep`): a new process (again with back-off, since the dext cleans up after
 //! a dead client in its own time) or the standby, the journal replayed, every vector in use signalled
 //! once, since an interrupt may have been lost. Callers wait meanwhile and their request is sent
 //! again: it is carried out at least once, and a read is always the device's answer. A request whose
@@ -22,7 +22,7 @@
 //! The death of a connection process, or of the dext, is a surprise removal: all ones under the
 //! windows and in every read, until the [`Connection`] has another process. Then the function is
 //! claimed, reset and given its memory, a function process is started, the journal is replayed.
-//! What comes next is decided in [`machine`], without I/O.
+//! What comes next is decided in `machine`, without I/O.
 
 mod companion;
 mod device;

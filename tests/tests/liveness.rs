@@ -149,7 +149,11 @@ fn a_kill_does_not_count_against_the_request_however_often_it_comes() {
     config.deadlines.call = Duration::from_millis(300);
     let vmm = Vmm::new(config, DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
-    assert_eq!(&identity(&probe), b"PRBE");
+    // A request may be answered before the kill that meets it has its effect: the next one is then
+    // the one that meets the following kill.
+    for _ in 0..7 {
+        assert_eq!(&identity(&probe), b"PRBE");
+    }
     assert_eq!(probe.replacements(), 6);
 }
 

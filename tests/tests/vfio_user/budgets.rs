@@ -8,6 +8,7 @@ use cordon_vfio_user::protocol::command::{DMA_MAP, DMA_UNMAP, SET_IRQS};
 use cordon_vfio_user::{Budget, Event, Options};
 use ipc::SharedMemory;
 
+#[cfg(target_os = "linux")]
 const ENOSPC: i32 = 28;
 const EMFILE: i32 = 24;
 const PAGE: u64 = 4096;

@@ -2,7 +2,9 @@
 //! an event afterwards holds up nobody but itself.
 
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use cordon_tests::vfio_user::{Served, words};
 use cordon_vfio_user::Event as ServerEvent;
 use cordon_vfio_user::protocol::command::SET_IRQS;
 use ipc::{Deadline, Event};
+#[cfg(target_os = "linux")]
 use rustix::event::EventfdFlags;
 use rustix::fs::OFlags;
 
@@ -54,6 +57,7 @@ fn fires_past(served: &Served, held: BorrowedFd<'_>, change: impl Fn()) {
     assert_eq!((served.proxy.pid(), served.proxy.death().is_none()), (process, true));
 }
 
+#[cfg(target_os = "linux")]
 fn eventfd_that_is_full(flags: EventfdFlags) -> OwnedFd {
     let eventfd = rustix::event::eventfd(0, flags).unwrap();
     rustix::io::write(&eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
@@ -99,6 +103,7 @@ fn pipes_and_sockets_that_do_not_block_are_events() {
     assert!(ipc::poll::wait_readable(&other, soon).unwrap());
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn an_eventfd_that_is_full_holds_up_nobody() {
     for flags in [EventfdFlags::CLOEXEC, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK] {
@@ -116,8 +121,11 @@ fn an_event_whose_owner_has_it_block_afterwards_holds_up_nobody() {
     fires_past(&Served::probe(), pipe.as_fd(), || {
         rustix::fs::fcntl_setfl(&pipe, OFlags::empty()).unwrap();
     });
-    let full = eventfd_that_is_full(EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-    fires_past(&Served::probe(), full.as_fd(), || {
-        rustix::fs::fcntl_setfl(&full, OFlags::empty()).unwrap();
-    });
+    #[cfg(target_os = "linux")]
+    {
+        let full = eventfd_that_is_full(EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        fires_past(&Served::probe(), full.as_fd(), || {
+            rustix::fs::fcntl_setfl(&full, OFlags::empty()).unwrap();
+        });
+    }
 }

@@ -21,8 +21,11 @@ const COMMANDS: u64 = 0x2000;
 const COMPLETIONS: u64 = 0x3000;
 const DATA: u64 = 0x4000;
 /// Memory of its own, whose owner can shorten it: one page at each.
+#[cfg(target_os = "linux")]
 const COMMANDS_APART: u64 = 0x20_0000;
+#[cfg(target_os = "linux")]
 const DATA_APART: u64 = 0x30_0000;
+#[cfg(target_os = "linux")]
 const COMPLETIONS_APART: u64 = 0x40_0000;
 
 struct Bench {

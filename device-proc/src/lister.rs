@@ -5,14 +5,15 @@
 
 use cordon_backend::{Backend, BackendError, Listed};
 use ipc::wire::common::Failure;
+use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
-use ipc::{Deadline, Tube, TubeError};
+use ipc::{Deadline, Handles, Tube};
 
 use crate::function::config;
 use crate::hooks::NoHooks;
 use crate::options::Common;
-use crate::start::{self, Answer, Confinement, RoleError, nothing_beside};
+use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside};
 use crate::{backends, capabilities, failure};
 
 /// Runs the role until the VMM side ends it.
@@ -57,29 +58,36 @@ fn prepare(
 }
 
 fn serve(tube: &mut Tube, entries: &mut [Listed]) -> Result<(), RoleError> {
-    let mut hooks = NoHooks;
-    loop {
-        let forever = Deadline::after(std::time::Duration::MAX);
-        let received = match tube.receive::<Request>(forever) {
-            Ok(received) => received,
-            Err(TubeError::Disconnected) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let alone = nothing_beside(&received.handles);
-        if let Request::Misbehave(wrong) = received.message {
-            start::arrange(tube, received.id, &mut hooks, &wrong)?;
-            continue;
-        }
-        let answer = Answer::to(tube, received.id, &mut hooks);
-        match received.message {
+    let forever = Deadline::after(std::time::Duration::MAX);
+    while start::serve_one(&mut Lister(entries), tube, forever, &mut NoHooks)? {}
+    Ok(())
+}
+
+struct Lister<'e>(&'e mut [Listed]);
+
+impl Serve for Lister<'_> {
+    type Request = Request;
+
+    fn fault(request: &Request) -> Option<Misbehave> {
+        if let Request::Misbehave(wrong) = request { Some(*wrong) } else { None }
+    }
+
+    fn carry_out(
+        &mut self,
+        request: Request,
+        handles: Handles,
+        answer: Answer<'_>,
+    ) -> Result<bool, RoleError> {
+        let alone = nothing_beside(&handles);
+        match request {
             Request::GetFunction(call) => {
-                let entry = alone.and_then(|()| entry(entries, call.0));
+                let entry = alone.and_then(|()| entry(self.0, call.0));
                 let described =
                     entry.and_then(|entry| describe(entry).map_err(|error| failure(&error)));
                 answer.send(&call, described.map(Box::new))?;
             }
             Request::GetConfig(call) => {
-                let entry = alone.and_then(|()| entry(entries, call.0));
+                let entry = alone.and_then(|()| entry(self.0, call.0));
                 let bytes = entry.and_then(|entry| {
                     let mut bytes = vec![0; ipc::wire::function::CONFIG_SPACE];
                     let read = config::read(entry.function.as_mut(), 0, &mut bytes);
@@ -88,10 +96,14 @@ fn serve(tube: &mut Tube, entries: &mut [Listed]) -> Result<(), RoleError> {
                 answer.send(&call, bytes)?;
             }
             Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
-            Request::Shutdown(call) => return answer.send::<Request, _>(&call, alone),
-            // Arranged for above.
+            Request::Shutdown(call) => {
+                answer.send::<Request, _>(&call, alone)?;
+                return Ok(false);
+            }
+            // See `fault`.
             Request::Misbehave(_) => {}
         }
+        Ok(true)
     }
 }
 

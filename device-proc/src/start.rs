@@ -9,7 +9,7 @@ use std::time::Duration;
 use cordon_backend::BackendError;
 use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::faults::Point;
+use ipc::wire::faults::{Misbehave, Point};
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::{Layer, LayerState, SandboxReport};
 use ipc::{Deadline, Handles, Tube, TubeError};
@@ -160,33 +160,51 @@ fn report_failure<R: Serialize>(tube: &mut Tube, error: &RoleError) {
     let _ = tube.send(0, &started, &[], Deadline::after(PEER_TIMEOUT));
 }
 
-/// A request and what came beside it.
-pub struct Incoming<Q> {
-    /// The request.
-    pub request: Q,
-    /// Its number, which the answer repeats.
-    pub id: u32,
-    /// What came beside it.
-    pub handles: Handles,
+/// A role that carries out the requests of a conversation.
+pub trait Serve {
+    /// The conversation.
+    type Request: DeserializeOwned;
+
+    /// The fault that `request` asks to be arranged for, where it is one that does.
+    fn fault(request: &Self::Request) -> Option<Misbehave>;
+
+    /// Carries out and answers `request`, beside which `handles` came; `false` when it was the last.
+    ///
+    /// # Errors
+    /// [`RoleError`], which ends the process.
+    fn carry_out(
+        &mut self,
+        request: Self::Request,
+        handles: Handles,
+        answer: Answer<'_>,
+    ) -> Result<bool, RoleError>;
 }
 
-/// The next request, if one is there; `Ok(None)` when none is, [`TubeError::Disconnected`] when the
-/// VMM side is gone.
+/// Serves the next request, if one comes before `deadline`; `false` when it was the last, or the VMM
+/// side is gone.
 ///
 /// # Errors
-/// [`TubeError`].
-pub fn next_request<Q: DeserializeOwned>(
+/// [`RoleError`], which ends the process.
+pub fn serve_one<S: Serve>(
+    role: &mut S,
     tube: &mut Tube,
-) -> Result<Option<Incoming<Q>>, TubeError> {
-    match tube.receive::<Q>(Deadline::now()) {
-        Ok(received) => Ok(Some(Incoming {
-            request: received.message,
-            id: received.id,
-            handles: received.handles,
-        })),
-        Err(TubeError::TimedOut) => Ok(None),
-        Err(error) => Err(error),
+    deadline: Deadline,
+    hooks: &mut dyn Hooks,
+) -> Result<bool, RoleError> {
+    let received = match tube.receive::<S::Request>(deadline) {
+        Ok(received) => received,
+        Err(TubeError::TimedOut) => return Ok(true),
+        Err(TubeError::Disconnected) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(wrong) = S::fault(&received.message) {
+        // Not itself a request that faults count.
+        let armed = hooks.arm(wrong.0);
+        tube.send(received.id, &armed, &[], Deadline::after(PEER_TIMEOUT))?;
+        return Ok(true);
     }
+    let answer = Answer::to(tube, received.id, hooks);
+    role.carry_out(received.message, received.handles, answer)
 }
 
 /// The answer to one request. Each request gets exactly one, of its own type.
@@ -230,20 +248,6 @@ impl<'t> Answer<'t> {
         self.hooks.at(Point::After, self.tube);
         Ok(())
     }
-}
-
-/// Arranges for a fault, or refuses; the answer is not itself a request that faults count.
-///
-/// # Errors
-/// [`RoleError::Tube`] when the VMM side is gone or does not read.
-pub fn arrange(
-    tube: &mut Tube,
-    id: u32,
-    hooks: &mut dyn Hooks,
-    wrong: &ipc::wire::faults::Misbehave,
-) -> Result<(), RoleError> {
-    let armed = hooks.arm(wrong.0);
-    Ok(tube.send(id, &armed, &[], Deadline::after(PEER_TIMEOUT))?)
 }
 
 /// Fails unless nothing came beside a request that takes nothing.

@@ -17,14 +17,15 @@ use cordon_backend::{Backend, BusRange, Group, Liveness, OpenGroup, Source as Or
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Mapped, Ready, Request};
+use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
+use ipc::{Deadline, Handles, MemoryEntry, MemoryPort, PciAddress, Tube};
 
 use self::claimed::ClaimedFunction;
 use self::companion::Companion;
 use crate::hooks::Hooks;
 use crate::options::{Common, Windows};
-use crate::start::{self, Answer, Confinement, RoleError, nothing_beside, one_beside};
+use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside, one_beside};
 
 /// What the main loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +114,7 @@ impl ConnectionProcess {
             for token in self.wait(tube)? {
                 match token {
                     Token::Tube => {
-                        if !self.serve_one(tube, hooks)? {
+                        if !start::serve_one(self, tube, Deadline::now(), hooks)? {
                             return Ok(());
                         }
                     }
@@ -134,17 +135,6 @@ impl ConnectionProcess {
             Source::readable(companion.tube(), Token::Companion(companion.function()))
         }));
         poll::wait(&sources, None).map_err(RoleError::Wait)
-    }
-
-    /// Serves one request; `false` when it was the last.
-    fn serve_one(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<bool, RoleError> {
-        let incoming = match start::next_request::<Request>(tube) {
-            Ok(Some(incoming)) => incoming,
-            Ok(None) => return Ok(true),
-            Err(TubeError::Disconnected) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        self.answer(incoming, tube, hooks)
     }
 
     /// Serves one request of a function process; one that is gone or out of step is forgotten, and
@@ -169,18 +159,68 @@ impl ConnectionProcess {
         sent.map_err(RoleError::Wait)
     }
 
-    fn answer(
+    /// The answer to a claim: the memory of each window goes beside it, or before it.
+    fn send_attached(
         &mut self,
-        incoming: start::Incoming<Request>,
-        tube: &mut Tube,
-        hooks: &mut dyn Hooks,
-    ) -> Result<bool, RoleError> {
-        let start::Incoming { request, id, handles } = incoming;
-        if let Request::Misbehave(wrong) = request {
-            start::arrange(tube, id, hooks, &wrong)?;
-            return Ok(true);
+        answer: Answer<'_>,
+        call: &ipc::wire::connection::Attach,
+        attached: Result<claimed::Exported, Failure>,
+    ) -> Result<(), RoleError> {
+        let (attached, windows) = match attached {
+            Ok((attached, windows)) => (Ok(Box::new(attached)), windows),
+            Err(failure) => (Err(failure), Vec::new()),
+        };
+        let handles: Vec<_> = windows.iter().filter_map(|memory| memory.descriptor()).collect();
+        let entries: Vec<_> = windows.iter().filter_map(|memory| memory.entry()).collect();
+        if !entries.is_empty() {
+            self.send_entries(call.function, &entries)?;
         }
-        let answer = Answer::to(tube, id, hooks);
+        answer.send_with(call, attached, &handles)
+    }
+
+    fn detach(&mut self, number: u8) -> Result<(), Failure> {
+        self.function(number)?;
+        let is_it = |one: &mut ClaimedFunction| one.number() == number;
+        self.functions.extract_if(.., is_it).for_each(ClaimedFunction::release);
+        self.companions.retain(|one| one.function() != number);
+        Ok(())
+    }
+
+    fn join(&mut self, number: u8, fd: std::os::fd::OwnedFd) -> Result<(), Failure> {
+        self.function(number)?;
+        self.companions.retain(|one| one.function() != number);
+        self.companions.push(Companion::new(number, fd));
+        Ok(())
+    }
+
+    fn function(&mut self, number: u8) -> Result<&mut ClaimedFunction, Failure> {
+        let address = self.address;
+        let function = self.functions.iter_mut().find(|one| one.number() == number);
+        function.ok_or_else(|| Failure {
+            kind: FailureKind::NoDevice,
+            code: None,
+            message: format!(
+                "Function {number} of {:02x}:{:02x} is not open in its connection process",
+                address.bus(),
+                address.device()
+            ),
+        })
+    }
+}
+
+impl Serve for ConnectionProcess {
+    type Request = Request;
+
+    fn fault(request: &Request) -> Option<Misbehave> {
+        if let Request::Misbehave(wrong) = request { Some(*wrong) } else { None }
+    }
+
+    fn carry_out(
+        &mut self,
+        request: Request,
+        handles: Handles,
+        answer: Answer<'_>,
+    ) -> Result<bool, RoleError> {
         // What came beside a request that takes nothing is refused with the request.
         let alone = nothing_beside(&handles);
         match request {
@@ -238,57 +278,9 @@ impl ConnectionProcess {
                 answer.send::<Request, _>(&call, alone)?;
                 return Ok(false);
             }
-            // Arranged for above.
+            // See `fault`.
             Request::Misbehave(_) => {}
         }
         Ok(true)
-    }
-
-    /// The answer to a claim: the memory of each window goes beside it, or before it.
-    fn send_attached(
-        &mut self,
-        answer: Answer<'_>,
-        call: &ipc::wire::connection::Attach,
-        attached: Result<claimed::Exported, Failure>,
-    ) -> Result<(), RoleError> {
-        let (attached, windows) = match attached {
-            Ok((attached, windows)) => (Ok(Box::new(attached)), windows),
-            Err(failure) => (Err(failure), Vec::new()),
-        };
-        let handles: Vec<_> = windows.iter().filter_map(|memory| memory.descriptor()).collect();
-        let entries: Vec<_> = windows.iter().filter_map(|memory| memory.entry()).collect();
-        if !entries.is_empty() {
-            self.send_entries(call.function, &entries)?;
-        }
-        answer.send_with(call, attached, &handles)
-    }
-
-    fn detach(&mut self, number: u8) -> Result<(), Failure> {
-        self.function(number)?;
-        let is_it = |one: &mut ClaimedFunction| one.number() == number;
-        self.functions.extract_if(.., is_it).for_each(ClaimedFunction::release);
-        self.companions.retain(|one| one.function() != number);
-        Ok(())
-    }
-
-    fn join(&mut self, number: u8, fd: std::os::fd::OwnedFd) -> Result<(), Failure> {
-        self.function(number)?;
-        self.companions.retain(|one| one.function() != number);
-        self.companions.push(Companion::new(number, fd));
-        Ok(())
-    }
-
-    fn function(&mut self, number: u8) -> Result<&mut ClaimedFunction, Failure> {
-        let address = self.address;
-        let function = self.functions.iter_mut().find(|one| one.number() == number);
-        function.ok_or_else(|| Failure {
-            kind: FailureKind::NoDevice,
-            code: None,
-            message: format!(
-                "Function {number} of {:02x}:{:02x} is not open in its connection process",
-                address.bus(),
-                address.device()
-            ),
-        })
     }
 }

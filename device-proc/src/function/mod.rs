@@ -17,9 +17,10 @@ use std::os::fd::AsFd as _;
 use cordon_backend::{Backend, ErrorKind, ResetKind, ServedFunction, Source as Origin};
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
+use ipc::wire::faults::Misbehave;
 use ipc::wire::function::{Access, Ready, Request, Space};
 use ipc::wire::handshake::Role;
-use ipc::{Handles, PciAddress, Tube, TubeError};
+use ipc::{Deadline, Handles, PciAddress, Tube};
 
 use self::bars::Bars;
 use self::companion::Companion;
@@ -27,7 +28,7 @@ use self::interrupts::Interrupts;
 use crate::hooks::Hooks;
 use crate::memory::MemoryTable;
 use crate::options::Common;
-use crate::start::{self, Answer, Confinement, RoleError, nothing_beside, one_beside};
+use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside, one_beside};
 use crate::{capabilities, failure};
 
 /// What the main loop waits for.
@@ -133,7 +134,7 @@ impl FunctionProcess {
                         }
                     }
                     Token::Tube => {
-                        if !self.serve_one(tube, hooks)? {
+                        if !start::serve_one(self, tube, Deadline::now(), hooks)? {
                             return Ok(());
                         }
                     }
@@ -152,91 +153,6 @@ impl FunctionProcess {
         sources.push(Source::readable(tube, Token::Tube));
         sources.extend(liveness.as_ref().map(|liveness| liveness.source(Token::Backend)));
         poll::wait(&sources, None).map_err(RoleError::Wait)
-    }
-
-    /// Serves one request; `false` when it was the last.
-    fn serve_one(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<bool, RoleError> {
-        let incoming = match start::next_request::<Request>(tube) {
-            Ok(Some(incoming)) => incoming,
-            Ok(None) => return Ok(true),
-            Err(TubeError::Disconnected) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        self.answer(incoming, tube, hooks)
-    }
-
-    fn answer(
-        &mut self,
-        incoming: start::Incoming<Request>,
-        tube: &mut Tube,
-        hooks: &mut dyn Hooks,
-    ) -> Result<bool, RoleError> {
-        let start::Incoming { request, id, handles } = incoming;
-        if let Request::Misbehave(wrong) = request {
-            start::arrange(tube, id, hooks, &wrong)?;
-            return Ok(true);
-        }
-        let answer = Answer::to(tube, id, hooks);
-        // What came beside a request that takes nothing is refused with the request.
-        let alone = nothing_beside(&handles);
-        match request {
-            Request::Access(call) => {
-                let value = alone.and_then(|()| self.access(&call));
-                answer.send(&call, value)?;
-            }
-            Request::ReadConfig(call) => {
-                let bytes = alone.and_then(|()| self.read_config(call.offset, call.length));
-                answer.send(&call, bytes)?;
-            }
-            Request::Interrupts(call) => {
-                let done = self.change_interrupts(&call, handles);
-                answer.send(&call, done)?;
-            }
-            Request::Reset(call) => {
-                let done = alone.and_then(|()| self.reset());
-                answer.send(&call, done)?;
-            }
-            Request::GetStatistics(call) => {
-                let statistics = self.interrupts.as_ref().map(Interrupts::statistics);
-                answer.send(&call, alone.map(|()| statistics.unwrap_or_default()))?;
-            }
-            Request::TakeOver(call) => {
-                let vectors = alone.and_then(|()| self.take_over());
-                answer.send(&call, vectors)?;
-            }
-            Request::Companion(call) => {
-                let joined = one_beside(handles)
-                    .and_then(|tube| Companion::join(tube, call.layout, call.max_entries));
-                let done = joined.map(|companion| self.companion = Some(companion));
-                answer.send(&call, done)?;
-            }
-            Request::AddMemory(call) => {
-                let added = one_beside(handles).and_then(|fd| {
-                    self.memory.add(call.base, call.size, fd, call.offset, call.writable)
-                });
-                answer.send(&call, added)?;
-            }
-            Request::RemoveMemory(call) => {
-                let removed = alone.and_then(|()| self.memory.remove(call.base));
-                answer.send(&call, removed)?;
-            }
-            Request::Doorbell(call) => {
-                let status = alone.and_then(|()| {
-                    let none = || start::invalid("This function has no companion".to_owned());
-                    let companion = self.companion.as_mut().ok_or_else(none)?;
-                    Ok(companion.doorbell(&self.memory, call.page, call.batch))
-                });
-                answer.send(&call, status)?;
-            }
-            Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
-            Request::Shutdown(call) => {
-                answer.send::<Request, _>(&call, alone)?;
-                return Ok(false);
-            }
-            // Arranged for above.
-            Request::Misbehave(_) => {}
-        }
-        Ok(true)
     }
 
     /// One access of at most 8 bytes; 0 for a write.
@@ -310,5 +226,81 @@ impl FunctionProcess {
             };
             Failure { kind, ..failure(&error) }
         })
+    }
+}
+
+impl Serve for FunctionProcess {
+    type Request = Request;
+
+    fn fault(request: &Request) -> Option<Misbehave> {
+        if let Request::Misbehave(wrong) = request { Some(*wrong) } else { None }
+    }
+
+    fn carry_out(
+        &mut self,
+        request: Request,
+        handles: Handles,
+        answer: Answer<'_>,
+    ) -> Result<bool, RoleError> {
+        // What came beside a request that takes nothing is refused with the request.
+        let alone = nothing_beside(&handles);
+        match request {
+            Request::Access(call) => {
+                let value = alone.and_then(|()| self.access(&call));
+                answer.send(&call, value)?;
+            }
+            Request::ReadConfig(call) => {
+                let bytes = alone.and_then(|()| self.read_config(call.offset, call.length));
+                answer.send(&call, bytes)?;
+            }
+            Request::Interrupts(call) => {
+                let done = self.change_interrupts(&call, handles);
+                answer.send(&call, done)?;
+            }
+            Request::Reset(call) => {
+                let done = alone.and_then(|()| self.reset());
+                answer.send(&call, done)?;
+            }
+            Request::GetStatistics(call) => {
+                let statistics = self.interrupts.as_ref().map(Interrupts::statistics);
+                answer.send(&call, alone.map(|()| statistics.unwrap_or_default()))?;
+            }
+            Request::TakeOver(call) => {
+                let vectors = alone.and_then(|()| self.take_over());
+                answer.send(&call, vectors)?;
+            }
+            Request::Companion(call) => {
+                let joined = one_beside(handles)
+                    .and_then(|tube| Companion::join(tube, call.layout, call.max_entries));
+                let done = joined.map(|companion| self.companion = Some(companion));
+                answer.send(&call, done)?;
+            }
+            Request::AddMemory(call) => {
+                let added = one_beside(handles).and_then(|fd| {
+                    self.memory.add(call.base, call.size, fd, call.offset, call.writable)
+                });
+                answer.send(&call, added)?;
+            }
+            Request::RemoveMemory(call) => {
+                let removed = alone.and_then(|()| self.memory.remove(call.base));
+                answer.send(&call, removed)?;
+            }
+            Request::Doorbell(call) => {
+                let status = alone.and_then(|()| {
+                    let none = || start::invalid("This function has no companion".to_owned());
+                    let companion = self.companion.as_mut().ok_or_else(none)?;
+                    Ok(companion.doorbell(&self.memory, call.page, call.batch))
+                });
+                answer.send(&call, status)?;
+            }
+            Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
+            Request::Shutdown(call) => {
+                answer.send::<Request, _>(&call, alone)?;
+                return Ok(false);
+            }
+            // See `fault`.
+            Request::Misbehave(_) => {}
+        }
+        Ok(true)
     }
 }

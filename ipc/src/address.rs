@@ -85,14 +85,6 @@ impl PciAddress {
     pub fn same_device(self, other: Self) -> bool {
         (self.segment, self.bus, self.device) == (other.segment, other.bus, other.device)
     }
-
-    /// The same device's function `function`.
-    ///
-    /// # Errors
-    /// [`AddressError::Function`] when it is above 7.
-    pub fn sibling(self, function: u8) -> Result<Self, AddressError> {
-        Self::new(self.bus, self.device, function).map(|one| one.in_segment(self.segment))
-    }
 }
 
 impl fmt::Display for PciAddress {

@@ -55,6 +55,9 @@ pub struct Server {
     thread: Option<JoinHandle<()>>,
     finished: Receiver<()>,
     file: Arc<SocketFile>,
+    /// Of its own client.
+    seat: Arc<Seat>,
+    /// Of the clients of what is served beside it.
     beside: Beside,
 }
 
@@ -72,9 +75,30 @@ impl Server {
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
+        let file = Arc::new(SocketFile::listen(path)?);
         let start = |error| ServerError::Start(path.to_owned(), error);
-        let seat = Arc::new(Seat::new().map_err(start)?);
-        Self::start_in(&seat, path, device, container, options, log)
+        let stopped = ipc::Event::new().map_err(start)?;
+        let stop = stopped.signaller().map_err(start)?;
+        let (sender, finished) = channel();
+        let name = format!("vfio-user {}", device.info().identity.address);
+        let (seat, beside) = (Arc::new(Seat::new().map_err(start)?), Beside::default());
+        let (its_seat, its_beside) = (Arc::clone(&seat), beside.clone());
+        let service = Service {
+            stopped,
+            device,
+            container,
+            options,
+            seat: its_seat,
+            beside: its_beside,
+            log,
+        };
+        let listener = Arc::clone(&file);
+        let run = move || {
+            service.run(listener);
+            let _ = sender.send(());
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
+        Ok(Self { stop, thread: Some(thread), finished, file, seat, beside })
     }
 
     /// Serves what belongs to this server's function, its companion, as [`Server::start`]. Since
@@ -90,39 +114,10 @@ impl Server {
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let start = |error| ServerError::Start(path.to_owned(), error);
-        let seat = Arc::new(Seat::new().map_err(start)?);
-        let server = Self::start_in(&seat, path, device, container, options, log)?;
-        self.beside.add(&seat);
+        let server = Self::start(path, device, container, options, log)?;
+        self.beside.add(&server.seat);
         Ok(server)
     }
-
-    fn start_in(
-        seat: &Arc<Seat>,
-        path: &Path,
-        device: Arc<dyn PassthroughDevice>,
-        container: Arc<Container>,
-        options: Options,
-        log: impl Fn(Event) + Send + 'static,
-    ) -> Result<Self, ServerError> {
-        let file = Arc::new(SocketFile::listen(path)?);
-        let start = |error| ServerError::Start(path.to_owned(), error);
-        let stopped = ipc::Event::new().map_err(start)?;
-        let stop = stopped.signaller().map_err(start)?;
-        let (sender, finished) = channel();
-        let name = format!("vfio-user {}", device.info().identity.address);
-        let (seat, beside) = (Arc::clone(seat), Beside::default());
-        let service =
-            Service { stopped, device, container, options, seat, beside: beside.clone(), log };
-        let listener = Arc::clone(&file);
-        let run = move || {
-            service.run(listener);
-            let _ = sender.send(());
-        };
-        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
-        Ok(Self { stop, thread: Some(thread), finished, file, beside })
-    }
-
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {

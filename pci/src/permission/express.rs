@@ -47,25 +47,45 @@ const DEVICE_STATUS: Field = Field::read_only(
     "Its error bits are cleared by writing them: they belong to the host",
 );
 
+/// All of version 2; version 1 ends before the slot's.
+static FIELDS: [Field; 20] = [
+    header(),
+    DEVICE[0],
+    DEVICE[1],
+    DEVICE[2],
+    DEVICE[3],
+    DEVICE[4],
+    DEVICE[5],
+    DEVICE[6],
+    DEVICE[7],
+    DEVICE[8],
+    DEVICE_STATUS,
+    Field::read_only((0x0c, 8), "LnkCap, LnkCtl, LnkSta", LINK),
+    Field::read_only((0x14, 8), "SltCap, SltCtl, SltSta", PORT),
+    Field::read_only((0x1c, 8), "RootCtl, RootCap, RootSta", PORT),
+    Field::read_only((0x24, 4), "DevCap2", SAYS),
+    Field::forwarded(
+        (0x28, 2),
+        "DevCtl2: completion timeout",
+        "How long the device waits for its own reads",
+    )
+    .bits(0x001f),
+    Field::kept((0x28, 2), "DevCtl2: ARI, atomics, ordering, LTR, tags, OBFF, prefixes", PATH)
+        .bits(0xffe0),
+    Field::read_only((0x2a, 2), "DevSta2", "Reserved"),
+    Field::read_only((0x2c, 8), "LnkCap2, LnkCtl2, LnkSta2", LINK),
+    Field::read_only((0x34, 8), "SltCap2, SltCtl2, SltSta2", PORT),
+];
+
+/// Fields of version 1.
+const SHORT_FIELDS: usize = 12;
+
 /// Version 1: no second set of registers.
 pub(super) static SHORT: Structure = Structure {
     id: StructureId::Standard(capability::EXPRESS),
     name: "Express (version 1)",
     length: 20,
-    fields: &[
-        header(),
-        DEVICE[0],
-        DEVICE[1],
-        DEVICE[2],
-        DEVICE[3],
-        DEVICE[4],
-        DEVICE[5],
-        DEVICE[6],
-        DEVICE[7],
-        DEVICE[8],
-        DEVICE_STATUS,
-        Field::read_only((0x0c, 8), "LnkCap, LnkCtl, LnkSta", LINK),
-    ],
+    fields: FIELDS.split_at(SHORT_FIELDS).0,
 };
 
 /// Version 2.
@@ -73,32 +93,5 @@ pub(super) static LONG: Structure = Structure {
     id: StructureId::Standard(capability::EXPRESS),
     name: "Express",
     length: 60,
-    fields: &[
-        header(),
-        DEVICE[0],
-        DEVICE[1],
-        DEVICE[2],
-        DEVICE[3],
-        DEVICE[4],
-        DEVICE[5],
-        DEVICE[6],
-        DEVICE[7],
-        DEVICE[8],
-        DEVICE_STATUS,
-        Field::read_only((0x0c, 8), "LnkCap, LnkCtl, LnkSta", LINK),
-        Field::read_only((0x14, 8), "SltCap, SltCtl, SltSta", PORT),
-        Field::read_only((0x1c, 8), "RootCtl, RootCap, RootSta", PORT),
-        Field::read_only((0x24, 4), "DevCap2", SAYS),
-        Field::forwarded(
-            (0x28, 2),
-            "DevCtl2: completion timeout",
-            "How long the device waits for its own reads",
-        )
-        .bits(0x001f),
-        Field::kept((0x28, 2), "DevCtl2: ARI, atomics, ordering, LTR, tags, OBFF, prefixes", PATH)
-            .bits(0xffe0),
-        Field::read_only((0x2a, 2), "DevSta2", "Reserved"),
-        Field::read_only((0x2c, 8), "LnkCap2, LnkCtl2, LnkSta2", LINK),
-        Field::read_only((0x34, 8), "SltCap2, SltCtl2, SltSta2", PORT),
-    ],
+    fields: &FIELDS,
 };

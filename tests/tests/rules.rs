@@ -61,6 +61,30 @@ fn every_rule_has_its_code_and_its_test() {
     announce(&format!("rules: {0} of {0} have their code and their test", stated.len()));
 }
 
+#[test]
+fn every_file_that_the_documents_name_is_there() {
+    let mut links = 0;
+    for document in
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/rules.md", "docs/macos.md"]
+    {
+        let text = read(document);
+        let folder = root().join(document);
+        let folder = folder.parent().unwrap();
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for target in targets.filter(|target| !target.is_empty() && !target.contains("://")) {
+            assert!(folder.join(target).exists(), "{document}: there is no {target}");
+            links += 1;
+        }
+    }
+    assert!(links > 50, "{links} links were found");
+    for row in read("docs/rules.md").lines().filter(|line| line.starts_with("| ")) {
+        let code = row.rsplit('|').nth(1).unwrap_or_default();
+        for file in code.split('`').skip(1).step_by(2).filter(|quoted| quoted.ends_with(".rs")) {
+            assert!(root().join(file).is_file(), "docs/rules.md: there is no {file}");
+        }
+    }
+}
+
 /// Sources of a crate.
 fn sources(directory: PathBuf) -> Vec<PathBuf> {
     let mut all = Vec::new();

@@ -17,7 +17,7 @@ use crate::Failure;
 use crate::serve::Watched;
 
 /// How long whoever asks may be waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest answer that is taken.
 const MAX_ANSWER: u64 = 1 << 20;
 
@@ -159,7 +159,7 @@ impl Drop for Control {
 
 fn answer(mut stream: UnixStream, served: &[Arc<Watched>]) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let all: Vec<Served> = served.iter().map(|watched| Served::of(watched)).collect();
     stream.write_all(format!("{}\n", serde_json::to_string(&all)?).as_bytes())
 }
@@ -168,7 +168,7 @@ fn answer(mut stream: UnixStream, served: &[Arc<Watched>]) -> std::io::Result<()
 pub(crate) fn ask(path: &Path) -> Result<Vec<Served>, Failure> {
     let failed = |error| format!("no cordon serve answers at {}: {error}", path.display());
     let stream = UnixStream::connect(path).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
     let mut text = String::new();
     stream.take(MAX_ANSWER).read_to_string(&mut text).map_err(failed)?;
     let nonsense = |error| format!("{} is no control socket: {error}", path.display());

@@ -1,6 +1,6 @@
 //! The simulated dext's side of [`UserClient`]: one socket is one connection.
 //!
-//! Replies come in order and within [`PATIENCE`]; a dext that breaks that is out of step and the
+//! Replies come in order and within [`TIMEOUT`]; a dext that breaks that is out of step and the
 //! process gives up on it.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +14,7 @@ use ipc::{Access, Deadline, Event, Handles, SharedMemory, Tube, TubeError};
 use crate::{Behind, CallError, DextError, Mapped, Registry, UserClient};
 
 /// How long the dext may take: a reset of a real device takes up to a second.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The services of a simulated dext.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl SimulatedRegistry {
         let no_dext =
             |why: String| DextError::NoDext { place: format!("sim:{}", self.path.display()), why };
         let mut tube = Tube::connect(&self.path).map_err(|error| no_dext(error.to_string()))?;
-        tube.handshake(Role::DextClient, Role::Dext, Deadline::after(PATIENCE))
+        tube.handshake(Role::DextClient, Role::Dext, Deadline::after(TIMEOUT))
             .map_err(|error| no_dext(ipc::chain(&error)))?;
         Ok(tube)
     }
@@ -78,7 +78,7 @@ impl Socket {
     ) -> Result<(Reply, Handles), TubeError> {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(TIMEOUT);
         self.tube.send(id, request, handles, deadline)?;
         let received = self.tube.receive::<Reply>(deadline)?;
         if received.id == id {

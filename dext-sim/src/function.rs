@@ -243,7 +243,7 @@ impl Function {
         if effect == Effect::FunctionLevelReset {
             self.function_level_reset();
         }
-        self.hardware.ring();
+        self.hardware.wake();
         Some(())
     }
 

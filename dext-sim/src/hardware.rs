@@ -31,8 +31,8 @@ pub(crate) struct Hardware {
     pub(crate) interrupts: Interrupts,
     /// Nothing moves: the device is gone.
     halted: AtomicBool,
-    bell: Mutex<bool>,
-    rung: Condvar,
+    awake: Mutex<bool>,
+    woken: Condvar,
 }
 
 impl Hardware {
@@ -56,8 +56,8 @@ impl Hardware {
             dart: Dart::new(mode, shape.serial),
             interrupts: Interrupts::new(Arc::clone(faults)),
             halted: AtomicBool::new(false),
-            bell: Mutex::new(false),
-            rung: Condvar::new(),
+            awake: Mutex::new(false),
+            woken: Condvar::new(),
         })
     }
 
@@ -112,7 +112,7 @@ impl Hardware {
     /// Stops the device model, or lets it go on.
     pub(crate) fn halt(&self, halted: bool) {
         self.halted.store(halted, Ordering::Release);
-        self.ring();
+        self.wake();
     }
 
     /// Whether the device is gone.
@@ -121,15 +121,15 @@ impl Hardware {
     }
 
     /// Wakes the device model: a register was written through the driver.
-    pub(crate) fn ring(&self) {
-        *self.bell.lock() = true;
-        self.rung.notify_one();
+    pub(crate) fn wake(&self) {
+        *self.awake.lock() = true;
+        self.woken.notify_one();
     }
 
-    /// The device model waits for `ring`, at most `time`: stores to shared registers ring nothing.
-    pub(crate) fn wait_for_ring(&self, time: Duration) {
-        let mut bell = self.bell.lock();
-        self.rung.wait_while_for(&mut bell, |rung| !*rung, time);
-        *bell = false;
+    /// The device model waits for `wake`, at most `time`: stores to shared registers wake nobody.
+    pub(crate) fn wait_for_wake(&self, time: Duration) {
+        let mut awake = self.awake.lock();
+        self.woken.wait_while_for(&mut awake, |woken| !*woken, time);
+        *awake = false;
     }
 }

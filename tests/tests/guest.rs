@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// A guest under TCG on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(150);
+const TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Where QEMU, kernel and initramfs are.
 fn prepared() -> &'static Path {
@@ -94,7 +94,7 @@ impl Serve {
     fn until(&self, event: &str) -> Vec<Value> {
         let mut seen = Vec::new();
         loop {
-            let line = self.log.recv_timeout(PATIENCE);
+            let line = self.log.recv_timeout(TIMEOUT);
             let line = line.unwrap_or_else(|_| panic!("no {event}, only {seen:?}"));
             if line["event"] == event {
                 return seen;
@@ -179,7 +179,7 @@ impl Guest {
 
     /// Waits for the guest to say how its test went.
     fn passes(&mut self, test: &str) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let next = self.waiting.take().ok_or(()).or_else(|()| self.console.recv_timeout(left));
@@ -196,7 +196,7 @@ impl Guest {
 
     /// Waits for a line that contains `text`.
     fn says(&mut self, text: &str) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !self.seen.last().is_some_and(|line| line.contains(text)) {
             let left = end.saturating_duration_since(Instant::now());
             let line = self.console.recv_timeout(left);
@@ -221,7 +221,7 @@ impl Guest {
 
     /// Waits for the guest's end.
     fn ends(&mut self) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while self.child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < end, "the guest does not end: {:#?}", self.seen);
             std::thread::sleep(Duration::from_millis(20));
@@ -251,7 +251,7 @@ impl Monitor {
     fn connect(guest: &Guest) -> Self {
         assert!(eventually(|| guest.monitor.exists()));
         let stream = UnixStream::connect(&guest.monitor).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut monitor = Self(BufReader::new(stream));
         monitor.line();
         monitor.command(&json!({ "execute": "qmp_capabilities" }));
@@ -452,7 +452,7 @@ fn a_guest_maps_on_demand_through_the_companion_of_a_strict_dart() {
     guest.ends();
     let (mut gone, mut seen) = (0, Vec::new());
     while gone < 2 {
-        let line = serve.log.recv_timeout(PATIENCE).unwrap();
+        let line = serve.log.recv_timeout(TIMEOUT).unwrap();
         gone += usize::from(line["event"] == "detach");
         seen.push(line);
     }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::protocol::{HEADER, Header, MAX_DESCRIPTORS, MAX_MESSAGE, flag};
 
 /// How long a client may take over the rest of a message that it began, or to take a reply.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A command as it came.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Socket {
 
     /// The next message, of which at least one byte has come.
     pub(super) fn receive(&self) -> Result<Message, SocketError> {
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(TIMEOUT);
         let mut bytes = [0; HEADER];
         let (mut descriptors, mut too_many) = (Vec::new(), false);
         let mut have = 0;
@@ -140,7 +140,7 @@ impl Socket {
         let header = Header { id: to.id, command: to.command, size, flags, error };
         let mut bytes = header.to_bytes().to_vec();
         bytes.extend_from_slice(body);
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(TIMEOUT);
         let (mut rest, mut descriptor) = (&bytes[..], descriptor);
         while !rest.is_empty() {
             match rights::send(&self.0, rest, descriptor.as_slice()) {

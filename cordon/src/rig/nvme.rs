@@ -23,7 +23,7 @@ pub(crate) const BLOCK: u64 = 512;
 pub(crate) const MAX_TRANSFER: u64 = 128 << 10;
 
 /// How long the controller may take for anything.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Says whether the processes behind the device live, and why not.
 pub(crate) type Alive<'a> = &'a dyn Fn() -> Result<(), Failure>;
@@ -156,7 +156,7 @@ impl<'m> Nvme<'m> {
     }
 
     fn until_ready(&self, ready: bool) -> Result<(), Failure> {
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(TIMEOUT);
         while self.registers.load_u32(CSTS)? & 1 != u32::from(ready) {
             (self.alive)()?;
             if deadline.passed() {
@@ -293,7 +293,7 @@ fn ring(registers: &Window, queue: &Queue) -> Result<(), Failure> {
 /// Waits for a vector; one interrupt taken. Ends at once when `alive` says that there is nobody
 /// left to send it.
 pub(crate) fn wait(event: &Event, alive: Alive<'_>) -> Result<u64, Failure> {
-    let deadline = Deadline::after(PATIENCE);
+    let deadline = Deadline::after(TIMEOUT);
     while !event.wait(Deadline::after(Duration::from_millis(20)))? {
         alive()?;
         if deadline.passed() {

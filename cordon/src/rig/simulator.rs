@@ -121,9 +121,9 @@ impl Simulator {
         Ok(serde_json::from_str::<Answer>(&line)?.state.functions)
     }
 
-    /// Waits until no client holds anything; what is left after `patience`.
-    pub(crate) fn settled(&self, patience: Duration) -> Result<Vec<FunctionState>, Failure> {
-        let end = Instant::now() + patience;
+    /// Waits until no client holds anything; what is left after `timeout`.
+    pub(crate) fn settled(&self, timeout: Duration) -> Result<Vec<FunctionState>, Failure> {
+        let end = Instant::now() + timeout;
         loop {
             let mut left = self.state()?;
             left.retain(|one| {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use cordon_vmm::{Function, PassthroughDevice as _};
 use ipc::{Deadline, Window};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 use crate::Failure;
 use crate::rig::nvme::{Memory, Nvme};
 use crate::rig::storage::{BUFFER, Corrupt, Storage};
@@ -88,7 +88,7 @@ fn fire_and_take(probe: &Arc<Function>, tally: &Tally) -> Result<(), Failure> {
         registers.write(0x64, u32::try_from(vector)?)?;
         registers.write(0x68, 1u32)?;
         registers.store_u32(0x6c, number)?;
-        if !events[vector].wait(Deadline::after(PATIENCE))? {
+        if !events[vector].wait(Deadline::after(TIMEOUT))? {
             tally.lost_interrupts.fetch_add(1, Ordering::Relaxed);
             return Err(format!("vector {vector} did not come").into());
         }

@@ -34,8 +34,8 @@ pub(crate) struct TortureOptions {
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     kills: u64,
     /// What strikes it, chosen at random among these.
-    #[arg(long = "with", value_enum, value_delimiter = ',', default_values_t = [Blow::Kill])]
-    blows: Vec<Blow>,
+    #[arg(long = "with", value_enum, value_delimiter = ',', default_values_t = [FaultKind::Kill])]
+    kinds: Vec<FaultKind>,
     /// Which random points: the same seed makes the same choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -53,7 +53,7 @@ pub(crate) struct TortureOptions {
 
 /// What strikes a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Blow {
+enum FaultKind {
     /// kill -9, at any moment.
     Kill,
     /// A stop signal at its next request.
@@ -69,7 +69,7 @@ enum Blow {
 }
 
 /// How long a replacement may take before the torture calls it lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// A process that does not answer for this long is killed, where processes are stopped or hang.
 const DEADLINE: Duration = Duration::from_millis(600);
 /// How long an interrupted torture may take to end in order: what was struck last comes back first.
@@ -147,10 +147,10 @@ pub(crate) fn run(options: &TortureOptions) -> Result<(), Failure> {
 
 /// Whether processes are struck so that they fall silent, which only a deadline ends.
 fn is_silence_expected(options: &TortureOptions, faults: &Faults) -> bool {
-    let silent = [Blow::Stop, Blow::Hang, Blow::Truncated];
+    let silent = [FaultKind::Stop, FaultKind::Hang, FaultKind::Truncated];
     let planned = faults.report();
     let mut planned = planned.iter().map(|report| report.fault.what);
-    options.blows.iter().any(|blow| silent.contains(blow))
+    options.kinds.iter().any(|kind| silent.contains(kind))
         || planned.any(|what| matches!(what, What::Stop | What::Hang | What::Truncated))
 }
 
@@ -169,7 +169,7 @@ fn under_load(
     // The deaths are ours: no number of them is a crash loop.
     let standby = options.standby;
     let recovery = Recovery::default().with_max_deaths(u32::MAX).with_standby(standby);
-    let by_kills_only = options.blows == [Blow::Kill] && !options.faults.any();
+    let by_kills_only = options.kinds == [FaultKind::Kill] && !options.faults.any();
     let armed = (!by_kills_only).then(|| Arc::clone(faults));
     let (simulator, mut config) = options.rig.start(&devices, recovery, armed)?;
     if is_silence_expected(options, faults) {
@@ -312,20 +312,20 @@ impl Rack<'_> {
 
     fn strike(&self, proxy: &Function, random: &mut Random) -> Result<(), Failure> {
         use rustix::process::{Pid, Signal, kill_process};
-        let blows = &self.options.blows;
+        let kinds = &self.options.kinds;
         let pick = |random: &mut Random, count: usize| -> usize {
             usize::try_from(random.next() % count as u64).unwrap_or_default()
         };
-        let what = match blows[pick(random, blows.len())] {
-            Blow::Kill => {
+        let what = match kinds[pick(random, kinds.len())] {
+            FaultKind::Kill => {
                 let pid = i32::try_from(proxy.pid()).ok().and_then(Pid::from_raw);
                 return Ok(kill_process(pid.ok_or("no process")?, Signal::KILL)?);
             }
-            Blow::Stop => What::Stop,
-            Blow::Hang => What::Hang,
-            Blow::Garbage => What::Garbage,
-            Blow::Truncated => What::Truncated,
-            Blow::Closed => What::Closed,
+            FaultKind::Stop => What::Stop,
+            FaultKind::Hang => What::Hang,
+            FaultKind::Garbage => What::Garbage,
+            FaultKind::Truncated => What::Truncated,
+            FaultKind::Closed => What::Closed,
         };
         let when = [Point::Before, Point::During, Point::After][pick(random, 3)];
         let (process, device) = (Target::Function, Some(proxy.address()));
@@ -348,7 +348,7 @@ impl Rack<'_> {
 
 /// Waits until something holds.
 fn wait(holds: impl Fn() -> bool) -> Result<(), ()> {
-    let deadline = Deadline::after(PATIENCE);
+    let deadline = Deadline::after(TIMEOUT);
     while !holds() {
         if deadline.passed() {
             return Err(());

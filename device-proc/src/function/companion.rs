@@ -19,7 +19,7 @@ use crate::start;
 
 /// How long the connection process may take, 4096 calls of the backend included: less than the VMM
 /// side waits for the answer to a doorbell.
-const PATIENCE: Duration = Duration::from_millis(2500);
+const TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// A companion's ring.
 pub struct Companion {
@@ -40,7 +40,7 @@ impl Companion {
             return Err(start::invalid(message));
         }
         let mut tube = Tube::from_fd(fd);
-        let joined = tube.handshake(Role::Function, Role::Connection, Deadline::after(PATIENCE));
+        let joined = tube.handshake(Role::Function, Role::Connection, Deadline::after(TIMEOUT));
         joined.map_err(|error| Failure {
             kind: FailureKind::NoDevice,
             code: None,
@@ -67,7 +67,7 @@ impl Companion {
         };
         let id = self.next;
         self.next = self.next.wrapping_add(1).max(1);
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(TIMEOUT);
         self.tube.send(id, &request, &[], deadline)?;
         let received = self.tube.receive::<Reply>(deadline)?;
         match received.message {

@@ -2,7 +2,7 @@
 //!
 //! A store to a shared BAR makes no noise, so a model looks at its registers: eagerly while there
 //! is work, every 50 us for a while after, every 500 us when idle. What is written through the
-//! driver rings a bell.
+//! driver wakes it at once.
 
 mod nvme;
 mod probe;
@@ -63,9 +63,9 @@ pub(crate) fn start(
             if idle < Duration::from_micros(100) {
                 std::thread::yield_now();
             } else if idle < Duration::from_millis(50) {
-                hardware.wait_for_ring(Duration::from_micros(50));
+                hardware.wait_for_wake(Duration::from_micros(50));
             } else {
-                hardware.wait_for_ring(Duration::from_micros(500));
+                hardware.wait_for_wake(Duration::from_micros(500));
             }
         }
     };

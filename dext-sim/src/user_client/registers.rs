@@ -61,7 +61,7 @@ impl UserClient {
         if self.function.hardware.memory_enabled() {
             let written = window.write_width(offset, width, value);
             written.map_err(|_| IoReturn::BAD_ARGUMENT)?;
-            self.function.hardware.ring();
+            self.function.hardware.wake();
         }
         Ok(Vec::new())
     }

@@ -39,7 +39,7 @@ const ACKNOWLEDGED: u32 = u32::MAX;
 /// Messages with descriptors that may be on their way at once.
 const MOST_HELD: usize = 64;
 /// How long an acknowledgement may take to be taken: it is 16 bytes.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 impl StreamTransport {
     pub(crate) fn pair() -> io::Result<(Self, Self)> {
@@ -161,7 +161,7 @@ impl StreamTransport {
         }
         if came > 0 {
             let received = Header::new(0, ACKNOWLEDGED, 0).to_bytes();
-            match self.send_all(&received, &[], Deadline::after(PATIENCE)) {
+            match self.send_all(&received, &[], Deadline::after(TIMEOUT)) {
                 // Whoever is gone holds nothing any more.
                 Ok(()) | Err(TubeError::Disconnected) => {}
                 Err(error) => return Err(error),

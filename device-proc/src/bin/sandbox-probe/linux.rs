@@ -81,8 +81,8 @@ fn send_descriptor(target: &Target) -> c_long {
             return sent;
         }
         // It went out: whether it was refused is the receiver's to show, by ending this process.
-        let patience = libc::timespec { tv_sec: 5, tv_nsec: 0 };
-        libc::ppoll(std::ptr::null_mut(), 0, &raw const patience, std::ptr::null());
+        let timeout = libc::timespec { tv_sec: 5, tv_nsec: 0 };
+        libc::ppoll(std::ptr::null_mut(), 0, &raw const timeout, std::ptr::null());
     }
     0
 }

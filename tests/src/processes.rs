@@ -3,11 +3,26 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use ipc::Deadline;
 use ipc::poll::{self, Source};
+
+/// Has what `command` starts end by SIGHUP unless it says otherwise, also where whoever started the
+/// suites (nohup, a background job) has that signal ignored, which is inherited.
+#[allow(unsafe_code, reason = "no safe interface sets a signal of a child")]
+pub fn end_by_hangup(command: &mut Command) {
+    let default = || {
+        // SAFETY: async-signal-safe, and no handler is installed.
+        let before = unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+        if before == libc::SIG_ERR { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: what runs between fork and exec is one system call, which allocates nothing.
+    unsafe { command.pre_exec(default) };
+}
 
 /// Processes that have `marker` on their command line: the path of a folder that only one test uses.
 #[must_use]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use cordon_cli::event::Event;
 use rustix::process::Signal;
 
+use crate::processes::end_by_hangup;
 use crate::stopwatch::Stopwatch;
 use crate::vfio_user::Client;
 use crate::{Simulator, program, signal};
@@ -78,6 +79,7 @@ impl Serve {
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = change(command(simulator, directory.path(), devices));
+        end_by_hangup(&mut command);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sender, events) = channel();

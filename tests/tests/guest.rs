@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use cordon_tests::processes::processes_of;
+use cordon_tests::processes::{end_by_hangup, processes_of};
 use cordon_tests::{Simulator, announce, bin_dir, eventually, program, signal};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -545,6 +545,7 @@ fn interactive(folder: &Path) -> Command {
     command.arg("guest").env("CORDON_GUEST_DIR", prepared()).env("CORDON_BIN_DIR", bin_dir());
     // QEMU's monitor is on its standard input, which must not end.
     command.env("TMPDIR", folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+    end_by_hangup(&mut command);
     command
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use cordon_tests::processes::{closes_within, full_pipe, processes_of};
+use cordon_tests::processes::{closes_within, end_by_hangup, full_pipe, processes_of};
 use cordon_tests::stopwatch::Stopwatch;
 use cordon_tests::{announce, bin_dir, eventually, program, signal};
 use rustix::process::Signal;
@@ -30,6 +30,7 @@ impl Run {
         let mut command = Command::new(program("cordon"));
         command.args(arguments).env("TMPDIR", folder.path());
         command.stdout(Stdio::piped()).stderr(Stdio::null());
+        end_by_hangup(&mut command);
         change(&mut command);
         Self { child: command.spawn().unwrap(), folder }
     }

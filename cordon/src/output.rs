@@ -83,7 +83,7 @@ impl From<&SandboxReport> for Sandbox {
                 LayerState::Missing(detail) => ("MISSING", detail),
             };
             let printable = cordon_vmm::text::printable;
-            Layer { name: printable(&layer.name), state, detail: printable(detail) }
+            Layer { name: layer.kind.to_string(), state, detail: printable(detail) }
         };
         Self { layers: report.layers.iter().map(layer).collect(), syscalls: report.syscalls }
     }

@@ -46,7 +46,7 @@ pub fn confine_and_ask(name: &str, role: Role) -> Vec<Finding> {
         Ok(report) => report,
         Err(error) => return vec![(false, format!("{name}: {error}"))],
     };
-    let layer = |(layer, state): &(&str, sandbox_profiles::State)| {
+    let layer = |(layer, state): &(sandbox_profiles::Layer, sandbox_profiles::State)| {
         let good = !matches!(state, sandbox_profiles::State::Missing(_));
         (good, format!("{name}: {layer}: {state:?}"))
     };

@@ -11,9 +11,9 @@ use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::{Misbehave, Point};
 use ipc::wire::handshake::Role;
-use ipc::wire::sandbox::{Layer, LayerState, SandboxReport};
+use ipc::wire::sandbox::{Layer, LayerKind, LayerState, SandboxReport};
 use ipc::{Deadline, Handles, Tube, TubeError};
-use sandbox_profiles::{ConfineError, Mode};
+use sandbox_profiles::{ConfineError, Layer as Kind, Mode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -127,7 +127,7 @@ pub fn confine(
         sandbox_profiles::State::Partial(said) => LayerState::Partial(said),
         sandbox_profiles::State::Missing(said) => LayerState::Missing(said),
     };
-    let layer = |(name, said): (&str, _)| Layer { name: name.to_owned(), state: state(said) };
+    let layer = |(layer, said)| Layer { kind: kind(layer), state: state(said) };
     Ok(SandboxReport {
         layers: report.layers.into_iter().map(layer).collect(),
         syscalls: u32::try_from(report.syscalls).unwrap_or(u32::MAX),
@@ -136,13 +136,38 @@ pub fn confine(
 
 /// What there is to say of a thread, if it may go on at all.
 fn not_confined(mode: Mode) -> Result<SandboxReport, RoleError> {
-    let (layer, why) = ("process", "it is a thread of its VMM's process".to_owned());
+    let (layer, why) = (Kind::Process, "it is a thread of its VMM's process".to_owned());
     match mode {
         Mode::Strict => Err(ConfineError::Missing { layer, why }.into()),
         Mode::Relaxed => {
-            let layer = Layer { name: layer.to_owned(), state: LayerState::Missing(why) };
+            let layer = Layer { kind: kind(layer), state: LayerState::Missing(why) };
             Ok(SandboxReport { layers: vec![layer], syscalls: 0 })
         }
+    }
+}
+
+/// A layer as the VMM side knows it.
+fn kind(layer: Kind) -> LayerKind {
+    match layer {
+        Kind::Descriptors => LayerKind::Descriptors,
+        Kind::UserNamespace => LayerKind::UserNamespace,
+        Kind::PidNamespace => LayerKind::PidNamespace,
+        Kind::ControlGroup => LayerKind::ControlGroup,
+        Kind::MountNamespace => LayerKind::MountNamespace,
+        Kind::NetworkNamespace => LayerKind::NetworkNamespace,
+        Kind::IpcNamespace => LayerKind::IpcNamespace,
+        Kind::UtsNamespace => LayerKind::UtsNamespace,
+        Kind::EmptyRoot => LayerKind::EmptyRoot,
+        Kind::ResourceLimits => LayerKind::ResourceLimits,
+        Kind::AddressSpace => LayerKind::AddressSpace,
+        Kind::Capabilities => LayerKind::Capabilities,
+        Kind::NoNewPrivileges => LayerKind::NoNewPrivileges,
+        Kind::NotDumpable => LayerKind::NotDumpable,
+        Kind::DeathWithParent => LayerKind::DeathWithParent,
+        Kind::Landlock => LayerKind::Landlock,
+        Kind::Seccomp => LayerKind::Seccomp,
+        Kind::Seatbelt => LayerKind::Seatbelt,
+        Kind::Process => LayerKind::Process,
     }
 }
 
@@ -270,4 +295,37 @@ pub fn one_beside(handles: Handles) -> Result<std::os::fd::OwnedFd, Failure> {
 #[must_use]
 pub fn invalid(message: String) -> Failure {
     Failure { kind: FailureKind::InvalidArgument, code: None, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_has_one_name_on_both_sides() {
+        let layers = [
+            Kind::Descriptors,
+            Kind::UserNamespace,
+            Kind::PidNamespace,
+            Kind::ControlGroup,
+            Kind::MountNamespace,
+            Kind::NetworkNamespace,
+            Kind::IpcNamespace,
+            Kind::UtsNamespace,
+            Kind::EmptyRoot,
+            Kind::ResourceLimits,
+            Kind::AddressSpace,
+            Kind::Capabilities,
+            Kind::NoNewPrivileges,
+            Kind::NotDumpable,
+            Kind::DeathWithParent,
+            Kind::Landlock,
+            Kind::Seccomp,
+            Kind::Seatbelt,
+            Kind::Process,
+        ];
+        for layer in layers {
+            assert_eq!(layer.to_string(), kind(layer).to_string());
+        }
+    }
 }

@@ -46,18 +46,18 @@ const MISBEHAVIOUR: &str = "01000000 04000000 08000000 cd0200e0";
 
 #[test]
 fn hello() {
-    assert_eq!(VERSION, 2);
+    assert_eq!(VERSION, 3);
     golden(
         Hello {
             magic: 0x4e44_5243,
-            version: 2,
-            oldest: 2,
+            version: 3,
+            oldest: 3,
             role: Role::Function,
             features: 0x0102_0304_0506_0708,
             max_message: 0x20000,
             max_handles: 32,
         },
-        "4352444e 0200 0200 02000000 0807060504030201 00000200 2000",
+        "4352444e 0300 0300 02000000 0807060504030201 00000200 2000",
     );
     unknown_tag::<Role>(6);
 }
@@ -146,12 +146,12 @@ fn function_answers() {
 fn ready_messages() {
     let sandbox = sandbox::SandboxReport {
         layers: vec![sandbox::Layer {
-            name: "a".to_owned(),
+            kind: sandbox::LayerKind::Landlock,
             state: sandbox::LayerState::Partial("b".to_owned()),
         }],
         syscalls: 18,
     };
-    let report = "0100000000000000 0100000000000000 61 01000000 0100000000000000 62 12000000";
+    let report = "0100000000000000 0f000000 01000000 0100000000000000 62 12000000";
     let bar = BarInfo { memory_index: 1, size: 0x4000, kind: 0x0c };
     let msix = MsixInfo {
         capability: 0xb0,
@@ -179,6 +179,7 @@ fn ready_messages() {
         &format!("0100000000000000 {IDENTITY} {report}"),
     );
     golden(listing::Ready { functions: 2, sandbox }, &format!("02000000 {report}"));
+    unknown_tag::<sandbox::LayerKind>(19);
 }
 
 #[test]

@@ -21,11 +21,13 @@
 //! can be opened afterwards. On macOS the layers are the descriptors, resource limits and the
 //! role's Seatbelt profile.
 
+mod layer;
 #[cfg(target_os = "linux")]
 pub mod policy;
 pub mod seatbelt;
 mod sys;
 
+pub use layer::Layer;
 #[cfg(target_os = "macos")]
 pub use sys::allows;
 pub use sys::{confine, machine_memory};
@@ -66,7 +68,7 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Layers in the order of application.
-    pub layers: Vec<(&'static str, State)>,
+    pub layers: Vec<(Layer, State)>,
     /// System calls on the allow-list.
     pub syscalls: usize,
 }
@@ -78,7 +80,7 @@ pub enum ConfineError {
     #[error("Sandbox layer '{layer}' is missing: {why}, or start without it by --sandbox=relaxed")]
     Missing {
         /// Which.
-        layer: &'static str,
+        layer: Layer,
         /// Why, and what helps.
         why: String,
     },
@@ -87,7 +89,7 @@ pub enum ConfineError {
 /// Collects layers, and stops at the first missing one in strict mode.
 pub(crate) struct Collector {
     mode: Mode,
-    layers: Vec<(&'static str, State)>,
+    layers: Vec<(Layer, State)>,
 }
 
 impl Collector {
@@ -95,7 +97,7 @@ impl Collector {
         Self { mode, layers: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, layer: &'static str, state: State) -> Result<(), ConfineError> {
+    pub(crate) fn add(&mut self, layer: Layer, state: State) -> Result<(), ConfineError> {
         match state {
             State::Missing(why) if self.mode == Mode::Strict => {
                 Err(ConfineError::Missing { layer, why })
@@ -119,9 +121,9 @@ mod tests {
     #[test]
     fn strict_refuses_what_relaxed_reports() {
         let missing = || State::Missing("no such kernel".to_owned());
-        assert!(Collector::new(Mode::Strict).add("x", missing()).is_err());
+        assert!(Collector::new(Mode::Strict).add(Layer::Landlock, missing()).is_err());
         let mut relaxed = Collector::new(Mode::Relaxed);
-        relaxed.add("x", missing()).unwrap();
-        assert_eq!(relaxed.report(0).layers, vec![("x", missing())]);
+        relaxed.add(Layer::Landlock, missing()).unwrap();
+        assert_eq!(relaxed.report(0).layers, vec![(Layer::Landlock, missing())]);
     }
 }

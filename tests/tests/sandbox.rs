@@ -12,7 +12,7 @@ use cordon_vmm::container::GuestRegion;
 use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::{DmaMode, PassthroughDevice as _};
 use ipc::wire::function::InterruptIndex;
-use ipc::wire::sandbox::LayerState;
+use ipc::wire::sandbox::{LayerKind, LayerState};
 use ipc::{Event, SharedMemory};
 
 #[test]
@@ -218,16 +218,16 @@ fn what_is_enforced_travels_up() {
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
     for report in [probe.sandbox(), probe.connection().sandbox()] {
-        let names: Vec<&str> = report.layers.iter().map(|layer| layer.name.as_str()).collect();
+        let kinds: Vec<LayerKind> = report.layers.iter().map(|layer| layer.kind).collect();
         for layer in [
-            "user namespace",
-            "pid namespace",
-            "empty root",
-            "address space",
-            "landlock",
-            "seccomp",
+            LayerKind::UserNamespace,
+            LayerKind::PidNamespace,
+            LayerKind::EmptyRoot,
+            LayerKind::AddressSpace,
+            LayerKind::Landlock,
+            LayerKind::Seccomp,
         ] {
-            assert!(names.contains(&layer), "{names:?}");
+            assert!(kinds.contains(&layer), "{kinds:?}");
         }
     }
     assert!(probe.sandbox().syscalls <= 24);
@@ -304,7 +304,7 @@ fn a_control_group_is_reported_as_it_is_and_not_left() {
     let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
     let probe = vmm.attach("01:00.1");
     let report = probe.sandbox();
-    let layer = report.layers.iter().find(|layer| layer.name == "control group").unwrap();
+    let layer = report.layers.iter().find(|layer| layer.kind == LayerKind::ControlGroup).unwrap();
     let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", probe.pid())).unwrap();
     let own = groups.lines().find(|line| line.starts_with("0::") && line.contains("/cordon-"));
     // Whether one can be made is the machine's to say; what is said of it must be so.

@@ -72,6 +72,6 @@ pub use ipc::wire::common::{BarInfo, Identity, MsixInfo};
 pub use ipc::wire::connection::DmaStatistics;
 pub use ipc::wire::dext::IoReturn;
 pub use ipc::wire::function::{Access, InterruptIndex, Layout, Space, Statistics};
-pub use ipc::wire::sandbox::{Layer, LayerState, SandboxReport};
+pub use ipc::wire::sandbox::{Layer, LayerKind, LayerState, SandboxReport};
 pub use ipc::{Deadline, Event, PciAddress, SharedMemory, Window};
 pub use recovery::Recovery;

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 pub const MAGIC: u32 = 0x4e44_5243;
 
 /// The protocol version of this build.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// The oldest protocol version that this build still speaks.
-pub const OLDEST_VERSION: u16 = 2;
+pub const OLDEST_VERSION: u16 = 3;
 
 /// Who is at one end of a tube.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

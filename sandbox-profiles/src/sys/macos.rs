@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::process::{Resource, Rlimit};
 
-use crate::{Collector, ConfineError, Mode, Report, Role, State, seatbelt};
+use crate::{Collector, ConfineError, Layer, Mode, Report, Role, State, seatbelt};
 
 // libSystem exports these; no header declares the first.
 unsafe extern "C" {
@@ -37,10 +37,10 @@ pub fn confine(
     _later: u64,
 ) -> Result<Report, ConfineError> {
     let mut layers = Collector::new(mode);
-    layers.add("descriptors", descriptors(keep))?;
-    layers.add("resource limits", limits())?;
+    layers.add(Layer::Descriptors, descriptors(keep))?;
+    layers.add(Layer::ResourceLimits, limits())?;
     let profile = seatbelt::profile(role);
-    layers.add("seatbelt", if is_confined() { launched() } else { apply(profile) })?;
+    layers.add(Layer::Seatbelt, if is_confined() { launched() } else { apply(profile) })?;
     Ok(layers.report(0))
 }
 

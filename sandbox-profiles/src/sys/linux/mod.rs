@@ -8,7 +8,7 @@ mod seccomp;
 
 use std::os::fd::RawFd;
 
-use crate::{Collector, ConfineError, Mode, Report, Role, State, policy};
+use crate::{Collector, ConfineError, Layer, Mode, Report, Role, State, policy};
 
 /// Confines the calling process for good. `keep` are the descriptors that it has open beside
 /// 0, 1 and 2. `later` are the bytes of memory that it will be handed and map afterwards.
@@ -19,26 +19,26 @@ pub fn confine(role: Role, mode: Mode, keep: &[RawFd], later: u64) -> Result<Rep
     let mut layers = Collector::new(mode);
     // While there is a /proc to ask.
     let mapped = process::mapped();
-    layers.add("descriptors", process::descriptors(keep))?;
-    layers.add("user namespace", process::user_namespace())?;
-    layers.add("pid namespace", process::pid_namespace())?;
-    layers.add("control group", cgroup::group())?;
+    layers.add(Layer::Descriptors, process::descriptors(keep))?;
+    layers.add(Layer::UserNamespace, process::user_namespace())?;
+    layers.add(Layer::PidNamespace, process::pid_namespace())?;
+    layers.add(Layer::ControlGroup, cgroup::group())?;
     for (layer, state) in root::namespaces() {
         layers.add(layer, state)?;
     }
-    layers.add("empty root", root::empty())?;
-    layers.add("resource limits", process::limits(role))?;
-    layers.add("address space", process::address_space(role, mapped, later))?;
-    layers.add("capabilities", process::capabilities())?;
-    layers.add("no new privileges", process::no_new_privileges())?;
-    layers.add("not dumpable", process::not_dumpable())?;
-    layers.add("death with parent", process::death_with_parent())?;
-    layers.add("landlock", landlock::restrict())?;
+    layers.add(Layer::EmptyRoot, root::empty())?;
+    layers.add(Layer::ResourceLimits, process::limits(role))?;
+    layers.add(Layer::AddressSpace, process::address_space(role, mapped, later))?;
+    layers.add(Layer::Capabilities, process::capabilities())?;
+    layers.add(Layer::NoNewPrivileges, process::no_new_privileges())?;
+    layers.add(Layer::NotDumpable, process::not_dumpable())?;
+    layers.add(Layer::DeathWithParent, process::death_with_parent())?;
+    layers.add(Layer::Landlock, landlock::restrict())?;
     let syscalls = policy::count(role);
     let said = format!("{syscalls} system calls, default kill");
     let cure = "a kernel with seccomp filters is needed, and no filter over this process that forbids \
                 another";
-    layers.add("seccomp", outcome(seccomp::install(role), &said, cure))?;
+    layers.add(Layer::Seccomp, outcome(seccomp::install(role), &said, cure))?;
     Ok(layers.report(syscalls))
 }
 

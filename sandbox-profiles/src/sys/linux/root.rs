@@ -9,15 +9,15 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
 use super::{FORBIDDEN, outcome};
-use crate::State;
+use crate::{Layer, State};
 
 /// Leaves the mount, network, ipc and uts namespaces of the VMM.
-pub(super) fn namespaces() -> Vec<(&'static str, State)> {
+pub(super) fn namespaces() -> Vec<(Layer, State)> {
     [
-        ("mount namespace", UnshareFlags::NEWNS, "user.max_mnt_namespaces"),
-        ("network namespace", UnshareFlags::NEWNET, "user.max_net_namespaces"),
-        ("ipc namespace", UnshareFlags::NEWIPC, "user.max_ipc_namespaces"),
-        ("uts namespace", UnshareFlags::NEWUTS, "user.max_uts_namespaces"),
+        (Layer::MountNamespace, UnshareFlags::NEWNS, "user.max_mnt_namespaces"),
+        (Layer::NetworkNamespace, UnshareFlags::NEWNET, "user.max_net_namespaces"),
+        (Layer::IpcNamespace, UnshareFlags::NEWIPC, "user.max_ipc_namespaces"),
+        (Layer::UtsNamespace, UnshareFlags::NEWUTS, "user.max_uts_namespaces"),
     ]
     .into_iter()
     .map(|(layer, flag, limit)| {

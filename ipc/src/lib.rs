@@ -5,6 +5,7 @@
 //! | [`tube`] | the message channel: typed requests and replies with descriptors beside them |
 //! | [`wire`] | every message type, data only |
 //! | [`codec`] | the one file that knows bincode |
+//! | [`lane`] | hot small requests of several threads, in shared memory beside the tube |
 //! | [`event`] | a wake-up that crosses processes (eventfd; on macOS a pipe) |
 //! | [`rights`] | bytes with descriptors beside them, over a local socket |
 //! | [`shm`] | shared memory that a distrusted peer cannot shrink |
@@ -24,6 +25,7 @@ pub mod deadline;
 mod device_memory;
 pub mod event;
 pub mod handles;
+pub mod lane;
 pub mod peer_memory;
 pub mod poll;
 pub mod rights;

@@ -117,8 +117,9 @@ fn function_requests() {
     call::<Request, _>(Ping, "0a000000");
     call::<Request, _>(Shutdown, "0b000000");
     call::<Request, _>(Misbehave(misbehaviour()), &format!("0c000000 {MISBEHAVIOUR}"));
+    call::<Request, _>(function::UseLane { looks: true }, "0d000000 01");
     unknown_tag::<function::Layout>(2);
-    unknown_tag::<Request>(13);
+    unknown_tag::<Request>(14);
     unknown_tag::<Action>(5);
     unknown_tag::<Index>(5);
     unknown_tag::<Space>(2);

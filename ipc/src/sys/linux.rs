@@ -39,13 +39,18 @@ impl EventPair {
     }
 
     pub(crate) fn clear(&self) -> io::Result<bool> {
-        loop {
-            match rustix::io::read(&self.0, &mut [0u8; 8]) {
-                Ok(_) => return Ok(true),
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        clear_event(self.read_end())
+    }
+}
+
+/// Takes all signals that came to a read end so far; whether there was one.
+pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    loop {
+        match rustix::io::read(fd, &mut [0u8; 8]) {
+            Ok(_) => return Ok(true),
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Atomic access to windows: the one place that forms references into them.
 //!
 //! A reference to an atomic may point to memory that others change at any moment, one to plain data
-//! may not. The two functions that form one give it for one operation each.
+//! may not.
 #![expect(unsafe_code, reason = "atomics in mapped memory")]
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -26,6 +26,19 @@ impl Window {
         let word = self.scalar_at::<u32>(offset)?;
         // SAFETY: as in `atomic_u64`.
         Ok(unsafe { AtomicU32::from_ptr(word) })
+    }
+
+    /// `count` words from `offset`, for whoever accesses them by nothing but atomic operations.
+    ///
+    /// # Errors
+    /// As [`Window::write`].
+    pub(crate) fn words(&self, offset: u64, count: usize) -> Result<&[AtomicU64], WindowError> {
+        self.writable()?;
+        let bytes = count.saturating_mul(size_of::<AtomicU64>());
+        self.at(offset, bytes)?;
+        let first: *const AtomicU64 = self.scalar_at::<u64>(offset)?.cast();
+        // SAFETY: `at` checked the range and `scalar_at` the alignment, else as in `atomic_u64`.
+        Ok(unsafe { std::slice::from_raw_parts(first, count) })
     }
 
     /// Atomically replaces a word and returns the old one.

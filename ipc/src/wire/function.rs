@@ -263,7 +263,16 @@ conversation! {
         Shutdown -> ();
         /// Do wrong at the next request.
         Misbehave -> ();
+        /// Serve a lane too.
+        UseLane -> ();
     }
+}
+
+/// A lane beside the tube ([`crate::lane`]), whose handles come beside the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UseLane {
+    /// Whether there are processors to look for requests with before sleeping.
+    pub looks: bool,
 }
 
 /// Interrupts since the process started.

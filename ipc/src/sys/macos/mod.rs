@@ -47,14 +47,19 @@ impl EventPair {
     }
 
     pub(crate) fn clear(&self) -> io::Result<bool> {
-        let mut signalled = false;
-        loop {
-            match rustix::io::read(&self.read, &mut [0u8; 64]) {
-                Ok(0) | Err(Errno::AGAIN) => return Ok(signalled),
-                Ok(_) => signalled = true,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        clear_event(self.read_end())
+    }
+}
+
+/// Takes all signals that came to a read end so far; whether there was one.
+pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut signalled = false;
+    loop {
+        match rustix::io::read(fd, &mut [0u8; 64]) {
+            Ok(0) | Err(Errno::AGAIN) => return Ok(signalled),
+            Ok(_) => signalled = true,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -1,0 +1,129 @@
+//! How long to look before sleeping.
+//!
+//! Looking costs a processor, sleeping and being woken costs some microseconds; which is cheaper depends
+//! on how soon the other side answers, and that is learned: a look that found something may go on for
+//! longer the next time, one that found nothing only for half as long. So a side that is idle soon does not
+//! look at all, and tries again now and then.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two looks at the clock.
+const LOOKS: u32 = 16;
+/// Looks that are left out before another is tried.
+const LEFT_OUT: u32 = 32;
+/// What is tried then, and what each success adds, in nanoseconds.
+const STEP: u32 = 4_000;
+/// Below this, in nanoseconds, looking is pointless.
+const LEAST: u32 = 500;
+
+/// The budget of one side, which learns. Shared by the threads of that side.
+#[derive(Debug)]
+pub struct Spin {
+    /// Nanoseconds; 0 on a machine where looking would keep the other side from running.
+    most: u32,
+    now: AtomicU32,
+    left_out: AtomicU32,
+}
+
+impl Spin {
+    /// A budget of at most `most`, 1 ms at the longest. Of zero with one processor: whoever looked would
+    /// keep the other from running.
+    #[must_use]
+    pub fn new(most: Duration) -> Self {
+        let most = u32::try_from(most.as_nanos().min(1_000_000)).unwrap_or(0);
+        Self { most, now: AtomicU32::new(most), left_out: AtomicU32::new(0) }
+    }
+
+    /// Looks until `found` says so; whether it did before the budget was used up.
+    pub fn look(&self, mut found: impl FnMut() -> bool) -> bool {
+        if found() {
+            return true;
+        }
+        let budget = self.budget();
+        if budget == 0 {
+            return false;
+        }
+        let mut began = None;
+        loop {
+            for _ in 0..LOOKS {
+                if found() {
+                    self.learn(budget, true);
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            let began = *began.get_or_insert_with(Instant::now);
+            if began.elapsed().as_nanos() >= budget.into() {
+                self.learn(budget, false);
+                return false;
+            }
+        }
+    }
+
+    /// Nanoseconds to look for now.
+    fn budget(&self) -> u32 {
+        let now = self.now.load(Ordering::Relaxed);
+        if now >= LEAST || self.most == 0 {
+            return now;
+        }
+        // Several threads may count at once; what that does to the count does not matter.
+        let left_out = self.left_out.load(Ordering::Relaxed) + 1;
+        let again = left_out >= LEFT_OUT;
+        self.left_out.store(if again { 0 } else { left_out }, Ordering::Relaxed);
+        if again { STEP.min(self.most) } else { 0 }
+    }
+
+    fn learn(&self, budget: u32, found: bool) {
+        let now = self.now.load(Ordering::Relaxed);
+        let next = if found { (budget + STEP).min(self.most) } else { now / 2 };
+        if next != now {
+            self.now.store(next, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_comes_is_soon_looked_for_no_more_and_now_and_then_again() {
+        let spin = Spin::new(Duration::from_micros(50));
+        let looks = || {
+            let mut count = 0_u32;
+            assert!(!spin.look(|| {
+                count += 1;
+                false
+            }));
+            count
+        };
+        (0..8).for_each(|_| assert!(looks() > 0));
+        let after: Vec<u32> = (0..2 * LEFT_OUT).map(|_| looks()).collect();
+        assert_eq!(after.iter().filter(|looks| **looks > 1).count(), 2, "{after:?}");
+    }
+
+    #[test]
+    fn what_comes_is_looked_for_longer_up_to_the_most() {
+        let spin = Spin::new(Duration::from_micros(20));
+        spin.now.store(1_000, Ordering::Relaxed);
+        for _ in 0..10 {
+            let mut count = 0;
+            assert!(spin.look(|| {
+                count += 1;
+                count > 3
+            }));
+        }
+        assert_eq!(spin.now.load(Ordering::Relaxed), 20_000);
+    }
+
+    #[test]
+    fn with_no_budget_it_looks_once() {
+        let mut count = 0;
+        assert!(!Spin::new(Duration::ZERO).look(|| {
+            count += 1;
+            false
+        }));
+        assert_eq!(count, 1);
+    }
+}

@@ -4,10 +4,30 @@
 use cordon_backend::{Backend, BackendError};
 use dext_client::Endpoint;
 use ipc::Tube;
+use ipc::lane::{Server, Taken};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::{Misbehaviour, Point, Wrong};
 
 use crate::backends;
+
+/// The way that a request came, and that its answer goes.
+#[derive(Clone, Copy)]
+pub enum Route<'r> {
+    /// By the tube.
+    Tube(&'r Tube),
+    /// By a slot of the lane beside the tube.
+    Lane(&'r Tube, &'r Server, &'r Taken),
+}
+
+impl<'r> Route<'r> {
+    /// The tube, whichever way the request came.
+    #[must_use]
+    pub fn tube(self) -> &'r Tube {
+        match self {
+            Self::Tube(tube) | Self::Lane(tube, ..) => tube,
+        }
+    }
+}
 
 /// What a role asks before it does anything that may be done wrong.
 pub trait Hooks {
@@ -25,20 +45,32 @@ pub trait Hooks {
     /// [`Failure`] from whoever does no wrong.
     fn arm(&mut self, misbehaviour: Misbehaviour) -> Result<(), Failure>;
 
-    /// A request is at `point`, and its answer goes to `tube`: the moment to do what was armed.
-    fn at(&mut self, point: Point, tube: &Tube);
+    /// A request that came by `route` is at `point`: the moment to do what was armed. Whether the
+    /// request has its answer with that, one that is none, and must not be answered again.
+    fn at(&mut self, point: Point, route: Route<'_>) -> bool;
 }
 
-/// Sends what is no message, where that is what is wrong: for implementations of [`Hooks::at`].
-pub fn send_nonsense(wrong: &Wrong, tube: &Tube) {
+/// Sends what is no message, or answers with what is no outcome, where that is what is wrong: for
+/// implementations of [`Hooks::at`], whose answer this gives.
+pub fn send_nonsense(wrong: &Wrong, point: Point, route: Route<'_>) -> bool {
     // More than any message may say it has, and not as much as one says it has.
     const LIE: [u8; 4] = 64u32.to_le_bytes();
     let bytes = match wrong {
         Wrong::Garbage => vec![0xa5; 48],
         Wrong::Truncated => [&LIE[..], &[0; 16]].concat(),
-        Wrong::Hang | Wrong::Closed | Wrong::Selector { .. } => return,
+        Wrong::Hang | Wrong::Closed | Wrong::Selector { .. } => return false,
     };
-    let _ = rustix::net::send(tube, &bytes, rustix::net::SendFlags::empty());
+    match route {
+        // After its answer a slot is its caller's.
+        Route::Lane(_, server, taken) if point != Point::After => {
+            server.answer_nonsense(taken);
+            true
+        }
+        _ => {
+            let _ = rustix::net::send(route.tube(), &bytes, rustix::net::SendFlags::empty());
+            false
+        }
+    }
 }
 
 /// Does nothing wrong, and refuses to.
@@ -52,12 +84,13 @@ impl Hooks for NoHooks {
         Err(Failure { kind: FailureKind::NotSupported, code: None, message })
     }
 
-    fn at(&mut self, _: Point, _: &Tube) {}
+    fn at(&mut self, _: Point, _: Route<'_>) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]
@@ -65,6 +98,6 @@ mod tests {
         let wrong = Misbehaviour { point: Point::Before, wrong: Wrong::Hang };
         assert_eq!(NoHooks.arm(wrong).unwrap_err().kind, FailureKind::NotSupported);
         let (_ours, theirs) = Tube::pair().unwrap();
-        NoHooks.at(Point::Before, &theirs);
+        assert!(!NoHooks.at(Point::Before, Route::Tube(&theirs)));
     }
 }

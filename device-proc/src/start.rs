@@ -17,7 +17,7 @@ use sandbox_profiles::{ConfineError, Layer as Kind, Mode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::hooks::Hooks;
+use crate::hooks::{Hooks, Route};
 use crate::options::Common;
 
 /// How long the VMM side may take to read a message or to introduce itself.
@@ -44,6 +44,9 @@ pub enum RoleError {
     /// There is no timer to bound signals with.
     #[error("No timer for signals")]
     Timer(#[source] std::io::Error),
+    /// The lane cannot be served.
+    #[error("Cannot join the lane")]
+    Lane(#[from] ipc::lane::JoinError),
     /// The wait failed.
     #[error("Cannot wait")]
     Wait(#[source] std::io::Error),
@@ -242,7 +245,7 @@ pub struct Answer<'t> {
 impl<'t> Answer<'t> {
     /// To request `id`, which is about to be carried out.
     pub fn to(tube: &'t mut Tube, id: u32, hooks: &'t mut dyn Hooks) -> Self {
-        hooks.at(Point::Before, tube);
+        hooks.at(Point::Before, Route::Tube(tube));
         Self { tube, id, hooks }
     }
 
@@ -268,9 +271,9 @@ impl<'t> Answer<'t> {
         reply: Result<C::Reply, Failure>,
         handles: &[BorrowedFd<'_>],
     ) -> Result<(), RoleError> {
-        self.hooks.at(Point::During, self.tube);
+        self.hooks.at(Point::During, Route::Tube(self.tube));
         self.tube.send(self.id, &reply, handles, Deadline::after(PEER_TIMEOUT))?;
-        self.hooks.at(Point::After, self.tube);
+        self.hooks.at(Point::After, Route::Tube(self.tube));
         Ok(())
     }
 }

@@ -17,6 +17,12 @@ impl Deadline {
         Self(now.checked_add(after).unwrap_or_else(|| now + FAR))
     }
 
+    /// `instant`.
+    #[must_use]
+    pub fn at(instant: Instant) -> Self {
+        Self(instant)
+    }
+
     /// Now: a wait with it only looks.
     #[must_use]
     pub fn now() -> Self {

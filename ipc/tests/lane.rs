@@ -66,7 +66,7 @@ fn serve(mut server: Server, done: &AtomicBool) {
                 }
                 _ => Ok(access.offset * 3),
             };
-            server.answer(taken, &outcome);
+            server.answer(&taken, &outcome);
         }
         if server.look() || !server.will_sleep() {
             continue;
@@ -127,25 +127,25 @@ fn a_caller_that_gives_up_leaves_its_slot_until_the_answer_comes() {
     let mut server = join(&handles, true);
     let short = Duration::from_millis(5);
     for offset in 0..SLOTS as u64 {
-        assert!(matches!(line.call(offset, short), Err(LaneError::TimedOut)));
+        assert!(matches!(line.call(offset, short), Err(LaneError::TimedOut { .. })));
     }
     assert!(matches!(line.call(9, short), Err(LaneError::Full)));
     std::thread::sleep(short);
     assert!(line.caller.is_overdue());
     // A late answer is nobody's: whoever has the slot next gets its own.
     let first = server.take().unwrap();
-    server.answer(first, &Ok(1));
+    server.answer(&first, &Ok(1));
     let line = &line;
     std::thread::scope(|scope| {
         let call = scope.spawn(move || line.call(100, LONG));
         let taken = loop {
             match server.take() {
                 Some(taken) if taken.access().unwrap().offset == 100 => break taken,
-                Some(late) => server.answer(late, &Ok(2)),
+                Some(late) => server.answer(&late, &Ok(2)),
                 None => std::thread::yield_now(),
             }
         };
-        server.answer(taken, &Ok(3));
+        server.answer(&taken, &Ok(3));
         assert_eq!(call.join().unwrap().unwrap().unwrap(), 3);
     });
     assert!(!line.caller.is_overdue());
@@ -160,10 +160,10 @@ fn a_death_ends_a_call_at_once() {
         dying.die();
     });
     let began = Instant::now();
-    assert!(matches!(line.call(0, LONG), Err(LaneError::Dead)));
+    assert!(matches!(line.call(0, LONG), Err(LaneError::Dead { .. })));
     assert!(began.elapsed() < LONG / 2);
     thread.join().unwrap();
-    assert!(matches!(line.call(0, LONG), Err(LaneError::Dead)));
+    assert!(matches!(line.call(0, LONG), Err(LaneError::Dead { .. })));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_server_that_rewrites_everything_gains_nothing() {
                     state ^= state >> 7;
                     state ^= state << 17;
                     // Mostly numbers that are likely to be the one that is waited for.
-                    let value = if state % 8 == 0 { state } else { state >> 61 };
+                    let value = if state.is_multiple_of(8) { state } else { state >> 61 };
                     window.store_u64((state >> 8) % words * 8, value).unwrap();
                 }
             });
@@ -213,7 +213,7 @@ fn a_server_that_rewrites_everything_gains_nothing() {
                 let kind = match line.call(number, short) {
                     Ok(_) => 0,
                     Err(LaneError::Nonsense) => 1,
-                    Err(LaneError::TimedOut) => 2,
+                    Err(LaneError::TimedOut { .. }) => 2,
                     Err(LaneError::Full) => 3,
                     Err(error) => panic!("{error:?}"),
                 };

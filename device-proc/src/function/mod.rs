@@ -10,6 +10,7 @@ pub mod bars;
 pub mod companion;
 pub mod config;
 pub mod interrupts;
+mod lane;
 pub mod ring;
 
 use std::os::fd::AsFd as _;
@@ -25,6 +26,7 @@ use ipc::{Deadline, Handles, PciAddress, Tube};
 use self::bars::Bars;
 use self::companion::Companion;
 use self::interrupts::Interrupts;
+use self::lane::Lane;
 use crate::hooks::Hooks;
 use crate::memory::MemoryTable;
 use crate::options::Common;
@@ -36,6 +38,8 @@ use crate::{capabilities, failure};
 enum Token {
     /// A request, or the end of the VMM side.
     Tube,
+    /// A request in the lane.
+    Lane,
     /// A notification of the backend's.
     Interrupt,
     /// The end of the backend.
@@ -53,6 +57,7 @@ pub struct FunctionProcess {
     /// Guest RAM, where a companion needs it.
     memory: MemoryTable,
     companion: Option<Companion>,
+    lane: Option<Lane>,
 }
 
 /// Runs the role until the VMM side ends it.
@@ -118,16 +123,26 @@ pub fn prepare(
     let later = confinement.guest_memory();
     let sandbox = start::confine(confinement, sandbox_profiles::Role::Function, &open, later)?;
     let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
-    let (memory, companion) = (MemoryTable::new(true), None);
-    let process = FunctionProcess { function, bars, entries, interrupts, memory, companion };
+    let process = FunctionProcess {
+        function,
+        bars,
+        entries,
+        interrupts,
+        memory: MemoryTable::new(true),
+        companion: None,
+        lane: None,
+    };
     Ok((process, ready))
 }
 
 impl FunctionProcess {
     fn serve(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<(), RoleError> {
         loop {
+            // What is in the lane first, a little at a time; then a look at everything else.
+            self.serve_lane(tube, hooks);
             for token in self.wait(tube)? {
                 match token {
+                    Token::Lane => {}
                     Token::Interrupt => {
                         if let Some(interrupts) = &mut self.interrupts {
                             interrupts.deliver(self.function.as_mut())?;
@@ -146,13 +161,20 @@ impl FunctionProcess {
 
     fn wait(&self, tube: &Tube) -> Result<Vec<Token>, RoleError> {
         let liveness = self.function.liveness();
-        let mut sources = Vec::with_capacity(3);
+        let mut sources = Vec::with_capacity(4);
         sources.extend(
             self.function.notification().map(|event| Source::readable(event, Token::Interrupt)),
         );
         sources.push(Source::readable(tube, Token::Tube));
+        sources.extend(self.lane.iter().map(|lane| Source::readable(lane, Token::Lane)));
         sources.extend(liveness.as_ref().map(|liveness| liveness.source(Token::Backend)));
-        poll::wait(&sources, None).map_err(RoleError::Wait)
+        let sleeps = self.lane.as_ref().is_none_or(Lane::will_sleep);
+        let ready = poll::wait(&sources, (!sleeps).then(Deadline::now));
+        let ready = ready.map_err(RoleError::Wait)?;
+        if let Some(lane) = &self.lane {
+            lane.woke(ready.contains(&Token::Lane)).map_err(RoleError::Wait)?;
+        }
+        Ok(ready)
     }
 
     /// One access of at most 8 bytes; 0 for a write.
@@ -297,6 +319,10 @@ impl Serve for FunctionProcess {
             Request::Shutdown(call) => {
                 answer.send::<Request, _>(&call, alone)?;
                 return Ok(false);
+            }
+            Request::UseLane(call) => {
+                self.lane = Some(Lane::join(handles, &call)?);
+                answer.send::<Request, _>(&call, Ok(()))?;
             }
             // See `fault`.
             Request::Misbehave(_) => {}

@@ -19,7 +19,7 @@ use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::{Misbehaviour, Point, Wrong};
 use rustix::net::Shutdown;
 
-use crate::hooks::{self, Hooks};
+use crate::hooks::{self, Hooks, Route};
 use crate::log::Log;
 use crate::options::{Command, Common};
 use crate::start::{Confinement, RoleError};
@@ -238,18 +238,20 @@ impl Hooks for ThreadHooks {
         Ok(())
     }
 
-    fn at(&mut self, point: Point, tube: &Tube) {
+    fn at(&mut self, point: Point, route: Route<'_>) -> bool {
+        let mut answered = false;
         if let Some(misbehaviour) = self.armed.take_if(|armed| armed.point == point) {
             match misbehaviour.wrong {
                 Wrong::Hang => self.process.suspend(),
                 Wrong::Closed => {
-                    let _ = rustix::net::shutdown(tube, Shutdown::Both);
+                    let _ = rustix::net::shutdown(route.tube(), Shutdown::Both);
                     self.process.suspend();
                 }
-                ref wrong => hooks::send_nonsense(wrong, tube),
+                ref wrong => answered = hooks::send_nonsense(wrong, point, route),
             }
         }
         self.process.wait_while_suspended();
+        answered
     }
 }
 

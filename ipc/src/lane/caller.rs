@@ -26,9 +26,15 @@ pub enum LaneError {
     /// Every slot is taken: nothing was sent.
     Full,
     /// The server is dead.
-    Dead,
+    Dead {
+        /// Whether it may have been at this request: it did not say that it was at another.
+        begun: bool,
+    },
     /// The deadline passed. The slot is out of use until the answer comes.
-    TimedOut,
+    TimedOut {
+        /// Whether the server may be at this request: it does not say that it is at another.
+        begun: bool,
+    },
     /// What was answered makes no sense.
     Nonsense,
     /// The wait failed.
@@ -164,7 +170,7 @@ impl Caller {
             match self.sleep(words, at, is_answered, is_dead, &wait) {
                 Ok(()) => {}
                 // The server will serve nobody any more; the slot stays taken.
-                Err(LaneError::Dead) => return Err(LaneError::Dead),
+                Err(error @ LaneError::Dead { .. }) => return Err(error),
                 Err(error) => {
                     self.abandoned().push(Abandoned { at, number, overdue: wait.overdue });
                     return Err(error);
@@ -234,18 +240,21 @@ impl Caller {
         wait: &Wait<'_>,
     ) -> Result<(), LaneError> {
         let event = &self.slots[at].event;
+        let begun = || calling::may_be_begun(words, at);
         let outcome = loop {
             calling::will_sleep(words, at);
             if is_answered() {
                 break Ok(());
             }
             if is_dead() {
-                break Err(LaneError::Dead);
+                break Err(LaneError::Dead { begun: begun() });
             }
             let sources = [Source::readable(event, ()), Source::readable_fd(wait.died, ())];
             match poll::wait(&sources, Some(wait.until)) {
                 // One that was answered at the last moment was answered.
-                Ok(ready) if ready.is_empty() && !is_answered() => break Err(LaneError::TimedOut),
+                Ok(ready) if ready.is_empty() && !is_answered() => {
+                    break Err(LaneError::TimedOut { begun: begun() });
+                }
                 Ok(_) => {}
                 Err(error) => break Err(LaneError::Wait(error)),
             }
@@ -253,7 +262,7 @@ impl Caller {
                 break Err(LaneError::Wait(error));
             }
             if !is_answered() && poll::wait_readable(&wait.died, Deadline::now()).unwrap_or(true) {
-                break if is_answered() { Ok(()) } else { Err(LaneError::Dead) };
+                break if is_answered() { Ok(()) } else { Err(LaneError::Dead { begun: begun() }) };
             }
         };
         calling::woke(words, at);

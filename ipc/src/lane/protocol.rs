@@ -19,6 +19,9 @@ const SLOT: usize = 64;
 
 /// The server's: not 0 while it sleeps or is about to.
 const ASLEEP: usize = 0;
+/// The server's, in a line that nobody else reads while all is well: one more than the slot whose
+/// request it carries out, 0 for none.
+const BEGUN: usize = 8;
 
 // Of a slot, the caller's: the number last, since it publishes the others.
 const NUMBER: usize = 0;
@@ -111,6 +114,14 @@ pub(super) mod calling {
         slot(words, at)[WAITING].store(0);
     }
 
+    /// Whether the server may have been at the request of this slot when it ended: it does not say that it
+    /// was at another.
+    pub(in super::super) fn may_be_begun<W: Word>(words: &[W], at: usize) -> bool {
+        let begun = words[BEGUN].load();
+        let others = (1..=SLOTS as u64).contains(&begun);
+        !others || begun == at as u64 + 1
+    }
+
     /// Copies the outcome out; `None` for what is none.
     pub(in super::super) fn outcome<W: Word>(
         words: &[W],
@@ -140,8 +151,9 @@ pub(super) mod serving {
         Some(slot(words, at)[NUMBER].acquire()).filter(|number| *number != served)
     }
 
-    /// Copies the request out; `None` for what is none.
+    /// Copies the request out, which is carried out from here on; `None` for what is none.
     pub(in super::super) fn access<W: Word>(words: &[W], at: usize) -> Option<Access> {
+        words[BEGUN].store(at as u64 + 1);
         let slot = slot(words, at);
         unpack(slot[WHAT].load(), slot[OFFSET].load(), slot[VALUE].load())
     }
@@ -180,6 +192,7 @@ pub(super) mod serving {
     }
 
     fn publish<W: Word>(words: &[W], at: usize, number: u64) -> bool {
+        words[BEGUN].store(0);
         let slot = slot(words, at);
         slot[ANSWERED].release(number);
         W::full_fence();

@@ -98,9 +98,9 @@ impl Server {
     }
 
     /// Answers a request.
-    pub fn answer(&self, taken: Taken, outcome: &Result<u64, Failure>) {
+    pub fn answer(&self, taken: &Taken, outcome: &Result<u64, Failure>) {
         let asleep = serving::answer(words(&self.window), taken.at, taken.number, outcome);
-        self.wake(&taken, asleep);
+        self.wake(taken, asleep);
     }
 
     /// Answers with what is no outcome, for people who test what becomes of that.

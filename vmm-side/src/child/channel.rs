@@ -12,14 +12,15 @@
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ipc::wire::call::{Call, Tagged};
 use ipc::wire::common::{Failure, FailureKind, Ping, Shutdown};
 use ipc::wire::faults::{Misbehave, Misbehaviour, Point};
-use ipc::{Deadline, Handles, Tube, TubeError};
+use ipc::{Deadline, Handles, Tube, TubeError, lane};
 use parking_lot::Mutex;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::fate::Fate;
@@ -37,7 +38,7 @@ pub(crate) enum Failed {
     Refused(Failure),
     /// The child is condemned.
     Lost {
-        /// Whether this request had been sent to it by then.
+        /// Whether this request had been sent to it by then, and it may have been at it.
         sent: bool,
     },
     /// The caller's deadline passed.
@@ -60,17 +61,22 @@ pub(super) struct Line {
 /// See the module.
 pub(crate) struct Channel<P> {
     pub(super) line: Mutex<Line>,
-    fate: Arc<Fate>,
-    deadlines: Deadlines,
+    /// Beside the tube, where the child serves one.
+    pub(super) lane: OnceLock<lane::Caller>,
+    pub(super) fate: Arc<Fate>,
+    pub(super) deadlines: Deadlines,
+    /// Whether a fault plan may have something for a request.
+    pub(super) has_faults: bool,
     protocol: PhantomData<fn() -> P>,
 }
 
 impl<P: Protocol> Channel<P> {
     pub(super) fn new(tube: Tube, fate: Arc<Fate>, deadlines: Deadlines, hook: FaultHook) -> Self {
         let now = Instant::now();
-        let unanswered = VecDeque::new();
+        let (unanswered, has_faults) = (VecDeque::new(), hook.has_faults());
         let line = Line { tube, next: 1, unanswered, heard: now, asked: now, hook };
-        Self { line: Mutex::new(line), fate, deadlines, protocol: PhantomData }
+        let (line, lane) = (Mutex::new(line), OnceLock::new());
+        Self { line, lane, fate, deadlines, has_faults, protocol: PhantomData }
     }
 
     /// Sends `call` with `handles` beside it and waits for its answer.
@@ -128,7 +134,7 @@ impl<P: Protocol> Channel<P> {
         }
     }
 
-    fn lose<T>(&self, cause: Cause) -> Result<T, Failed> {
+    pub(super) fn lose<T>(&self, cause: Cause) -> Result<T, Failed> {
         self.fate.condemn(cause);
         Err(Failed::Lost { sent: true })
     }
@@ -170,7 +176,7 @@ impl<P: Protocol> Channel<P> {
     }
 
     /// Asks the child to do wrong at the next request. It answers before anything else.
-    fn arrange(&self, line: &mut Line, wrong: Misbehaviour, deadline: Deadline) {
+    pub(super) fn arrange(&self, line: &mut Line, wrong: Misbehaviour, deadline: Deadline) {
         let id = line.number();
         let request = P::Request::from(Misbehave(wrong));
         let sent = line.tube.send(id, &request, &[], deadline);
@@ -187,6 +193,10 @@ impl<P: Protocol> Channel<P> {
     /// look again. Called by the keeper; a call in flight has a deadline of its own.
     pub(crate) fn check_life(&self) -> Duration {
         let silence = self.deadlines.silence;
+        if self.lane.get().is_some_and(lane::Caller::is_overdue) {
+            let _ = self.lose::<()>(Cause::Overdue("answer"));
+            return silence;
+        }
         let Some(mut line) = self.line.try_lock() else { return silence };
         let line = &mut *line;
         while let Some((open, overdue)) = line.unanswered.front().copied() {
@@ -250,6 +260,19 @@ impl<P: Protocol> Channel<P> {
 }
 
 impl Line {
+    /// Asks for what nobody waits for; `overdue` is when the child must have answered.
+    pub(super) fn ask_aside(
+        &mut self,
+        request: &impl Serialize,
+        handles: &[BorrowedFd<'_>],
+        overdue: Instant,
+    ) -> Result<(), TubeError> {
+        let id = self.number();
+        self.tube.send(id, request, handles, Deadline::at(overdue))?;
+        self.unanswered.push_back((id, overdue));
+        Ok(())
+    }
+
     /// The number of the next request; 0 is the handshake's.
     fn number(&mut self) -> u32 {
         let id = self.next;

@@ -1,14 +1,16 @@
 //! What becomes of a child: found to be as good as dead by anybody, reaped by its keeper, told once.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ipc::event::Signaller;
+use ipc::wire::function::Access;
 use ipc::{Deadline, Event, poll};
 use parking_lot::Mutex;
 
 use super::fault_hook::Later;
-use super::{Cause, Death, ExitStatus, Process};
+use super::{Cause, Death, ExitStatus, Process, lane};
 
 /// How long a child whose tube closed may take to end by itself, so that its own exit status is
 /// told and not that of our kill.
@@ -28,6 +30,8 @@ pub(crate) struct Fate {
     /// Wakes the keeper.
     wake: Signaller,
     last_request: Mutex<Option<&'static str>>,
+    /// The number of an access that came after it; 0 for none.
+    last_access: AtomicU8,
     last_words: Mutex<String>,
     /// Faults whose time is yet to come.
     pub(super) later: Mutex<Vec<Later>>,
@@ -49,6 +53,7 @@ impl Fate {
             died,
             wake,
             last_request: Mutex::new(None),
+            last_access: AtomicU8::new(0),
             last_words: Mutex::default(),
             later: Mutex::default(),
         })
@@ -92,6 +97,15 @@ impl Fate {
 
     pub(super) fn note_request(&self, name: &'static str) {
         *self.last_request.lock() = Some(name);
+        self.last_access.store(0, Ordering::Relaxed);
+    }
+
+    /// [`Fate::note_request`] without a lock.
+    pub(super) fn note_access(&self, access: &Access) {
+        let number = lane::number(access);
+        if self.last_access.load(Ordering::Relaxed) != number {
+            self.last_access.store(number, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn note_last_words(&self, line: &str) {
@@ -151,7 +165,9 @@ impl Fate {
         Death {
             pid: self.pid(),
             exit,
-            last_request: self.last_request.lock().map(str::to_owned),
+            last_request: lane::name(self.last_access.load(Ordering::Relaxed))
+                .or(*self.last_request.lock())
+                .map(str::to_owned),
             suspended,
             last_words: self.last_words.lock().clone(),
             ..Death::new(self.name.clone(), cause)

@@ -31,6 +31,11 @@ impl FaultHook {
         Self { faults, role, subject, due: Vec::new() }
     }
 
+    /// Whether there is a plan at all.
+    pub(super) fn has_faults(&self) -> bool {
+        self.faults.is_some()
+    }
+
     /// A request is about to be sent: what the child is to be asked to do wrong at it.
     pub(super) fn begin(&mut self, request: &str) -> Vec<Misbehaviour> {
         let Some(faults) = &self.faults else { return Vec::new() };

@@ -17,6 +17,7 @@
 pub(crate) mod channel;
 mod fate;
 mod fault_hook;
+mod lane;
 pub(crate) mod launch;
 pub(crate) mod start;
 mod stderr;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, Ping, Shutdown};
 use ipc::wire::faults::Misbehave;
+use ipc::wire::function::UseLane;
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Event, Handles, MemoryInbox};
 use serde::Serialize;
@@ -52,6 +54,11 @@ pub trait Protocol: Send + Sync + 'static {
     const ROLE: Role;
     /// Its subcommand of the `device-proc` program.
     const COMMAND: &'static str;
+
+    /// The request that hands a lane over, where this kind serves one.
+    fn use_lane(_call: UseLane) -> Option<Self::Request> {
+        None
+    }
 }
 
 /// What is said to a function process.
@@ -63,6 +70,10 @@ impl Protocol for FunctionProtocol {
     type Ready = ipc::wire::function::Ready;
     const ROLE: Role = Role::Function;
     const COMMAND: &'static str = "function";
+
+    fn use_lane(call: UseLane) -> Option<Self::Request> {
+        Some(call.into())
+    }
 }
 
 /// What is said to a connection process.

@@ -195,6 +195,7 @@ impl<P: Protocol> Starting<P> {
             Ok(received) => match received.message {
                 Ok(ready) => {
                     line.hook.at(Point::After, &self.kept.child.fate);
+                    self.kept.child.channel.open_lane(line);
                     Progress::Ready(ready)
                 }
                 Err(failure) => Progress::Failed(Cause::StartFailed(printable(&failure.message))),

@@ -18,14 +18,17 @@ impl Function {
     /// Refuses what is no access before anybody is asked.
     fn check(&self, access: &Access) -> Result<(), DeviceError> {
         let Access { space, width, .. } = *access;
-        let (what, fits) = match space {
-            Space::Config => ("config space".to_owned(), (1..=8).contains(&width)),
-            Space::Bar(bar) => (format!("BAR {bar}"), matches!(width, 1 | 2 | 4 | 8)),
+        let fits = match space {
+            Space::Config => (1..=8).contains(&width),
+            Space::Bar(_) => matches!(width, 1 | 2 | 4 | 8),
         };
         if fits {
             return Ok(());
         }
-        let allowed = if space == Space::Config { "1 to 8" } else { "1, 2, 4 or 8" };
+        let (what, allowed) = match space {
+            Space::Config => ("config space".to_owned(), "1 to 8"),
+            Space::Bar(bar) => (format!("BAR {bar}"), "1, 2, 4 or 8"),
+        };
         let address = self.address();
         let message =
             format!("Function {address}: {what}: access of {width} bytes: {allowed} allowed");
@@ -67,7 +70,7 @@ impl PassthroughDevice for Function {
             let data = bytes.get(..usize::from(access.width)).unwrap_or(&bytes);
             self.shared.journal().config_write(msix.capability, access.offset, data);
         }
-        Ok(self.shared.ask(&access, deadline)?)
+        Ok(self.shared.access(&access, deadline)?)
     }
 
     fn read_config(

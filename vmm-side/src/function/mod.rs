@@ -41,7 +41,7 @@ use ipc::event::Signaller;
 use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::{
-    GetStatistics, InterruptAction, InterruptIndex, Interrupts, MAX_ASSIGN, Ready, Request,
+    Access, GetStatistics, InterruptAction, InterruptIndex, Interrupts, MAX_ASSIGN, Ready, Request,
     Statistics,
 };
 use ipc::wire::sandbox::SandboxReport;
@@ -328,38 +328,60 @@ impl Shared {
         mut handles: impl FnMut() -> std::io::Result<Vec<OwnedFd>>,
         deadline: Deadline,
     ) -> Result<C::Reply, CallError> {
-        let mut after = None;
-        let mut blamed = false;
+        let mut tries = Tries::new(call.name());
         loop {
-            let (process, generation) = self.serving(after, deadline, call.name())?;
+            let (process, generation) = self.serving(tries.after, deadline, call.name())?;
             let handles = handles().map_err(|error| no_descriptor(&error))?;
             let borrowed: Vec<_> = handles.iter().map(|handle| handle.as_fd()).collect();
-            let failed = match process.channel.call(call, &borrowed, deadline) {
+            match process.channel.call(call, &borrowed, deadline) {
                 Ok((reply, _)) => return Ok(reply),
-                Err(failed) => failed,
-            };
-            match failed {
-                channel::Failed::Refused(failure) => {
-                    let is_end = self.recovery.is_on() && are_last_words(&failure);
-                    if !is_end || !ends_soon(&process) {
-                        return Err(CallError::Refused(failure));
-                    }
-                }
-                channel::Failed::TimedOut => return Err(self.timed_out(call.name())),
-                channel::Failed::Lost { .. } if !self.recovery.is_on() => {
-                    return Err(CallError::Dead(process.fate.wait_for_death()));
-                }
-                // Condemned over somebody else's request, or before this one was sent.
-                channel::Failed::Lost { sent: false } => {}
-                channel::Failed::Lost { sent: true } => {
-                    let death = process.fate.wait_for_death();
-                    if !death.is_from_outside() && std::mem::replace(&mut blamed, true) {
-                        return Err(CallError::Refused(self.blame(call.name(), &death)));
-                    }
+                Err(failed) => self.on_failed(&process, failed, &mut tries)?,
+            }
+            tries.after = Some(generation);
+        }
+    }
+
+    /// [`Shared::ask`] for an access, which has a shorter way.
+    fn access(&self, access: &Access, deadline: Deadline) -> Result<u64, CallError> {
+        let mut tries = Tries::new(Call::<Request>::name(access));
+        loop {
+            let (process, generation) = self.serving(tries.after, deadline, tries.request)?;
+            match process.channel.access(access, deadline) {
+                Ok(value) => return Ok(value),
+                Err(failed) => self.on_failed(&process, failed, &mut tries)?,
+            }
+            tries.after = Some(generation);
+        }
+    }
+
+    /// Whether a request that `process` did not answer goes to whoever comes after it.
+    fn on_failed(
+        &self,
+        process: &Process,
+        failed: channel::Failed,
+        tries: &mut Tries,
+    ) -> Result<(), CallError> {
+        match failed {
+            channel::Failed::Refused(failure) => {
+                let is_end = self.recovery.is_on() && are_last_words(&failure);
+                if !is_end || !ends_soon(process) {
+                    return Err(CallError::Refused(failure));
                 }
             }
-            after = Some(generation);
+            channel::Failed::TimedOut => return Err(self.timed_out(tries.request)),
+            channel::Failed::Lost { .. } if !self.recovery.is_on() => {
+                return Err(CallError::Dead(process.fate.wait_for_death()));
+            }
+            // Condemned over somebody else's request, or before this one was sent.
+            channel::Failed::Lost { sent: false } => {}
+            channel::Failed::Lost { sent: true } => {
+                let death = process.fate.wait_for_death();
+                if !death.is_from_outside() && std::mem::replace(&mut tries.blamed, true) {
+                    return Err(CallError::Refused(self.blame(tries.request, &death)));
+                }
+            }
         }
+        Ok(())
     }
 
     /// A request that ended two processes is not sent to a third.
@@ -441,6 +463,21 @@ impl Shared {
             Err(CallError::Dead(_)) if disable && self.is_away() => Ok(()),
             answered => answered,
         }
+    }
+}
+
+/// How often a request was tried so far.
+struct Tries {
+    request: &'static str,
+    /// The last generation that it was sent to.
+    after: Option<u64>,
+    /// A process ended over it.
+    blamed: bool,
+}
+
+impl Tries {
+    fn new(request: &'static str) -> Self {
+        Self { request, after: None, blamed: false }
     }
 }
 

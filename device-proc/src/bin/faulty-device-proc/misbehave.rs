@@ -4,12 +4,12 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cordon_backend::{Backend, BackendError};
-use cordon_device_proc::hooks::{self, Hooks};
+use cordon_device_proc::hooks::{self, Hooks, Route};
 use dext_client::{Behind, CallError, Dext, DextError, Endpoint, Mapped, Registry, UserClient};
+use ipc::Event;
 use ipc::wire::common::Failure;
 use ipc::wire::dext::{IoReturn, Service};
 use ipc::wire::faults::{Misbehaviour, Point, Wrong};
-use ipc::{Event, Tube};
 
 /// What a process has been asked to do wrong.
 #[derive(Default)]
@@ -36,16 +36,16 @@ impl Hooks for Misbehave {
         Ok(())
     }
 
-    fn at(&mut self, point: Point, tube: &Tube) {
-        let Some(misbehaviour) = self.armed.take_if(|armed| armed.point == point) else { return };
-
+    fn at(&mut self, point: Point, route: Route<'_>) -> bool {
+        let Some(misbehaviour) = self.armed.take_if(|armed| armed.point == point) else {
+            return false;
+        };
         match misbehaviour.wrong {
             Wrong::Hang => loop {
                 std::hint::spin_loop();
             },
-
-            Wrong::Closed => crate::sys::close_and_stay(tube.as_fd()),
-            ref wrong => hooks::send_nonsense(wrong, tube),
+            Wrong::Closed => crate::sys::close_and_stay(route.tube().as_fd()),
+            ref wrong => hooks::send_nonsense(wrong, point, route),
         }
     }
 }
@@ -122,6 +122,7 @@ impl UserClient for FaultyClient {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::Tube;
 
     #[test]
     fn what_is_armed_happens_at_its_point_and_once() {
@@ -129,10 +130,11 @@ mod tests {
         let mut ours = ours;
         let mut misbehave = Misbehave::default();
         misbehave.arm(Misbehaviour { point: Point::During, wrong: Wrong::Garbage }).unwrap();
-        misbehave.at(Point::Before, &theirs);
+        let route = Route::Tube(&theirs);
+        assert!(!misbehave.at(Point::Before, route));
         let now = || ipc::Deadline::now();
         assert!(matches!(ours.receive::<u32>(now()), Err(ipc::TubeError::TimedOut)));
-        misbehave.at(Point::During, &theirs);
+        assert!(!misbehave.at(Point::During, route));
         assert!(matches!(ours.receive::<u32>(now()), Err(ipc::TubeError::Frame(_))));
     }
 }

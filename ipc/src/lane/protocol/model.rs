@@ -1,6 +1,8 @@
 //! The steps of both sides under loom, which tries their interleavings and the orders that the memory
 //! model allows. On Linux only: the steps are the same everywhere.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::sync::Arc;
 
 use loom::sync::atomic as model;

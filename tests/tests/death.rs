@@ -59,7 +59,8 @@ fn a_stopped_function_process_is_killed_at_the_deadline() {
     let before = Instant::now();
     let error = probe.config_read(0, &mut [0; 4]).unwrap_err();
     assert!(before.elapsed() < Duration::from_secs(5));
-    assert!(error.to_string().contains("did not answer in time"), "{error}");
+    // Its answer to this, or to what its keeper asked it for.
+    assert!(error.to_string().contains("in time"), "{error}");
     assert!(!is_running(probe.pid()));
     reads_all_ones(&probe);
 }

@@ -123,21 +123,24 @@ fn a_running_process_holds_what_it_should_and_nothing_else() {
     probe.set_interrupts(InterruptIndex::Msix, setup).unwrap();
 
     let (open, maps) = inventory(function);
-    // 0 and 1 lead nowhere, 2 is the VMM side's pipe; tube and dext; completion and four vectors.
+    // 0 and 1 lead nowhere, 2 is the VMM side's pipe; tube and dext; completion and four vectors; what the
+    // lane wakes it by, and what it wakes the caller of each slot by.
+    let lane = 1 + ipc::lane::SLOTS;
     assert_eq!(count(&open, "/dev/null"), 2, "{open:?}");
     assert_eq!(count(&open, "pipe:"), 1, "{open:?}");
     assert_eq!(count(&open, "socket:"), 2, "{open:?}");
-    assert_eq!(count(&open, "anon_inode:[eventfd]"), 1 + 4, "{open:?}");
-    assert_eq!(open.len(), 10, "{open:?}");
-    // Three BARs and the interrupt page; no guest memory.
+    assert_eq!(count(&open, "anon_inode:[eventfd]"), 1 + 4 + lane, "{open:?}");
+    assert_eq!(open.len(), 10 + lane, "{open:?}");
+    // Three BARs, the interrupt page and the lane; no guest memory.
     let shared = |name: &str| maps.iter().filter(|map| map.contains(name)).count();
     assert_eq!(shared("/memfd:bar"), 3, "{maps:#?}");
     assert_eq!(shared("/memfd:dext-interrupts"), 1);
+    assert_eq!(shared("/memfd:cordon-lane"), 1);
     assert_eq!(shared("guest-ram"), 0);
     assert_no_executable_memory_of_its_own(&maps);
 
     probe.set_interrupts(InterruptIndex::Msix, InterruptSetup::Disable).unwrap();
-    assert_eq!(inventory(function).0.len(), 6, "signallers that were taken back are closed");
+    assert_eq!(inventory(function).0.len(), 6 + lane, "signallers that were taken back are closed");
 
     let (open, maps) = inventory(connection);
     // One dext connection for each function of the device; guest RAM.

@@ -193,8 +193,10 @@ fn it_ends_with_a_status_of_its_own_when_everything_was_given_up() {
     serve.client("02:00.0").read(CONFIG, 0, 4);
     simulator.kill();
     simulator.replace(&["--device=01:00.0=probe", "--device=02:00.0=nvme,size=64M"]);
-    let (status, events) = serve.ended();
+    let (status, mut events) = serve.ended();
     assert_eq!(status.code(), Some(NOTHING_LEFT), "{status}");
+    // How much a busy machine had its client try in vain is told whenever it is known.
+    events.retain(|event| !matches!(event, Event::LeftOut { .. }));
     assert_eq!(events.iter().filter(|event| event.name() == "given-up").count(), 2);
     let end = [Event::NothingLeft, Event::Stopping { signal: None }, Event::Stopped];
     assert_eq!(events[events.len() - 3..], end, "{events:?}");

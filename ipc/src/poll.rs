@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
+use smallvec::SmallVec;
 
 use crate::deadline::Deadline;
 
@@ -41,6 +42,16 @@ impl<'fd, T> Source<'fd, T> {
     }
 }
 
+/// As many descriptors as a loop that is on the way of requests waits for: that takes no memory from
+/// the allocator.
+const FEW: usize = 8;
+
+/// What a loop waits for.
+pub type Sources<'fd, T> = SmallVec<[Source<'fd, T>; FEW]>;
+
+/// The tokens of the descriptors that are ready.
+pub type Tokens<T> = SmallVec<[T; FEW]>;
+
 /// Waits until one of `sources` is ready, or the deadline passes; without a deadline it waits for
 /// as long as it takes (for the main loop of a process that has nothing else to do).
 ///
@@ -48,13 +59,16 @@ impl<'fd, T> Source<'fd, T> {
 ///
 /// # Errors
 /// What `poll` reports, `EINTR` excepted, which is retried.
-pub fn wait<T: Copy>(sources: &[Source<'_, T>], deadline: Option<Deadline>) -> io::Result<Vec<T>> {
-    let mut fds: Vec<PollFd<'_>> =
+pub fn wait<T: Copy>(
+    sources: &[Source<'_, T>],
+    deadline: Option<Deadline>,
+) -> io::Result<Tokens<T>> {
+    let mut fds: SmallVec<[PollFd<'_>; FEW]> =
         sources.iter().map(|source| PollFd::from_borrowed_fd(source.fd, source.flags)).collect();
     loop {
         let timeout = deadline.map(Deadline::timespec);
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(0) if deadline.is_some_and(Deadline::passed) => return Ok(Vec::new()),
+            Ok(0) if deadline.is_some_and(Deadline::passed) => return Ok(Tokens::new()),
             Ok(0) | Err(Errno::INTR) => {}
             Ok(_) => break,
             Err(error) => return Err(error.into()),

@@ -207,7 +207,7 @@ impl<L: Fn(Event)> Service<L> {
         entrance: &Entrance,
         session: Option<&Session<'_>>,
         until: Option<Deadline>,
-    ) -> io::Result<Vec<Token>> {
+    ) -> io::Result<poll::Tokens<Token>> {
         let client = session.map(Session::socket);
         let mut sources = vec![Source::readable(&self.stopped, Token::Stop)];
         sources.extend(entrance.source(Token::Entrance));

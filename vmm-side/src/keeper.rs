@@ -292,7 +292,7 @@ impl<P: Protocol> Keeper<P> {
         next.into_iter().min()
     }
 
-    fn poll(&self, deadline: Option<Deadline>) -> std::io::Result<Vec<Token>> {
+    fn poll(&self, deadline: Option<Deadline>) -> std::io::Result<poll::Tokens<Token>> {
         let mut sources = vec![
             Source::readable(&self.stopped, Token::Stop),
             Source::readable(&self.wake, Token::Wake),

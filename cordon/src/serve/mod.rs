@@ -219,7 +219,7 @@ impl Serving<'_> {
             let tokens = poll::wait(&sources, None).unwrap_or_else(|error| {
                 tracing::error!("cannot wait for news: {error}");
                 std::thread::sleep(Duration::from_millis(100));
-                Vec::new()
+                poll::Tokens::new()
             });
             for token in tokens {
                 match token {

@@ -125,7 +125,7 @@ impl ConnectionProcess {
         }
     }
 
-    fn wait(&self, tube: &Tube) -> Result<Vec<Token>, RoleError> {
+    fn wait(&self, tube: &Tube) -> Result<poll::Tokens<Token>, RoleError> {
         let of_functions = self.functions.iter().filter_map(ClaimedFunction::liveness);
         let liveness: Vec<Liveness<'_>> =
             self.group.liveness().into_iter().chain(of_functions).collect();

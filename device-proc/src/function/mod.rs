@@ -159,9 +159,9 @@ impl FunctionProcess {
         }
     }
 
-    fn wait(&self, tube: &Tube) -> Result<Vec<Token>, RoleError> {
+    fn wait(&self, tube: &Tube) -> Result<poll::Tokens<Token>, RoleError> {
         let liveness = self.function.liveness();
-        let mut sources = Vec::with_capacity(4);
+        let mut sources = poll::Sources::new();
         sources.extend(
             self.function.notification().map(|event| Source::readable(event, Token::Interrupt)),
         );

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use cordon_tests::{Simulator, Vmm, config, eventually, signal};
+use cordon_tests::{Simulator, Vmm, announce, config, eventually, signal};
 use cordon_vmm::{Deadlines, DmaMode, Function, PassthroughDevice as _, Recovery};
 use ipc::lane::SLOTS;
 use rustix::process::Signal;
@@ -46,7 +46,8 @@ fn through(vmm: &Vmm, strike: impl Fn(&Arc<Function>)) {
         }
         done.store(true, Ordering::Release);
     });
-    println!("{} write-and-read pairs, 10 processes replaced", count.load(Ordering::Relaxed));
+    let pairs = count.load(Ordering::Relaxed);
+    announce(&format!("{pairs} writes read back, 10 processes replaced"));
     vmm.host.detach(&probe);
 }
 

@@ -11,7 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cordon_tests::{Vmm, address};
+use cordon_tests::{Vmm, address, announce};
 use cordon_vmm::{DmaMode, HostConfig, PassthroughDevice as _};
 use device_proc::in_process::fake::{Fake, FakeFunction};
 
@@ -58,7 +58,7 @@ fn a_trapped_access_takes_no_memory() {
         let before = COUNT.load(Ordering::Relaxed);
         (0..MANY).for_each(|_| access());
         let taken = COUNT.load(Ordering::Relaxed) - before;
-        println!("{what}: {taken} allocations in {MANY} accesses");
+        announce(&format!("{what}: {taken} allocations in {MANY} accesses"));
         // The keeper asks for a sign of life now and then.
         assert!(taken < MANY / 100, "{what}: {taken} allocations in {MANY}");
     }

@@ -309,3 +309,7 @@ impl GuestMemory for MemoryTable {
         self.find(address, length).is_ok_and(|found| found.behind.writable)
     }
 }
+
+#[cfg(test)]
+#[path = "companion_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! Both roles as threads over real tubes and the fake backend, driven as a VMM side drives them.
 
+mod companion;
+
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::time::Duration;

@@ -283,3 +283,7 @@ impl Line {
         id
     }
 }
+
+#[cfg(test)]
+#[path = "channel_tests.rs"]
+mod tests;

@@ -244,15 +244,15 @@ impl ConnectionProcess {
         Ok(())
     }
 
-    /// Removes what a companion registered, and abandons what it carries out; how much is left.
-    fn release_companion(&mut self, number: u8) -> Result<u64, Failure> {
+    /// Removes what a companion registered, and abandons what it carries out; whether that is done.
+    fn release_companion(&mut self, number: u8) -> Result<bool, Failure> {
         let function = self.function(number)?;
         let abandoned = function.abandon_open();
-        let left = function.release_companion(None, Deadline::after(SLICE));
+        let is_done = function.release_companion(None, Deadline::after(SLICE));
         if let Some(request) = abandoned {
             self.answer_companion(number, request, &Err(FailureKind::Busy));
         }
-        Ok(left)
+        Ok(is_done)
     }
 
     fn function(&mut self, number: u8) -> Result<&mut ClaimedFunction, Failure> {
@@ -333,8 +333,8 @@ impl Serve for ConnectionProcess {
                 answer.send(&call, joined)?;
             }
             Request::ReleaseDma(call) => {
-                let left = alone.and_then(|()| self.release_companion(call.function));
-                answer.send(&call, left)?;
+                let released = alone.and_then(|()| self.release_companion(call.function));
+                answer.send(&call, released)?;
             }
             Request::AbandonBatch(call) => {
                 let function = alone.and_then(|()| self.function(call.function));

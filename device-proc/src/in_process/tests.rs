@@ -176,7 +176,7 @@ fn both_roles_serve_over_real_tubes() {
     // Everything taken back, in order.
     connection.con(&con::UnmapDma { function: 0, key: base }).unwrap();
     assert!(!fake.dma_write(address(), base, b"x"));
-    assert_eq!(connection.con(&con::RemoveMemory { function: 0, base }), Ok(0));
+    assert_eq!(connection.con(&con::RemoveMemory { function: 0, base }), Ok(true));
     function.fun(&Shutdown).unwrap();
     connection.con(&con::Detach { function: 0 }).unwrap();
     assert!(!fake.is_claimed(address()));

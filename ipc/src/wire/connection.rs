@@ -116,9 +116,9 @@ pub struct AddMemory {
     pub writable: bool,
 }
 
-/// Removes what the function's companion registered of a region, and forgets the region. Answers how many
-/// of these registrations are left, when it took too long: to be asked again until that is 0. Refused
-/// while registrations of the VMM's are left.
+/// Removes what the function's companion registered of a region, and forgets the region. Answers whether
+/// that is done: where it takes long, it is to be asked again until it is. Refused while registrations of
+/// the VMM's are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveMemory {
     /// Function number 0..=7.
@@ -185,7 +185,7 @@ pub struct Companion {
 }
 
 /// Gives up what a function's companion carries out, and removes everything that it registered. Answers
-/// how many registrations are left, when it took too long: to be asked again until that is 0.
+/// whether that is done: where it takes long, it is to be asked again until it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseDma {
     /// Function number 0..=7.
@@ -212,7 +212,7 @@ conversation! {
         /// Guest memory comes.
         AddMemory -> ();
         /// Guest memory goes.
-        RemoveMemory -> u64;
+        RemoveMemory -> bool;
         /// Register a range.
         MapDma -> Mapped;
         /// Remove a registration.
@@ -224,7 +224,7 @@ conversation! {
         /// Serve a companion.
         Companion -> ();
         /// Remove what a companion registered.
-        ReleaseDma -> u64;
+        ReleaseDma -> bool;
         /// Undo a batch of a companion's.
         AbandonBatch -> ();
         /// A sign of life.

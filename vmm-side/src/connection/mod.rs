@@ -363,7 +363,7 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<(), DeviceError> {
         let call = RemoveMemory { function: address.function(), base };
-        self.ask_until_none(&call, deadline)
+        self.ask_until_done(&call, deadline)
     }
 
     /// Registers a range for a function, on behalf of the VMM; its bus address.
@@ -407,7 +407,7 @@ impl Connection {
     /// registered is gone with it.
     pub(crate) fn release_dma(&self, address: PciAddress) -> Result<(), DeviceError> {
         let call = ReleaseDma { function: address.function() };
-        match self.ask_until_none(&call, self.usual()) {
+        match self.ask_until_done(&call, self.usual()) {
             Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
             released => released,
         }
@@ -427,21 +427,19 @@ impl Connection {
         }
     }
 
-    /// Asks again and again until nothing is left. The process answers after each slice of its work: it
+    /// Asks again and again until it is done. The process answers after each slice of its work: it
     /// serves other guests too.
-    fn ask_until_none<C: Call<Request, Reply = u64>>(
+    fn ask_until_done<C: Call<Request, Reply = bool>>(
         &self,
         call: &C,
         deadline: Deadline,
     ) -> Result<(), DeviceError> {
         loop {
-            let left = self.ask(call, deadline)?;
-            if left == 0 {
+            if self.ask(call, deadline)? {
                 return Ok(());
             }
             if deadline.passed() {
-                let name = call.name();
-                let message = format!("{name}: {left} registrations are left at the deadline");
+                let message = format!("{}: registrations are left at the deadline", call.name());
                 return Err(DeviceError::new(ErrorKind::TimedOut, message));
             }
         }

@@ -1,6 +1,8 @@
 //! What a function's guest may reach by DMA: registrations on behalf of the VMM, and of the guest
 //! through its companion (C5). Each is removed only by whom it was made for.
 
+use std::ops::Bound;
+
 use cordon_backend::{BackendError, BusRange, DmaRange, ErrorKind};
 use ipc::Deadline;
 use ipc::wire::common::Failure;
@@ -118,59 +120,61 @@ impl ClaimedFunction {
     }
 
     /// Removes what the companion registered, all of it or of one region of guest memory: the
-    /// guest is gone or reset, or the memory goes. How many registrations are left at `until`; at
-    /// least one is removed.
+    /// guest is gone or reset, or the memory goes. Whether that is done, at `until` at the latest; at
+    /// least one registration is removed.
     pub(in crate::connection) fn release_companion(
         &mut self,
         base: Option<u64>,
         until: Deadline,
-    ) -> u64 {
-        let left = self.remove_each(until, |one| {
+    ) -> bool {
+        let is_done = self.remove_each(until, |one| {
             matches!(one.owner, Owner::Companion(_)) && base.is_none_or(|base| one.base == base)
         });
-        if base.is_none() && left == 0 {
+        if base.is_none() && is_done {
             self.forget_batches();
         }
-        left
+        is_done
     }
 
-    /// Removes what the companion registered of a region of guest memory, and forgets the region unless
-    /// registrations are left at `until`: how many.
+    /// Removes what the companion registered of a region of guest memory, and forgets the region. Whether
+    /// that is done, at `until` at the latest.
     pub(in crate::connection) fn remove_memory(
         &mut self,
         base: u64,
         until: Deadline,
-    ) -> Result<u64, Failure> {
-        match self.release_companion(Some(base), until) {
-            0 => self.memory.remove(base).map(|()| 0),
-            left => Ok(left),
+    ) -> Result<bool, Failure> {
+        let is_done = self.release_companion(Some(base), until);
+        if is_done {
+            self.memory.remove(base)?;
         }
+        Ok(is_done)
     }
 
     /// Removes every registration; what is left at `until` goes with the claim.
     pub(super) fn release_all(&mut self, until: Deadline) {
-        let left = self.remove_each(until, |_| true);
-        if left > 0 {
-            let address = self.address();
+        if !self.remove_each(until, |_| true) {
+            let (address, left) = (self.address(), self.registrations.len());
             tracing::debug!("function {address}: {left} registrations go with its claim");
         }
     }
 
-    /// Removes what `goes` says; how many it did not come to by `until`. What the backend does not
+    /// Removes what `goes` says; whether it came to all of it by `until`. What the backend does not
     /// remove is told and left.
-    fn remove_each(&mut self, until: Deadline, goes: impl Fn(&Registration) -> bool) -> u64 {
-        let of_it = self.registrations.iter().filter(|(_, one)| goes(one)).map(|(key, _)| *key);
-        let keys: Vec<u64> = of_it.collect();
-        let mut left = keys.len() as u64;
-        for key in keys {
+    fn remove_each(&mut self, until: Deadline, goes: impl Fn(&Registration) -> bool) -> bool {
+        let mut after = Bound::Unbounded;
+        let mut is_first = true;
+        loop {
+            let mut rest = self.registrations.range((after, Bound::Unbounded));
+            let Some(key) = rest.find(|(_, one)| goes(one)).map(|(key, _)| *key) else {
+                return true;
+            };
+            if !std::mem::take(&mut is_first) && until.passed() {
+                return false;
+            }
             if let Err(failure) = self.remove(key, |_| true) {
                 tracing::warn!("{}", failure.message);
             }
-            left -= 1;
-            if until.passed() {
-                break;
-            }
+            after = Bound::Excluded(key);
         }
-        left
     }
 }

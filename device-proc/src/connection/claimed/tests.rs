@@ -178,7 +178,7 @@ fn c5_1_the_companion_and_the_vmm_remove_only_their_own() {
     function.map_batch(1, &pages(0..1));
     assert!(matches!(function.unmap_batch(2, &[0x9000])[..], [Outcome::Failed(_)]));
     assert!(function.unmap(0).is_err());
-    assert_eq!(function.release_companion(None, far()), 0);
+    assert!(function.release_companion(None, far()));
     assert_eq!(keys(&fake), [0x9000]);
     assert_eq!(function.remove_memory(0x10000, far()).unwrap_err().kind, FailureKind::Busy);
 }
@@ -189,7 +189,7 @@ fn c5_4_memory_that_goes_takes_the_companions_registrations_along() {
     let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
     function.memory.add(0x40000, 0x10000, ram, 0, true).unwrap();
     function.map_batch(1, &[pages(0..2), vec![entry(0x40000, 0x40000, 0x1000)]].concat());
-    assert_eq!(function.remove_memory(0x10000, far()), Ok(0));
+    assert_eq!(function.remove_memory(0x10000, far()), Ok(true));
     assert_eq!(keys(&fake), [0x40000]);
 }
 
@@ -229,10 +229,11 @@ fn c5_6_a_slice_is_at_least_one_entry_and_ends_with_its_time() {
     let (count, reply) = slices(&mut function);
     assert_eq!((count, mapped(&reply.unwrap())), (4, vec![true; 5]));
     assert!(!function.has_work());
-    // Removing everything goes in slices too, and says what is left.
-    assert_eq!(function.release_companion(None, Deadline::now()), 4);
-    assert_eq!(function.remove_memory(0x10000, Deadline::now()), Ok(3));
-    assert_eq!(function.remove_memory(0x10000, far()), Ok(0));
+    // Removing everything goes in slices too, and says whether it is done.
+    assert!(!function.release_companion(None, Deadline::now()));
+    assert_eq!(function.remove_memory(0x10000, Deadline::now()), Ok(false));
+    assert_eq!(keys(&fake), [0x2000, 0x3000, 0x4000]);
+    assert_eq!(function.remove_memory(0x10000, far()), Ok(true));
     assert_eq!(fake.registered(), []);
 }
 
@@ -303,7 +304,7 @@ fn c5_7_a_removal_that_the_guest_was_not_told_of_succeeds_when_it_removes_again(
     function.begin_batch(6, Work::Unmap(vec![0x3000]), 1, far()).unwrap();
     assert!(function.work(far()).is_some());
     function.abandon_batch(6);
-    assert_eq!(function.release_companion(None, far()), 0);
+    assert!(function.release_companion(None, far()));
     assert_eq!(function.unmap_batch(7, &[0x3000]), [failed]);
 }
 
@@ -316,7 +317,7 @@ fn c5_4_memory_that_goes_while_a_batch_is_carried_out_fails_its_entries() {
     let entries = [pages(0..1), vec![other], pages(1..2)].concat();
     function.begin_batch(1, Work::Map(entries), 1, far()).unwrap();
     (0..2).for_each(|_| drop(function.work(Deadline::now())));
-    assert_eq!(function.remove_memory(0x10000, far()), Ok(0));
+    assert_eq!(function.remove_memory(0x10000, far()), Ok(true));
     let (_, reply) = slices(&mut function);
     assert_eq!(mapped(&reply.unwrap()), [false, true, false]);
     assert_eq!(keys(&fake), [0x40000]);

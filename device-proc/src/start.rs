@@ -249,16 +249,32 @@ impl<'t> Answer<'t> {
         Self { tube, id, hooks }
     }
 
+    /// The answer is owed: what it says is not known yet, and other requests come in between.
+    pub fn owed(self) -> Owed {
+        Owed(self.id)
+    }
+
     /// Sends what `call` answers.
     ///
     /// # Errors
     /// [`RoleError::Tube`] when the VMM side is gone or does not read.
     pub fn send<Q, C: Call<Q>>(
         self,
-        call: &C,
+        _call: &C,
         reply: Result<C::Reply, Failure>,
     ) -> Result<(), RoleError> {
-        self.send_with(call, reply, &[])
+        self.reply::<Q, C>(reply)
+    }
+
+    /// [`Answer::send`] to a request that is not there any more.
+    ///
+    /// # Errors
+    /// [`RoleError::Tube`] when the VMM side is gone or does not read.
+    pub fn reply<Q, C: Call<Q>>(self, reply: Result<C::Reply, Failure>) -> Result<(), RoleError> {
+        self.hooks.at(Point::During, Route::Tube(self.tube));
+        self.tube.send(self.id, &reply, &[], Deadline::after(PEER_TIMEOUT))?;
+        self.hooks.at(Point::After, Route::Tube(self.tube));
+        Ok(())
     }
 
     /// [`Answer::send`], with descriptors beside it.
@@ -275,6 +291,18 @@ impl<'t> Answer<'t> {
         self.tube.send(self.id, &reply, handles, Deadline::after(PEER_TIMEOUT))?;
         self.hooks.at(Point::After, Route::Tube(self.tube));
         Ok(())
+    }
+}
+
+/// An answer that comes later than other requests; to be [paid](Owed::pay) exactly once.
+#[derive(Debug)]
+#[must_use = "each request gets exactly one answer"]
+pub struct Owed(u32);
+
+impl Owed {
+    /// What it says is known.
+    pub fn pay<'t>(self, tube: &'t mut Tube, hooks: &'t mut dyn Hooks) -> Answer<'t> {
+        Answer { tube, id: self.0, hooks }
     }
 }
 

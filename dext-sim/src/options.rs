@@ -39,7 +39,7 @@ pub(crate) struct Options {
     ///
     /// fail:selector=N,nth=K,code=0x…: the K-th call of a selector fails with this code.
     ///
-    /// delay:selector=N,nth=K,ms=T: it takes this long.
+    /// delay:selector=N,nth=K[,calls=M],ms=T: it takes this long, and so do the calls after it, M in all.
     ///
     /// die:selector=N,nth=K: this program dies of it.
     ///

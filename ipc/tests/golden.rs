@@ -46,18 +46,18 @@ const MISBEHAVIOUR: &str = "01000000 04000000 08000000 cd0200e0";
 
 #[test]
 fn hello() {
-    assert_eq!(VERSION, 3);
+    assert_eq!(VERSION, 4);
     golden(
         Hello {
             magic: 0x4e44_5243,
-            version: 3,
-            oldest: 3,
+            version: 4,
+            oldest: 4,
             role: Role::Function,
             features: 0x0102_0304_0506_0708,
             max_message: 0x20000,
             max_handles: 32,
         },
-        "4352444e 0300 0300 02000000 0807060504030201 00000200 2000",
+        "4352444e 0400 0400 02000000 0807060504030201 00000200 2000",
     );
     unknown_tag::<Role>(6);
 }
@@ -111,8 +111,8 @@ fn function_requests() {
     );
     call::<Request, _>(RemoveMemory { base: 1 }, "08000000 0100000000000000");
     call::<Request, _>(
-        Doorbell { page: Some(1), batch: 2 },
-        "09000000 01 0100000000000000 0200000000000000",
+        Doorbell { page: Some(1), batch: 2, timeout_ms: 3 },
+        "09000000 01 0100000000000000 0200000000000000 03000000",
     );
     call::<Request, _>(Ping, "0a000000");
     call::<Request, _>(Shutdown, "0b000000");
@@ -186,8 +186,9 @@ fn ready_messages() {
 #[test]
 fn connection_messages() {
     use connection::{
-        AddMemory, Attach, Attached, BarWindow, Companion, Detach, DmaEntry, DmaStatistics,
-        GetStatistics, MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
+        AbandonBatch, AddMemory, Attach, Attached, BarWindow, Companion, Detach, DmaEntry,
+        DmaStatistics, GetStatistics, MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset,
+        UnmapDma,
     };
     call::<Request, _>(Attach { function: 1 }, "00000000 01");
     call::<Request, _>(Detach { function: 1 }, "01000000 01");
@@ -206,9 +207,10 @@ fn connection_messages() {
     call::<Request, _>(Reset { function: 2 }, "07000000 02");
     call::<Request, _>(Companion { function: 2 }, "08000000 02");
     call::<Request, _>(ReleaseDma { function: 2 }, "09000000 02");
-    call::<Request, _>(Ping, "0a000000");
-    call::<Request, _>(Shutdown, "0b000000");
-    call::<Request, _>(Misbehave(misbehaviour()), &format!("0c000000 {MISBEHAVIOUR}"));
+    call::<Request, _>(AbandonBatch { function: 2, batch: 9 }, "0a000000 02 0900000000000000");
+    call::<Request, _>(Ping, "0b000000");
+    call::<Request, _>(Shutdown, "0c000000");
+    call::<Request, _>(Misbehave(misbehaviour()), &format!("0d000000 {MISBEHAVIOUR}"));
     golden(Mapped { bus_address: 1, bus_length: 2 }, "0100000000000000 0200000000000000");
     let window = BarWindow { bar: 0, offset: 0, length: 0x8000, memory_offset: 0 };
     let attached = Attached {
@@ -239,7 +241,7 @@ fn connection_messages() {
         "0100000000000000 0200000000000000 0300000000000000 0400000000000000 \
          0500000000000000 0600000000000000 0700000000000000",
     );
-    unknown_tag::<Request>(13);
+    unknown_tag::<Request>(14);
     unknown_tag::<connection::Carrier>(3);
 }
 
@@ -249,14 +251,15 @@ fn dma_messages() {
     use dma::{Outcome, Reply, Request};
     let entries = vec![DmaEntry { key: 1, address: 2, size: 3 }];
     golden(
-        Request::Map { batch: 7, entries },
-        "00000000 0700000000000000 0100000000000000 \
+        Request::Map { batch: 7, timeout_ms: 9, entries },
+        "00000000 0700000000000000 09000000 0100000000000000 \
          0100000000000000 0200000000000000 0300000000000000",
     );
     golden(
-        Request::Unmap { batch: 8, keys: vec![9] },
-        "01000000 0800000000000000 0100000000000000 0900000000000000",
+        Request::Unmap { batch: 8, timeout_ms: 9, keys: vec![9] },
+        "01000000 0800000000000000 09000000 0100000000000000 0900000000000000",
     );
+    golden(Request::Abandon { batch: 8 }, "02000000 0800000000000000");
     let outcomes = vec![
         Outcome::Mapped { bus_address: 1, bus_length: 2 },
         Outcome::Unmapped,
@@ -268,7 +271,7 @@ fn dma_messages() {
          02000000 05000000",
     );
     golden::<Reply>(Err(FailureKind::InvalidArgument), "01000000 00000000");
-    unknown_tag::<Request>(2);
+    unknown_tag::<Request>(3);
     unknown_tag::<Outcome>(3);
 }
 

@@ -82,6 +82,30 @@ fn a_peer_that_does_not_read_costs_the_deadline() {
 }
 
 #[test]
+fn what_is_posted_to_a_peer_that_does_not_read_is_kept_in_order_and_bounded() {
+    let (mut a, mut b) = Tube::pair().unwrap();
+    let text = "x".repeat(100_000);
+    let mut posted = 0;
+    while a.post(posted, &text).is_ok() {
+        posted += 1;
+        assert!(posted < 100);
+    }
+    assert!(a.has_unsent());
+    let refused = a.send(99, &text, &[], Deadline::now());
+    assert!(matches!(refused, Err(TubeError::TimedOut)), "{refused:?}");
+    for id in 0..posted {
+        let came = b.receive::<String>(soon()).unwrap();
+        assert_eq!((came.id, came.message.len()), (id, text.len()));
+        a.flush().unwrap();
+    }
+    assert!(!a.has_unsent());
+    a.post(posted, &text).unwrap();
+    a.send(posted + 1, &(), &[], soon()).unwrap();
+    assert_eq!(b.receive::<String>(soon()).unwrap().id, posted);
+    assert_eq!(b.receive::<()>(soon()).unwrap().id, posted + 1);
+}
+
+#[test]
 fn a_dead_peer_is_a_value_on_both_paths() {
     let (mut a, mut b) = Tube::pair().unwrap();
     a.send(1, &7u32, &[], soon()).unwrap();

@@ -69,10 +69,18 @@ impl Guest<'_> {
     /// Tells the companion where a page is and rings; the status register.
     #[must_use]
     pub fn ring(&self, page: u64) -> u32 {
-        self.write(register::CMD_GPA_LO, u32::try_from(page & 0xffff_ffff).unwrap());
-        self.write(register::CMD_GPA_HI, u32::try_from(page >> 32).unwrap());
+        self.set_page(page);
         self.write(register::DOORBELL, 1);
         self.read(register::STATUS)
+    }
+
+    /// Tells the companion where a page is.
+    ///
+    /// # Panics
+    /// When its registers cannot be written.
+    pub fn set_page(&self, page: u64) {
+        self.write(register::CMD_GPA_LO, u32::try_from(page & 0xffff_ffff).unwrap());
+        self.write(register::CMD_GPA_HI, u32::try_from(page >> 32).unwrap());
     }
 
     /// Writes the command page.
@@ -85,12 +93,11 @@ impl Guest<'_> {
         self.put(PAGE, &[words, [requests, responses].map(u64::to_le_bytes).concat()].concat());
     }
 
-    /// Maps guest addresses and sizes; status and responses, none if the command is invalid.
+    /// Writes a command that maps guest addresses and sizes, and does not ring.
     ///
     /// # Panics
-    /// When the companion answers nonsense.
-    #[must_use]
-    pub fn map(&self, ranges: &[(u64, u64)]) -> (u32, Vec<Mapped>) {
+    /// When a size is too large for the layout.
+    pub fn write_map(&self, ranges: &[(u64, u64)]) {
         let mut requests = Vec::new();
         for (address, size) in ranges {
             requests.extend_from_slice(&address.to_le_bytes());
@@ -104,11 +111,30 @@ impl Guest<'_> {
         }
         self.put(REQUESTS, &requests);
         self.command(1, ranges.len(), REQUESTS, RESPONSES);
+        self.set_page(PAGE);
+    }
+
+    /// Maps guest addresses and sizes; status and responses, none if the command is invalid.
+    ///
+    /// # Panics
+    /// When the companion answers nonsense.
+    #[must_use]
+    pub fn map(&self, ranges: &[(u64, u64)]) -> (u32, Vec<Mapped>) {
+        self.write_map(ranges);
         let status = self.ring(PAGE);
         assert_eq!(self.get(PAGE + 8, 4), status.to_le_bytes());
         if status == 3 {
             return (status, Vec::new());
         }
+        (status, self.mapped(ranges))
+    }
+
+    /// The responses to a command that maps.
+    ///
+    /// # Panics
+    /// When they are those of another.
+    #[must_use]
+    pub fn mapped(&self, ranges: &[(u64, u64)]) -> Vec<Mapped> {
         let (size, wide) = match self.layout {
             Layout::Packed32 => (24, 4),
             Layout::Packed64 => (28, 8),
@@ -123,7 +149,7 @@ impl Guest<'_> {
             assert_eq!(number(0, 8), *address);
             (number(8, 8), number(16, wide), u32::try_from(number(16 + wide, 4)).unwrap())
         };
-        (status, responses.chunks_exact(size).zip(ranges).map(of).collect())
+        responses.chunks_exact(size).zip(ranges).map(of).collect()
     }
 
     /// Maps one range that must be mapped; its bus address.
@@ -137,16 +163,25 @@ impl Guest<'_> {
         responses[0].0
     }
 
+    /// Writes a command that unmaps, and does not ring.
+    ///
+    /// # Panics
+    /// When there is no memory for it.
+    pub fn write_unmap(&self, ids: &[u64]) {
+        let requests: Vec<u8> =
+            ids.iter().flat_map(|id| [*id, 0x4000].map(u64::to_le_bytes).concat()).collect();
+        self.put(REQUESTS, &requests);
+        self.command(2, ids.len(), REQUESTS, RESPONSES);
+        self.set_page(PAGE);
+    }
+
     /// Unmaps; status and the status of each.
     ///
     /// # Panics
     /// When the companion answers nonsense.
     #[must_use]
     pub fn unmap(&self, ids: &[u64]) -> (u32, Vec<u32>) {
-        let requests: Vec<u8> =
-            ids.iter().flat_map(|id| [*id, 0x4000].map(u64::to_le_bytes).concat()).collect();
-        self.put(REQUESTS, &requests);
-        self.command(2, ids.len(), REQUESTS, RESPONSES);
+        self.write_unmap(ids);
         let status = self.ring(PAGE);
         let responses = self.get(RESPONSES, 16 * ids.len());
         let of = |(response, id): (&[u8], &u64)| {

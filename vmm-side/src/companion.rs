@@ -199,7 +199,7 @@ impl Companion {
 
     /// Releases everything that was mapped by it.
     fn release(&self) -> Result<(), DeviceError> {
-        self.alone(self.deadline(), || self.device.connection().release_dma(self.device.address()))
+        self.alone(self.deadline(), || self.device.release_dma())
     }
 }
 

@@ -6,17 +6,23 @@
 //! function processes: one that serves a companion may ask for registrations of its own function,
 //! and every range is checked against the memory table. It exits at once when the VMM side or the
 //! backend is gone; what survives that is the backend's.
+//!
+//! One thread serves all functions, which may belong to different guests. So what takes a call of the
+//! backend for each of many registrations is done in slices of [`SLICE`]: nobody waits for more than
+//! one of them.
 
 pub mod claimed;
 mod companion;
 pub mod windows;
 
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use cordon_backend::{Backend, BusRange, Group, Liveness, OpenGroup, Source as Origin};
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::connection::{Mapped, Ready, Request};
+use ipc::wire::dma::Reply;
 use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, MemoryEntry, MemoryPort, PciAddress, Tube};
@@ -26,6 +32,10 @@ use self::companion::Companion;
 use crate::hooks::Hooks;
 use crate::options::{Common, Windows};
 use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside, one_beside};
+
+/// How long registrations are made or removed before whoever else waits is served: a few hundred of
+/// them where the backend is as fast as it should be, and one where it is very slow.
+pub const SLICE: Duration = Duration::from_millis(5);
 
 /// What the main loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +52,8 @@ pub struct ConnectionProcess {
     group: Box<dyn Group>,
     functions: Vec<ClaimedFunction>,
     companions: Vec<Companion>,
+    /// The function whose work is looked for next.
+    turn: usize,
     /// Where memory without a descriptor goes.
     port: Option<MemoryPort>,
 }
@@ -103,8 +115,8 @@ pub fn prepare(
     open.extend(group.descriptors());
     open.extend(functions.iter().flat_map(ClaimedFunction::descriptors));
     let sandbox = start::confine(confinement, sandbox_profiles::Role::Connection, &open, later)?;
-    let companions = Vec::new();
-    let process = ConnectionProcess { address, group, functions, companions, port };
+    let (companions, turn) = (Vec::new(), 0);
+    let process = ConnectionProcess { address, group, functions, companions, turn, port };
     Ok((process, Ready { functions: identities, sandbox }))
 }
 
@@ -122,6 +134,7 @@ impl ConnectionProcess {
                     Token::Backend => return Err(self.group.lost("waiting").into()),
                 }
             }
+            self.work();
         }
     }
 
@@ -131,14 +144,50 @@ impl ConnectionProcess {
             self.group.liveness().into_iter().chain(of_functions).collect();
         let mut sources = vec![Source::readable(tube, Token::Tube)];
         sources.extend(liveness.iter().map(|liveness| liveness.source(Token::Backend)));
-        sources.extend(self.companions.iter().map(|companion| {
-            Source::readable(companion.tube(), Token::Companion(companion.function()))
-        }));
-        poll::wait(&sources, None).map_err(RoleError::Wait)
+        for companion in &self.companions {
+            let (tube, token) = (companion.tube(), Token::Companion(companion.function()));
+            sources.push(Source::readable(tube, token));
+            if tube.has_unsent() {
+                sources.push(Source::writable(tube, token));
+            }
+        }
+        let has_work = self.functions.iter().any(ClaimedFunction::has_work);
+        poll::wait(&sources, has_work.then(Deadline::now)).map_err(RoleError::Wait)
     }
 
-    /// Serves one request of a function process; one that is gone or out of step is forgotten, and
-    /// what it registered stays: its successor may need it.
+    /// Works for one slice for the next function that has work: others, and their requests, come in
+    /// between.
+    fn work(&mut self) {
+        let count = self.functions.len();
+        let mut turns = (0..count).map(|behind| (self.turn + behind) % count);
+        let Some(at) = turns.find(|at| self.functions[*at].has_work()) else { return };
+        self.turn = at + 1;
+        let function = &mut self.functions[at];
+        let number = function.number();
+        if let Some((request, reply)) = function.work(Deadline::after(SLICE)) {
+            self.answer_companion(number, request, &reply);
+        }
+    }
+
+    fn answer_companion(&mut self, number: u8, request: u32, reply: &Reply) {
+        let Some(at) = self.companions.iter().position(|one| one.function() == number) else {
+            return;
+        };
+        if !self.companions[at].answer(request, reply) {
+            self.forget_companion(at);
+        }
+    }
+
+    /// A function process is gone or out of step. What it has asked for is not carried out any further,
+    /// and what it registered stays: its successor may need it.
+    fn forget_companion(&mut self, at: usize) {
+        let number = self.companions.remove(at).function();
+        if let Some(function) = self.functions.iter_mut().find(|one| one.number() == number) {
+            function.close_batch();
+        }
+    }
+
+    /// Takes one request of a function process; one that is gone or out of step is forgotten.
     fn serve_companion(&mut self, number: u8) {
         let Some(at) = self.companions.iter().position(|one| one.function() == number) else {
             return;
@@ -146,7 +195,7 @@ impl ConnectionProcess {
         let function = self.functions.iter_mut().find(|one| one.number() == number);
         let goes_on = function.is_some_and(|function| self.companions[at].serve_one(function));
         if !goes_on {
-            self.companions.remove(at);
+            self.forget_companion(at);
         }
     }
 
@@ -181,16 +230,29 @@ impl ConnectionProcess {
     fn detach(&mut self, number: u8) -> Result<(), Failure> {
         self.function(number)?;
         let is_it = |one: &mut ClaimedFunction| one.number() == number;
-        self.functions.extract_if(.., is_it).for_each(ClaimedFunction::release);
+        let until = Deadline::after(SLICE);
+        self.functions.extract_if(.., is_it).for_each(|one| one.release(until));
         self.companions.retain(|one| one.function() != number);
         Ok(())
     }
 
     fn join(&mut self, number: u8, fd: std::os::fd::OwnedFd) -> Result<(), Failure> {
-        self.function(number)?;
+        // The one before cannot be answered any more, and may send its batch again.
+        self.function(number)?.close_batch();
         self.companions.retain(|one| one.function() != number);
         self.companions.push(Companion::new(number, fd));
         Ok(())
+    }
+
+    /// Removes what a companion registered, and abandons what it carries out; whether that is done.
+    fn release_companion(&mut self, number: u8) -> Result<bool, Failure> {
+        let function = self.function(number)?;
+        let abandoned = function.abandon_open();
+        let is_done = function.release_companion(None, Deadline::after(SLICE));
+        if let Some(request) = abandoned {
+            self.answer_companion(number, request, &Err(FailureKind::Busy));
+        }
+        Ok(is_done)
     }
 
     fn function(&mut self, number: u8) -> Result<&mut ClaimedFunction, Failure> {
@@ -241,7 +303,8 @@ impl Serve for ConnectionProcess {
             }
             Request::RemoveMemory(call) => {
                 let function = alone.and_then(|()| self.function(call.function));
-                let removed = function.and_then(|function| function.remove_memory(call.base));
+                let removed = function
+                    .and_then(|function| function.remove_memory(call.base, Deadline::after(SLICE)));
                 answer.send(&call, removed)?;
             }
             Request::MapDma(call) => {
@@ -270,8 +333,12 @@ impl Serve for ConnectionProcess {
                 answer.send(&call, joined)?;
             }
             Request::ReleaseDma(call) => {
+                let released = alone.and_then(|()| self.release_companion(call.function));
+                answer.send(&call, released)?;
+            }
+            Request::AbandonBatch(call) => {
                 let function = alone.and_then(|()| self.function(call.function));
-                answer.send(&call, function.map(|function| function.release_companion(None)))?;
+                answer.send(&call, function.map(|function| function.abandon_batch(call.batch)))?;
             }
             Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
             Request::Shutdown(call) => {

@@ -3,7 +3,8 @@
 //! It holds one function of the backend's, never claimed, its tube, the signallers it was given,
 //! and guest RAM and a tube to the connection process only where it has a companion. It distrusts
 //! the guest, whose values arrive in requests, and every byte of them. One thread, one wait loop
-//! over tokens. It exits at once when the VMM side or the backend is gone; nothing is lost with it
+//! over tokens: what takes the work of another process (a doorbell) is owed its answer, and paid when
+//! that work is done. It exits at once when the VMM side or the backend is gone; nothing is lost with it
 //! but what was in flight: claim, DMA and BAR windows are the connection process's.
 
 pub mod bars;
@@ -19,12 +20,12 @@ use cordon_backend::{Backend, ErrorKind, ResetKind, ServedFunction, Source as Or
 use ipc::poll::{self, Source};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::Misbehave;
-use ipc::wire::function::{Access, Ready, Request, Space};
+use ipc::wire::function::{Access, Companion as JoinCompanion, Doorbell, Ready, Request, Space};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube};
 
 use self::bars::Bars;
-use self::companion::Companion;
+use self::companion::{Companion, Done};
 use self::interrupts::Interrupts;
 use self::lane::Lane;
 use crate::hooks::Hooks;
@@ -42,6 +43,8 @@ enum Token {
     Lane,
     /// A notification of the backend's.
     Interrupt,
+    /// The connection process, about the companion.
+    Companion,
     /// The end of the backend.
     Backend,
 }
@@ -58,6 +61,8 @@ pub struct FunctionProcess {
     memory: MemoryTable,
     companion: Option<Companion>,
     lane: Option<Lane>,
+    /// What a companion left to be answered that was replaced.
+    left: Vec<Done>,
 }
 
 /// Runs the role until the VMM side ends it.
@@ -131,6 +136,7 @@ pub fn prepare(
         memory: MemoryTable::new(true),
         companion: None,
         lane: None,
+        left: Vec::new(),
     };
     Ok((process, ready))
 }
@@ -153,10 +159,37 @@ impl FunctionProcess {
                             return Ok(());
                         }
                     }
+                    Token::Companion => {
+                        if let Some(companion) = &mut self.companion {
+                            companion.on_ready(&self.memory);
+                        }
+                    }
                     Token::Backend => return Err(self.function.lost("waiting").into()),
+                }
+                self.pay(tube, hooks)?;
+            }
+            if let Some(companion) = &mut self.companion {
+                companion.expire(&self.memory);
+            }
+            self.pay(tube, hooks)?;
+        }
+    }
+
+    /// Answers what was owed and is known by now.
+    fn pay(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<(), RoleError> {
+        let mut done = std::mem::take(&mut self.left);
+        done.extend(self.companion.as_mut().map(Companion::take_done).unwrap_or_default());
+        for one in done {
+            match one {
+                Done::Joined(owed, joined) => {
+                    owed.pay(tube, hooks).reply::<Request, JoinCompanion>(joined)?;
+                }
+                Done::Rung(owed, status) => {
+                    owed.pay(tube, hooks).reply::<Request, Doorbell>(status)?;
                 }
             }
         }
+        Ok(())
     }
 
     fn wait(&self, tube: &Tube) -> Result<poll::Tokens<Token>, RoleError> {
@@ -167,10 +200,12 @@ impl FunctionProcess {
         );
         sources.push(Source::readable(tube, Token::Tube));
         sources.extend(self.lane.iter().map(|lane| Source::readable(lane, Token::Lane)));
+        sources.extend(self.companion.iter().flat_map(|one| one.sources(Token::Companion)));
         sources.extend(liveness.as_ref().map(|liveness| liveness.source(Token::Backend)));
         let sleeps = self.lane.as_ref().is_none_or(Lane::will_sleep);
-        let ready = poll::wait(&sources, (!sleeps).then(Deadline::now));
-        let ready = ready.map_err(RoleError::Wait)?;
+        let deadline = self.companion.as_ref().and_then(Companion::deadline);
+        let deadline = if sleeps { deadline } else { Some(Deadline::now()) };
+        let ready = poll::wait(&sources, deadline).map_err(RoleError::Wait)?;
         if let Some(lane) = &self.lane {
             lane.woke(ready.contains(&Token::Lane)).map_err(RoleError::Wait)?;
         }
@@ -291,12 +326,17 @@ impl Serve for FunctionProcess {
                 let vectors = alone.and_then(|()| self.take_over());
                 answer.send(&call, vectors)?;
             }
-            Request::Companion(call) => {
-                let joined = one_beside(handles)
-                    .and_then(|tube| Companion::join(tube, call.layout, call.max_entries));
-                let done = joined.map(|companion| self.companion = Some(companion));
-                answer.send(&call, done)?;
-            }
+            Request::Companion(call) => match one_beside(handles) {
+                Ok(tube) => {
+                    if let Some(before) = self.companion.take() {
+                        self.left = before.end(&self.memory);
+                    }
+                    let owed = answer.owed();
+                    let joins = Companion::join(tube, call.layout, call.max_entries, owed);
+                    self.companion = Some(joins);
+                }
+                Err(failure) => answer.send(&call, Err(failure))?,
+            },
             Request::AddMemory(call) => {
                 let added = one_beside(handles).and_then(|fd| {
                     self.memory.add(call.base, call.size, fd, call.offset, call.writable)
@@ -307,14 +347,14 @@ impl Serve for FunctionProcess {
                 let removed = alone.and_then(|()| self.memory.remove(call.base));
                 answer.send(&call, removed)?;
             }
-            Request::Doorbell(call) => {
-                let status = alone.and_then(|()| {
-                    let none = || start::invalid("This function has no companion".to_owned());
-                    let companion = self.companion.as_mut().ok_or_else(none)?;
-                    Ok(companion.doorbell(&self.memory, call.page, call.batch))
-                });
-                answer.send(&call, status)?;
-            }
+            Request::Doorbell(call) => match (alone, &mut self.companion) {
+                (Ok(()), Some(companion)) => companion.ring(&self.memory, &call, answer.owed()),
+                (Ok(()), None) => {
+                    let none = start::invalid("This function has no companion".to_owned());
+                    answer.send(&call, Err(none))?;
+                }
+                (Err(failure), _) => answer.send(&call, Err(failure))?,
+            },
             Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
             Request::Shutdown(call) => {
                 answer.send::<Request, _>(&call, alone)?;

@@ -42,29 +42,72 @@ pub enum Batch {
     Unmap(Vec<u64>),
 }
 
-/// Carries out one batch: reads the command page at `page` and its requests, has `register` do
-/// what they say, writes responses and status. The status, which is the register's too.
-pub fn carry_out(
+/// Begins one batch: reads the command page at `page` and its requests. What is asked for, and what is
+/// to be finished once that is done; or the status of a command that makes no sense, which is the
+/// register's too.
+///
+/// # Errors
+/// [`status::INVALID`].
+pub fn begin(
     memory: &impl GuestMemory,
     layout: Layout,
     max_entries: u32,
     page: Option<u64>,
-    register: impl FnOnce(Batch) -> Vec<Outcome>,
-) -> u32 {
+) -> Result<(Batch, Pending), u32> {
     let mut command = [0; COMMAND];
-    let Some(page) = page.filter(|page| memory.read(*page, &mut command)) else {
-        return status::INVALID;
-    };
-    let status = match Command::parse(&command, layout, max_entries) {
-        Some(command) => command.carry_out(memory, layout, register),
-        None => status::INVALID,
-    };
-    // A page that cannot be written has no status; the register does.
+    let page = page.filter(|page| memory.read(*page, &mut command)).ok_or(status::INVALID)?;
+    let command = Command::parse(&command, layout, max_entries);
+    let begun = command.and_then(|command| command.begin(memory, layout, page));
+    begun.ok_or_else(|| {
+        tell(memory, page, status::INVALID);
+        status::INVALID
+    })
+}
+
+/// Writes a status to the command page. One that cannot be written has none; the register does.
+fn tell(memory: &impl GuestMemory, page: u64, status: u32) {
     memory.write(page.wrapping_add(STATUS), &status.to_le_bytes());
-    status
+}
+
+/// A batch that is being carried out: all of it that is still needed is here, and nothing that was
+/// read is read again.
+#[derive(Debug)]
+pub struct Pending {
+    command: Command,
+    layout: Layout,
+    page: u64,
+    keys: Vec<u64>,
+}
+
+/// How a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// The status, which is the register's too.
+    pub status: u32,
+    /// Whether the guest knows what became of each entry. It does not where its responses lie in
+    /// memory that went meanwhile: all it sees is that the batch failed.
+    pub is_told: bool,
+}
+
+impl Pending {
+    /// Writes what became of each entry, and the status. Entries without an outcome failed.
+    pub fn finish(self, memory: &impl GuestMemory, outcomes: &[Outcome]) -> Finished {
+        let Self { command, layout, page, keys } = self;
+        let mut failed = false;
+        let mut responses = Vec::with_capacity(keys.len() * command.response(layout));
+        for (number, key) in keys.into_iter().enumerate() {
+            let outcome = outcomes.get(number).copied();
+            failed |= !command.respond(layout, key, outcome, &mut responses);
+        }
+        let is_told = memory.write(command.responses, &responses);
+        let status = if is_told && !failed { status::OK } else { status::IO_ERROR };
+        tell(memory, page, status);
+        Finished { status, is_told }
+    }
 }
 
 /// A command page that makes sense so far.
+#[derive(Debug)]
 struct Command {
     map: bool,
     count: usize,
@@ -113,20 +156,19 @@ impl Command {
         }
     }
 
-    fn carry_out(
-        &self,
+    fn begin(
+        self,
         memory: &impl GuestMemory,
         layout: Layout,
-        register: impl FnOnce(Batch) -> Vec<Outcome>,
-    ) -> u32 {
-        let size = self.response(layout);
-        let answers = self.count * size;
+        page: u64,
+    ) -> Option<(Batch, Pending)> {
+        let answers = self.count * self.response(layout);
         if !memory.is_writable(self.responses, answers as u64) {
-            return status::INVALID;
+            return None;
         }
         let mut requests = vec![0; self.count * self.request(layout)];
         if !memory.read(self.requests, &mut requests) {
-            return status::INVALID;
+            return None;
         }
         let entries = requests.chunks_exact(self.request(layout));
         let (batch, keys) = if self.map {
@@ -137,17 +179,7 @@ impl Command {
             let keys: Vec<u64> = entries.map(|entry| double(entry, 0)).collect();
             (Batch::Unmap(keys.clone()), keys)
         };
-        let outcomes = register(batch);
-        let mut failed = false;
-        let mut responses = Vec::with_capacity(answers);
-        for (number, key) in keys.into_iter().enumerate() {
-            let outcome = outcomes.get(number).copied();
-            failed |= !self.respond(layout, key, outcome, &mut responses);
-        }
-        if !memory.write(self.responses, &responses) || failed {
-            return status::IO_ERROR;
-        }
-        status::OK
+        Some((batch, Pending { command: self, layout, page, keys }))
     }
 
     /// One response (C3.3, C3.4); whether its entry succeeded.
@@ -280,6 +312,20 @@ mod tests {
                 })
                 .collect(),
             Batch::Unmap(keys) => keys.iter().map(|_| Outcome::Unmapped).collect(),
+        }
+    }
+
+    /// A batch that is carried out at once.
+    fn carry_out(
+        ram: &Ram,
+        layout: Layout,
+        max_entries: u32,
+        page: Option<u64>,
+        register: impl FnOnce(Batch) -> Vec<Outcome>,
+    ) -> u32 {
+        match begin(ram, layout, max_entries, page) {
+            Ok((batch, pending)) => pending.finish(ram, &register(batch)).status,
+            Err(status) => status,
         }
     }
 

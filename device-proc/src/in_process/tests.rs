@@ -1,5 +1,7 @@
 //! Both roles as threads over real tubes and the fake backend, driven as a VMM side drives them.
 
+mod companion;
+
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -174,7 +176,7 @@ fn both_roles_serve_over_real_tubes() {
     // Everything taken back, in order.
     connection.con(&con::UnmapDma { function: 0, key: base }).unwrap();
     assert!(!fake.dma_write(address(), base, b"x"));
-    connection.con(&con::RemoveMemory { function: 0, base }).unwrap();
+    assert_eq!(connection.con(&con::RemoveMemory { function: 0, base }), Ok(true));
     function.fun(&Shutdown).unwrap();
     connection.con(&con::Detach { function: 0 }).unwrap();
     assert!(!fake.is_claimed(address()));

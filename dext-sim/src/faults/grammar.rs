@@ -40,7 +40,7 @@ pub(crate) enum FaultError {
 /// Every kind and its fields.
 const KINDS: [(&str, &[&str]); 8] = [
     ("fail", &["selector", "nth", "code"]),
-    ("delay", &["selector", "nth", "ms"]),
+    ("delay", &["selector", "nth", "calls", "ms"]),
     ("die", &["selector", "nth"]),
     ("end", &["selector", "nth", "as", "back"]),
     ("drop-notification", &["nth"]),
@@ -130,6 +130,12 @@ impl<'t> Fields<'t> {
         self.number("nth", 1..=u64::MAX)
     }
 
+    /// How many calls: one unless given.
+    fn calls(&self) -> Result<u64, FaultError> {
+        let given = self.given.iter().any(|(name, _)| *name == "calls");
+        if given { self.number("calls", 1..=u64::MAX) } else { Ok(1) }
+    }
+
     fn time(&self, field: &'static str) -> Result<Duration, FaultError> {
         self.number(field, 1..=MAX_MILLISECONDS).map(Duration::from_millis)
     }
@@ -171,6 +177,7 @@ impl FromStr for Fault {
             "delay" => Self::Delay {
                 selector: fields.selector()?,
                 nth: fields.nth()?,
+                calls: fields.calls()?,
                 time: fields.time("ms")?,
             },
             "die" => Self::Die { selector: fields.selector()?, nth: fields.nth()? },
@@ -209,7 +216,14 @@ mod tests {
                 "fail:code=5,nth=0x10,selector=0",
                 Fault::Fail { selector: 0, nth: 16, code: IoReturn(5) },
             ),
-            ("delay:selector=8,nth=2,ms=300", Fault::Delay { selector: 8, nth: 2, time: ms(300) }),
+            (
+                "delay:selector=8,nth=2,ms=300",
+                Fault::Delay { selector: 8, nth: 2, calls: 1, time: ms(300) },
+            ),
+            (
+                "delay:selector=8,nth=2,calls=9,ms=300",
+                Fault::Delay { selector: 8, nth: 2, calls: 9, time: ms(300) },
+            ),
             ("die:selector=5,nth=3", Fault::Die { selector: 5, nth: 3 }),
             (
                 "end:selector=8,nth=1,as=offline",
@@ -255,6 +269,7 @@ mod tests {
             ("fail:selector=ConfigRead,nth=1,code=1", "selector=ConfigRead"),
             ("delay:selector=8,nth=1,ms=0", "ms=0 is no number from 1 to 600000"),
             ("delay:selector=8,nth=1,ms=600001", "ms=600001"),
+            ("delay:selector=8,nth=1,calls=0,ms=1", "calls=0"),
             ("cleanup-delay:ms=18446744073709551615", "ms=18446744073709551615"),
             ("drop-notification:nth=0", "nth=0"),
             ("fragment:nth=0", "nth=0"),

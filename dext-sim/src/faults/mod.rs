@@ -1,7 +1,7 @@
 //! Faults as data: what goes wrong at which call, and whether it did.
 //!
-//! A fault counts its calls from the start of the program and fires once, except
-//! `cleanup-delay` and `no-msix`, which hold throughout. [`Faults::report`] says which fired, so
+//! A fault counts its calls from the start of the program and fires once, except a `delay` of more
+//! calls than one, and `cleanup-delay` and `no-msix`, which hold throughout. [`Faults::report`] says which fired, so
 //! that a test can show that its fault happened.
 
 mod ending;
@@ -20,8 +20,8 @@ pub(crate) use self::ending::Ending;
 pub(crate) enum Fault {
     /// The `nth` call of a selector fails.
     Fail { selector: u32, nth: u64, code: IoReturn },
-    /// The `nth` call of a selector takes this long.
-    Delay { selector: u32, nth: u64, time: Duration },
+    /// The `nth` call of a selector takes this long, and so do those after it, `calls` in all.
+    Delay { selector: u32, nth: u64, calls: u64, time: Duration },
     /// The program dies at the `nth` call of a selector.
     Die { selector: u32, nth: u64 },
     /// The function that gets the `nth` call of a selector ends for all its clients, and comes back
@@ -83,13 +83,15 @@ impl Faults {
         self.0.lock()
     }
 
-    /// Counts one call against the faults that `matches` picks; the first whose turn it is.
+    /// Counts one call against the faults that `matches` picks, by the first call that is struck; the
+    /// first whose turn it is.
     fn count(&self, matches: impl Fn(&Fault) -> Option<u64>) -> Option<Fault> {
         let mut fires = None;
         for armed in self.lock().iter_mut() {
             if let Some(nth) = matches(&armed.fault) {
                 armed.seen += 1;
-                if armed.seen == nth {
+                let calls = if let Fault::Delay { calls, .. } = armed.fault { calls } else { 1 };
+                if armed.seen >= nth && armed.seen - nth < calls {
                     armed.fired += 1;
                     fires = fires.or(Some(armed.fault));
                 }
@@ -179,5 +181,13 @@ mod tests {
         assert_eq!(faults.at_call(5), Verdict::Fail(IoReturn::NO_SPACE));
         assert_eq!(faults.at_call(5), Verdict::Proceed);
         assert_eq!(faults.report()[0].fired, 1);
+    }
+
+    #[test]
+    fn a_delay_strikes_as_many_calls_as_it_says() {
+        let faults = Faults::new(&["delay:selector=6,nth=2,calls=3,ms=1".parse().unwrap()]);
+        let verdicts: Vec<_> = (0..6).map(|_| faults.at_call(6) == Verdict::Proceed).collect();
+        assert_eq!(verdicts, [true, false, false, false, true, true]);
+        assert_eq!(faults.report()[0].fired, 3);
     }
 }

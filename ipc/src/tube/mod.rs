@@ -9,7 +9,9 @@
 //! - truncated control data, a bad header or a length that does not match poisons the tube: what
 //!   came is closed, and every later call says [`TubeError::Poisoned`];
 //! - every wait has a deadline, and a peer that is gone is [`TubeError::Disconnected`];
-//! - receiving takes `&mut self`: it has one owner.
+//! - receiving takes `&mut self`: it has one owner;
+//! - who may not wait posts: what the socket has no room for is kept, [`MAX_UNSENT`] messages at
+//!   most, and goes on with [`Tube::flush`] when there is room.
 
 pub mod frame;
 mod handshake;
@@ -19,6 +21,7 @@ pub(crate) mod packet;
 #[cfg(any(target_os = "macos", test))]
 pub(crate) mod stream;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -29,6 +32,7 @@ use serde::de::DeserializeOwned;
 use crate::codec::{self, CodecError};
 use crate::deadline::Deadline;
 use crate::handles::Handles;
+use crate::poll::{self, Source};
 use crate::sys;
 
 pub use handshake::{Agreed, HandshakeError};
@@ -41,6 +45,9 @@ pub const MAX_MESSAGE: usize = 128 * 1024;
 /// Most descriptors beside one message: more than the 16 that any vfio-user client sends at once,
 /// and enough for every window of six BARs that are each split in three.
 pub const MAX_HANDLES: usize = 32;
+
+/// Most messages that are kept for a peer that does not read.
+pub const MAX_UNSENT: usize = 4;
 
 /// Why a message did not go or come.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +109,10 @@ pub struct Tube {
     incoming: Vec<u8>,
     /// The message that goes. Its room is kept.
     outgoing: Vec<u8>,
+    /// Messages that were posted and have not gone yet.
+    unsent: VecDeque<Vec<u8>>,
+    /// Bytes of the first of them that have gone.
+    gone: usize,
     poisoned: bool,
 }
 
@@ -122,7 +133,8 @@ impl Tube {
     }
 
     fn new(transport: sys::Transport) -> Self {
-        Self { transport, incoming: Vec::new(), outgoing: Vec::new(), poisoned: false }
+        let (incoming, outgoing, unsent) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { transport, incoming, outgoing, unsent, gone: 0, poisoned: false }
     }
 
     /// Sends one message. Blocks at most until the deadline when the peer does not read.
@@ -142,13 +154,75 @@ impl Tube {
         if handles.len() > MAX_HANDLES {
             return Err(TubeError::TooManyHandles(handles.len()));
         }
+        self.flush()?;
+        while self.has_unsent() {
+            if poll::wait(&[Source::writable(&self.transport, ())], Some(deadline))?.is_empty() {
+                return Err(TubeError::TimedOut);
+            }
+            self.flush()?;
+        }
+        self.encode(id, message, handles.len())?;
+        self.transport.send(&self.outgoing, handles, deadline)
+    }
+
+    fn encode<M: Serialize>(
+        &mut self,
+        id: u32,
+        message: &M,
+        handles: usize,
+    ) -> Result<(), TubeError> {
         self.outgoing.clear();
         self.outgoing.resize(frame::HEADER, 0);
         codec::encode_into(&mut self.outgoing, message, MAX_MESSAGE - frame::HEADER)?;
         let body = self.outgoing.len() - frame::HEADER;
-        let header = frame::Header::new(body, id, handles.len());
+        let header = frame::Header::new(body, id, handles);
         self.outgoing[..frame::HEADER].copy_from_slice(&header.to_bytes());
-        self.transport.send(&self.outgoing, handles, deadline)
+        Ok(())
+    }
+
+    /// Sends one message as far as there is room, without waiting. The rest is kept for
+    /// [`Tube::flush`], in order with what else is sent.
+    ///
+    /// # Errors
+    /// [`TubeError`]; [`TubeError::TimedOut`] when [`MAX_UNSENT`] messages are kept already, and
+    /// this one is not.
+    pub fn post<M: Serialize>(&mut self, id: u32, message: &M) -> Result<(), TubeError> {
+        if self.poisoned {
+            return Err(TubeError::Poisoned);
+        }
+        if self.unsent.len() >= MAX_UNSENT {
+            return Err(TubeError::TimedOut);
+        }
+        self.encode(id, message, 0)?;
+        self.unsent.push_back(std::mem::take(&mut self.outgoing));
+        self.flush()
+    }
+
+    /// Whether messages that were posted have not gone: there is something to do when the tube can be
+    /// written to.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Sends of what was posted as much as there is room for, without waiting.
+    ///
+    /// # Errors
+    /// [`TubeError`].
+    pub fn flush(&mut self) -> Result<(), TubeError> {
+        while let Some(first) = self.unsent.front() {
+            let rest = first.get(self.gone..).unwrap_or_default();
+            let sent = self.transport.send_some(rest)?;
+            if sent == 0 {
+                break;
+            }
+            self.gone += sent;
+            if self.gone >= first.len() {
+                self.gone = 0;
+                self.unsent.pop_front();
+            }
+        }
+        Ok(())
     }
 
     /// Receives one message.

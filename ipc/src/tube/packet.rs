@@ -48,6 +48,14 @@ impl PacketTransport {
         }
     }
 
+    /// Sends without waiting; the bytes that went: all of a packet, or 0 when there is no room.
+    pub(crate) fn send_some(&self, bytes: &[u8]) -> Result<usize, TubeError> {
+        match rights::send(&self.0, bytes, &[]) {
+            Err(Errno::AGAIN) => Ok(0),
+            sent => Ok(sent?),
+        }
+    }
+
     pub(crate) fn receive(
         &mut self,
         buffer: &mut Vec<u8>,

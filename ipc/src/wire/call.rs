@@ -6,7 +6,8 @@
 //! malformed message, not a case to handle.
 //!
 //! After the handshake a child sends one `Result<Ready, Failure>`, and from then on one
-//! `Result<Reply, Failure>` for each request, in order.
+//! `Result<Reply, Failure>` for each request, under its number: in order, except where answering
+//! one takes other work of the process ([`Doorbell`](super::function::Doorbell)).
 
 use std::marker::PhantomData;
 

@@ -116,8 +116,9 @@ pub struct AddMemory {
     pub writable: bool,
 }
 
-/// Forgets a region, and removes what the function's companion registered of it. Refused while
-/// registrations of the VMM's are left.
+/// Removes what the function's companion registered of a region, and forgets the region. Answers whether
+/// that is done: where it takes long, it is to be asked again until it is. Refused while registrations of
+/// the VMM's are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveMemory {
     /// Function number 0..=7.
@@ -183,11 +184,22 @@ pub struct Companion {
     pub function: u8,
 }
 
-/// Removes everything that a function's companion registered.
+/// Gives up what a function's companion carries out, and removes everything that it registered. Answers
+/// whether that is done: where it takes long, it is to be asked again until it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseDma {
     /// Function number 0..=7.
     pub function: u8,
+}
+
+/// The guest is told that a doorbell failed: what was carried out of its batch is undone, and what was
+/// not never is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AbandonBatch {
+    /// Function number 0..=7.
+    pub function: u8,
+    /// Number of the doorbell.
+    pub batch: u64,
 }
 
 conversation! {
@@ -200,7 +212,7 @@ conversation! {
         /// Guest memory comes.
         AddMemory -> ();
         /// Guest memory goes.
-        RemoveMemory -> ();
+        RemoveMemory -> bool;
         /// Register a range.
         MapDma -> Mapped;
         /// Remove a registration.
@@ -212,7 +224,9 @@ conversation! {
         /// Serve a companion.
         Companion -> ();
         /// Remove what a companion registered.
-        ReleaseDma -> ();
+        ReleaseDma -> bool;
+        /// Undo a batch of a companion's.
+        AbandonBatch -> ();
         /// A sign of life.
         Ping -> ();
         /// Exit in order.

@@ -12,19 +12,29 @@ pub const MAX_BATCH: usize = 4096;
 /// a doorbell that is carried out again, since its process died, repeats it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Register ranges, at most [`MAX_BATCH`].
+    /// Register ranges, at most [`MAX_BATCH`]. Answered by a [`Reply`].
     Map {
         /// Number of the doorbell.
         batch: u64,
+        /// Milliseconds that it may take: what has not been begun by then fails.
+        timeout_ms: u32,
         /// Ranges.
         entries: Vec<DmaEntry>,
     },
-    /// Remove registrations, at most [`MAX_BATCH`].
+    /// Remove registrations, at most [`MAX_BATCH`]. Answered by a [`Reply`].
     Unmap {
         /// Number of the doorbell.
         batch: u64,
+        /// Milliseconds that it may take: what has not been begun by then fails.
+        timeout_ms: u32,
         /// Keys.
         keys: Vec<u64>,
+    },
+    /// The guest is told that the batch failed: what was carried out of it is undone, and what was
+    /// not never is. Not answered, and the batch not any more.
+    Abandon {
+        /// Number of the doorbell.
+        batch: u64,
     },
 }
 
@@ -44,5 +54,6 @@ pub enum Outcome {
     Failed(FailureKind),
 }
 
-/// What the connection process answers: one outcome for each entry, in order, or why there is none.
+/// What the connection process answers to a batch, under the number of its message: one outcome for
+/// each entry, in order, or why there is none.
 pub type Reply = Result<Vec<Outcome>, FailureKind>;

@@ -225,13 +225,16 @@ pub struct RemoveMemory {
 }
 
 /// The guest rang the companion's doorbell: carry out one batch; answers the value of the status
-/// register.
+/// register. Requests that come after it may be answered before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doorbell {
     /// Guest address of the command page, once it was set.
     pub page: Option<u64>,
     /// Number of the doorbell; the same when it is carried out again.
     pub batch: u64,
+    /// Milliseconds until it is answered, less than the VMM side waits: entries that have not been
+    /// carried out by then fail.
+    pub timeout_ms: u32,
 }
 
 conversation! {

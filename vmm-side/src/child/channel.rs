@@ -1,7 +1,7 @@
 //! The calls of one child, made on the callers' own threads.
 //!
-//! Callers share the tube; its lock is the queue. Requests are answered in order, and a caller
-//! waits for its own answer while it holds the lock: never longer than a child may take to answer
+//! Callers share the tube; its lock is the queue. Answers are known by their numbers, and a caller
+//! waits for its own while it holds the lock: never longer than a child may take to answer
 //! ([`Deadlines::call`]). What this finds (a missed deadline, the end of the tube, nonsense)
 //! condemns the child, and everybody behind in the queue learns that at once.
 //!
@@ -49,7 +49,8 @@ pub(crate) enum Failed {
 pub(super) struct Line {
     pub(super) tube: Tube,
     next: u32,
-    /// Requests whose answers nobody waits for, oldest first, and when the child is overdue with each.
+    /// Requests whose answers nobody waits for, oldest first, and when the child is overdue with each. They
+    /// may come in another order: a doorbell is answered when it is done.
     unanswered: VecDeque<(u32, Instant)>,
     /// When the child last answered anything.
     heard: Instant,
@@ -160,11 +161,11 @@ impl<P: Protocol> Channel<P> {
                 Err(TubeError::Disconnected) => return self.lose(Cause::Ended),
                 Err(error) => return self.lose(Cause::Broken(ipc::chain(&error))),
             };
-            if line.unanswered.front().is_some_and(|(open, _)| *open == frame.id) {
-                line.unanswered.pop_front();
+            if let Some(at) = line.unanswered.iter().position(|(open, _)| *open == frame.id) {
+                line.unanswered.remove(at);
                 continue;
             }
-            if frame.id != id || !line.unanswered.is_empty() {
+            if frame.id != id {
                 let why = format!("reply {} that nobody asked for", frame.id);
                 return self.lose(Cause::Broken(why));
             }
@@ -199,14 +200,16 @@ impl<P: Protocol> Channel<P> {
         }
         let Some(mut line) = self.line.try_lock() else { return silence };
         let line = &mut *line;
-        while let Some((open, overdue)) = line.unanswered.front().copied() {
+        while let Some(overdue) = line.unanswered.iter().map(|(_, overdue)| *overdue).min() {
             let left = overdue.saturating_duration_since(Instant::now());
             match line.tube.receive_frame(Deadline::now()) {
-                Ok(frame) if frame.id == open => {
-                    line.unanswered.pop_front();
-                    line.heard = Instant::now();
-                }
                 Ok(frame) => {
+                    let at = line.unanswered.iter().position(|(open, _)| *open == frame.id);
+                    if let Some(at) = at {
+                        line.unanswered.remove(at);
+                        line.heard = Instant::now();
+                        continue;
+                    }
                     let why = format!("reply {} that nobody asked for", frame.id);
                     let _ = self.lose::<()>(Cause::Broken(why));
                     return silence;
@@ -280,3 +283,7 @@ impl Line {
         id
     }
 }
+
+#[cfg(test)]
+#[path = "channel_tests.rs"]
+mod tests;

@@ -14,7 +14,7 @@ use ipc::event::Signaller;
 use ipc::wire::call::Call;
 use ipc::wire::common::{BarInfo, Identity};
 use ipc::wire::connection::{
-    AddMemory, Attach, Attached, Carrier, Companion, Detach, DmaEntry, DmaStatistics,
+    AbandonBatch, AddMemory, Attach, Attached, Carrier, Companion, Detach, DmaEntry, DmaStatistics,
     GetStatistics, MapDma, Ready, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
 };
 use ipc::wire::sandbox::SandboxReport;
@@ -355,14 +355,15 @@ impl Connection {
         self.call(&call, &[region.memory.as_fd()], deadline).map(drop)
     }
 
-    /// Takes a region away from a function.
+    /// Takes a region away from a function, and what its companion registered of it.
     pub(crate) fn remove_memory(
         &self,
         address: PciAddress,
         base: u64,
         deadline: Deadline,
     ) -> Result<(), DeviceError> {
-        self.ask(&RemoveMemory { function: address.function(), base }, deadline)
+        let call = RemoveMemory { function: address.function(), base };
+        self.ask_until_done(&call, deadline)
     }
 
     /// Registers a range for a function, on behalf of the VMM; its bus address.
@@ -405,9 +406,42 @@ impl Connection {
     /// Removes everything that a function's companion registered. What a dead process had
     /// registered is gone with it.
     pub(crate) fn release_dma(&self, address: PciAddress) -> Result<(), DeviceError> {
-        match self.ask(&ReleaseDma { function: address.function() }, self.usual()) {
+        let call = ReleaseDma { function: address.function() };
+        match self.ask_until_done(&call, self.usual()) {
             Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
             released => released,
+        }
+    }
+
+    /// Has a batch of a function's companion undone, whether it is still to come or was carried out. What
+    /// a dead process had registered is gone with it.
+    pub(crate) fn abandon_batch(
+        &self,
+        address: PciAddress,
+        batch: u64,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        match self.ask(&AbandonBatch { function: address.function(), batch }, deadline) {
+            Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
+            abandoned => abandoned,
+        }
+    }
+
+    /// Asks again and again until it is done. The process answers after each slice of its work: it
+    /// serves other guests too.
+    fn ask_until_done<C: Call<Request, Reply = bool>>(
+        &self,
+        call: &C,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        loop {
+            if self.ask(call, deadline)? {
+                return Ok(());
+            }
+            if deadline.passed() {
+                let message = format!("{}: registrations are left at the deadline", call.name());
+                return Err(DeviceError::new(ErrorKind::TimedOut, message));
+            }
         }
     }
 

@@ -44,7 +44,7 @@ pub const FUNCTION_REQUESTS: [&str; 12] = [
     "Doorbell",
 ];
 /// The requests of a connection process, by name.
-pub const CONNECTION_REQUESTS: [&str; 10] = [
+pub const CONNECTION_REQUESTS: [&str; 11] = [
     "Attach",
     "Detach",
     "AddMemory",
@@ -55,6 +55,7 @@ pub const CONNECTION_REQUESTS: [&str; 10] = [
     "Reset",
     "Companion",
     "ReleaseDma",
+    "AbandonBatch",
 ];
 /// The start of a process, which is no request: before is right after the spawn, after is when it
 /// is ready.

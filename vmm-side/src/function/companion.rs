@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ipc::wire::common::FailureKind;
 use ipc::wire::function::{AddMemory, Companion, Doorbell, Layout, RemoveMemory};
@@ -13,6 +14,10 @@ use super::{Function, Process, Shared, no_descriptor};
 use crate::child::CallError;
 use crate::error::{DeviceError, ErrorKind};
 use crate::memory::{GuestRegion, RingReader};
+
+/// How long undoing a batch may keep the caller whose doorbell failed: the connection process takes it
+/// between two slices of its work.
+const ABANDON: Duration = Duration::from_millis(250);
 
 /// Whoever serves a function, now and later.
 struct Reader(Weak<Shared>);
@@ -52,7 +57,7 @@ impl Function {
         let shared = &self.shared;
         shared.journal().companion = setup;
         let Some((layout, max_entries)) = setup else {
-            return shared.connection.release_dma(shared.address);
+            return shared.release_dma();
         };
         // A pair for each attempt: its other end goes to the connection process first.
         let mut linked = Ok(());
@@ -78,17 +83,57 @@ impl Function {
 
     /// Carries out one batch of the companion's; the status register's value. Whoever dies
     /// meanwhile, it is one batch: its number stays the same.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; nothing of the batch is left then.
     pub(crate) fn doorbell(
         &self,
         page: Option<u64>,
         deadline: Deadline,
     ) -> Result<u32, DeviceError> {
-        let batch = self.shared.batches.fetch_add(1, Ordering::Relaxed) + 1;
-        Ok(self.shared.ask(&Doorbell { page, batch }, deadline)?)
+        let shared = &self.shared;
+        shared.abandon(Deadline::after(ABANDON).min(deadline))?;
+        let batch = shared.batches.fetch_add(1, Ordering::Relaxed) + 1;
+        let call_timeout = shared.spec.deadlines.call;
+        let call = || {
+            let left = deadline.remaining().unwrap_or_default().min(call_timeout);
+            // The rest is for the answer to get here.
+            let timeout_ms = u32::try_from((left - left / 6).as_millis()).unwrap_or(u32::MAX);
+            Ok((Doorbell { page, batch, timeout_ms }, Vec::new()))
+        };
+        let rung = shared.call_each::<Doorbell, Doorbell>("Doorbell", call, deadline);
+        if rung.is_err() {
+            *shared.to_abandon.lock() = Some(batch);
+            if let Err(error) = shared.abandon(Deadline::after(ABANDON)) {
+                tracing::debug!("{}: batch {batch} is undone later: {error}", shared.address);
+            }
+        }
+        Ok(rung?)
+    }
+
+    /// Removes everything that the companion registered.
+    pub(crate) fn release_dma(&self) -> Result<(), DeviceError> {
+        self.shared.release_dma()
     }
 }
 
 impl Shared {
+    /// Has the batch undone that failed without the function process knowing, if there is one. It did not
+    /// start, or what became of it is unknown: its guest was told that nothing of it was done.
+    fn abandon(&self, deadline: Deadline) -> Result<(), DeviceError> {
+        let Some(batch) = self.to_abandon.lock().take() else { return Ok(()) };
+        let abandoned = self.connection.abandon_batch(self.address, batch, deadline);
+        if abandoned.is_err() {
+            *self.to_abandon.lock() = Some(batch);
+        }
+        abandoned
+    }
+
+    fn release_dma(&self) -> Result<(), DeviceError> {
+        self.abandon(self.usual())?;
+        self.connection.release_dma(self.address)
+    }
+
     /// One end of a tube whose other end the connection process serves.
     fn link(&self) -> Result<OwnedFd, DeviceError> {
         let pair = Tube::pair().map_err(|error| DeviceError::no_space(error.to_string()))?;

@@ -96,6 +96,7 @@ pub(super) fn run(
         changed: Condvar::new(),
         journal: Mutex::default(),
         batches: AtomicU64::new(0),
+        to_abandon: Mutex::new(None),
         standby: keeper.standby_flag(),
         died,
         news,

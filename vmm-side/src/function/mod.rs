@@ -30,6 +30,7 @@ mod journal;
 mod keep;
 mod machine;
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -86,6 +87,9 @@ pub(crate) struct Shared {
     journal: Mutex<Journal>,
     /// Doorbells rung so far.
     batches: AtomicU64,
+    /// The companion's last batch, if its guest was told that it failed and the connection process does
+    /// not know yet.
+    to_abandon: Mutex<Option<u64>>,
     /// Whether a standby waits.
     standby: Arc<AtomicBool>,
     died: Signaller,
@@ -328,12 +332,23 @@ impl Shared {
         mut handles: impl FnMut() -> std::io::Result<Vec<OwnedFd>>,
         deadline: Deadline,
     ) -> Result<C::Reply, CallError> {
-        let mut tries = Tries::new(call.name());
+        self.call_each::<C, &C>(call.name(), || Ok((call, handles()?)), deadline)
+    }
+
+    /// Asks whoever serves the function, and again whoever comes after it, each for what `call` makes for
+    /// it and with the handles that go beside.
+    fn call_each<C: Call<Request>, B: Borrow<C>>(
+        &self,
+        name: &'static str,
+        mut call: impl FnMut() -> std::io::Result<(B, Vec<OwnedFd>)>,
+        deadline: Deadline,
+    ) -> Result<C::Reply, CallError> {
+        let mut tries = Tries::new(name);
         loop {
-            let (process, generation) = self.serving(tries.after, deadline, call.name())?;
-            let handles = handles().map_err(|error| no_descriptor(&error))?;
+            let (process, generation) = self.serving(tries.after, deadline, name)?;
+            let (call, handles) = call().map_err(|error| no_descriptor(&error))?;
             let borrowed: Vec<_> = handles.iter().map(|handle| handle.as_fd()).collect();
-            match process.channel.call(call, &borrowed, deadline) {
+            match process.channel.call(call.borrow(), &borrowed, deadline) {
                 Ok((reply, _)) => return Ok(reply),
                 Err(failed) => self.on_failed(&process, failed, &mut tries)?,
             }

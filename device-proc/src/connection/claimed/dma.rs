@@ -1,19 +1,19 @@
 //! What a function's guest may reach by DMA: registrations on behalf of the VMM, and of the guest
 //! through its companion (C5). Each is removed only by whom it was made for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use cordon_backend::{BackendError, BusRange, DmaRange, ErrorKind};
-use ipc::wire::common::{Failure, FailureKind};
+use ipc::Deadline;
+use ipc::wire::common::Failure;
 use ipc::wire::connection::DmaEntry;
-use ipc::wire::dma::Outcome;
 
 use super::ClaimedFunction;
 use crate::{failure, start};
 
 /// On behalf of whom a range was registered; only they may have it removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
+pub(super) enum Owner {
     /// The VMM: direct mode.
     Vmm,
     /// The guest, by its companion, in the batch of this number.
@@ -26,21 +26,14 @@ pub(super) struct Registration {
     base: u64,
     address: u64,
     size: u64,
-    bus: BusRange,
-    owner: Owner,
+    pub(super) bus: BusRange,
+    pub(super) owner: Owner,
 }
 
 impl Registration {
-    fn is(&self, entry: &DmaEntry) -> bool {
+    pub(super) fn is(&self, entry: &DmaEntry) -> bool {
         (self.address, self.size) == (entry.address, entry.size)
     }
-}
-
-/// The companion's last batch, which may come again.
-#[derive(Default)]
-pub(super) struct LastBatch {
-    batch: Option<u64>,
-    removed: BTreeSet<u64>,
 }
 
 impl ClaimedFunction {
@@ -54,76 +47,7 @@ impl ClaimedFunction {
         self.remove(key, |owner| owner == Owner::Vmm)
     }
 
-    /// Registers a batch of the companion's. Done again under the same number, since the process
-    /// that asked died before its guest had the answer, it comes to the same: what was registered
-    /// then is recognised, and what is not asked for any more is removed.
-    pub(in crate::connection) fn map_batch(
-        &mut self,
-        batch: u64,
-        entries: &[DmaEntry],
-    ) -> Vec<Outcome> {
-        let mut known = self.begin(batch);
-        let recognise = |entry: &DmaEntry, known: &mut BTreeMap<u64, Registration>| {
-            let same = known.get(&entry.key).is_some_and(|one| one.is(entry));
-            if same { known.remove(&entry.key).map(|one| one.bus) } else { None }
-        };
-        let recognised: Vec<_> = entries.iter().map(|entry| recognise(entry, &mut known)).collect();
-        for key in known.into_keys() {
-            let _ = self.remove(key, |owner| owner == Owner::Companion(batch));
-        }
-        let each = entries.iter().zip(recognised);
-        each.map(|(entry, recognised)| {
-            let mapped = match recognised {
-                Some(bus) => Ok(bus),
-                None => self.register(entry, Owner::Companion(batch)),
-            };
-            match mapped {
-                Ok(BusRange { address, length }) => {
-                    Outcome::Mapped { bus_address: address, bus_length: length }
-                }
-                Err(failure) => {
-                    tracing::debug!("{}", failure.message);
-                    Outcome::Failed(failure.kind)
-                }
-            }
-        })
-        .collect()
-    }
-
-    /// Removes a batch of the companion's registrations; done again, as [`ClaimedFunction::map_batch`].
-    pub(in crate::connection) fn unmap_batch(&mut self, batch: u64, keys: &[u64]) -> Vec<Outcome> {
-        for key in self.begin(batch).into_keys() {
-            let _ = self.remove(key, |owner| owner == Owner::Companion(batch));
-        }
-        let mut removed_before = std::mem::take(&mut self.last.removed);
-        let mut outcomes = Vec::with_capacity(keys.len());
-        for key in keys {
-            let is_companions = |owner| matches!(owner, Owner::Companion(_));
-            let removed = removed_before.remove(key) || self.remove(*key, is_companions).is_ok();
-            outcomes.push(if removed {
-                self.last.removed.insert(*key);
-                Outcome::Unmapped
-            } else {
-                Outcome::Failed(FailureKind::InvalidArgument)
-            });
-        }
-        outcomes
-    }
-
-    /// A batch begins: what it registered when it was carried out before.
-    fn begin(&mut self, batch: u64) -> BTreeMap<u64, Registration> {
-        if self.last.batch != Some(batch) {
-            self.last = LastBatch { batch: Some(batch), removed: BTreeSet::new() };
-            return BTreeMap::new();
-        }
-        let of_it = self.registrations.iter();
-        of_it
-            .filter(|(_, one)| one.owner == Owner::Companion(batch))
-            .map(|(k, o)| (*k, *o))
-            .collect()
-    }
-
-    fn register(&mut self, entry: &DmaEntry, owner: Owner) -> Result<BusRange, Failure> {
+    pub(super) fn register(&mut self, entry: &DmaEntry, owner: Owner) -> Result<BusRange, Failure> {
         if !self.attached {
             return Err(start::invalid(format!("Function {} is not attached", self.address())));
         }
@@ -180,7 +104,7 @@ impl ClaimedFunction {
     }
 
     /// Removes what this function registered on behalf of whom `may` says, and nothing else.
-    fn remove(&mut self, key: u64, may: impl Fn(Owner) -> bool) -> Result<(), Failure> {
+    pub(super) fn remove(&mut self, key: u64, may: impl Fn(Owner) -> bool) -> Result<(), Failure> {
         let registration = self.registrations.get(&key).filter(|one| may(one.owner));
         let Some(registration) = registration else {
             let message = format!("Function {} has no registration {key:#x}", self.address());
@@ -196,34 +120,61 @@ impl ClaimedFunction {
     }
 
     /// Removes what the companion registered, all of it or of one region of guest memory: the
-    /// guest is gone or reset, or the memory goes.
-    pub(in crate::connection) fn release_companion(&mut self, base: Option<u64>) {
-        let goes = |one: &Registration| {
+    /// guest is gone or reset, or the memory goes. Whether that is done, at `until` at the latest; at
+    /// least one registration is removed.
+    pub(in crate::connection) fn release_companion(
+        &mut self,
+        base: Option<u64>,
+        until: Deadline,
+    ) -> bool {
+        let is_done = self.remove_each(until, |one| {
             matches!(one.owner, Owner::Companion(_)) && base.is_none_or(|base| one.base == base)
-        };
-        let of_it = self.registrations.iter().filter(|(_, one)| goes(one)).map(|(key, _)| *key);
-        let keys: Vec<u64> = of_it.collect();
-        for key in keys {
+        });
+        if base.is_none() && is_done {
+            self.forget_batches();
+        }
+        is_done
+    }
+
+    /// Removes what the companion registered of a region of guest memory, and forgets the region. Whether
+    /// that is done, at `until` at the latest.
+    pub(in crate::connection) fn remove_memory(
+        &mut self,
+        base: u64,
+        until: Deadline,
+    ) -> Result<bool, Failure> {
+        let is_done = self.release_companion(Some(base), until);
+        if is_done {
+            self.memory.remove(base)?;
+        }
+        Ok(is_done)
+    }
+
+    /// Removes every registration; what is left at `until` goes with the claim.
+    pub(super) fn release_all(&mut self, until: Deadline) {
+        if !self.remove_each(until, |_| true) {
+            let (address, left) = (self.address(), self.registrations.len());
+            tracing::debug!("function {address}: {left} registrations go with its claim");
+        }
+    }
+
+    /// Removes what `goes` says; whether it came to all of it by `until`. What the backend does not
+    /// remove is told and left.
+    fn remove_each(&mut self, until: Deadline, goes: impl Fn(&Registration) -> bool) -> bool {
+        let mut after = Bound::Unbounded;
+        let mut is_first = true;
+        loop {
+            let mut rest = self.registrations.range((after, Bound::Unbounded));
+            let Some(key) = rest.find(|(_, one)| goes(one)).map(|(key, _)| *key) else {
+                return true;
+            };
+            if !std::mem::take(&mut is_first) && until.passed() {
+                return false;
+            }
             if let Err(failure) = self.remove(key, |_| true) {
                 tracing::warn!("{}", failure.message);
             }
-        }
-        self.last = LastBatch::default();
-    }
-
-    /// Forgets a region of guest memory, and what the companion registered of it.
-    pub(in crate::connection) fn remove_memory(&mut self, base: u64) -> Result<(), Failure> {
-        self.release_companion(Some(base));
-        self.memory.remove(base)
-    }
-
-    /// Removes every registration.
-    pub(super) fn release_all(&mut self) {
-        let keys: Vec<u64> = self.registrations.keys().copied().collect();
-        for key in keys {
-            if let Err(failure) = self.remove(key, |_| true) {
-                tracing::warn!("{}; giving up the claim will release it", failure.message);
-            }
+            after = Bound::Excluded(key);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One function in the connection process: its claim and its windows; what it registered for DMA is
-//! in `dma`.
+//! in `dma`, and what its companion asks for in `batch`.
 
+pub(super) mod batch;
 mod dma;
 
 use std::collections::BTreeMap;
@@ -10,9 +11,10 @@ use std::sync::Arc;
 use cordon_backend::{BackendError, Backing, BarMemory, GroupFunction, Liveness, ResetKind};
 use ipc::wire::common::{BarInfo, Failure, FailureKind, MsixInfo};
 use ipc::wire::connection::{Attached, BarWindow, Carrier, DmaStatistics};
-use ipc::{DeviceMemory, PciAddress};
+use ipc::{Deadline, DeviceMemory, PciAddress};
 
-use self::dma::{LastBatch, Registration};
+use self::batch::Batches;
+use self::dma::Registration;
 use super::windows::guest_windows;
 use crate::function::bars::is_mappable;
 use crate::memory::MemoryTable;
@@ -38,7 +40,7 @@ pub struct ClaimedFunction {
     pub(super) memory: MemoryTable,
     attached: bool,
     registrations: BTreeMap<u64, Registration>,
-    last: LastBatch,
+    batches: Batches,
     /// The limit that was reached last, until something was registered again.
     full: Option<&'static str>,
     statistics: DmaStatistics,
@@ -54,13 +56,12 @@ impl ClaimedFunction {
     pub fn new(function: Box<dyn GroupFunction>, windows: Windows) -> Self {
         let (registrations, statistics) = (BTreeMap::new(), DmaStatistics::default());
         let memory = MemoryTable::new(function.dma_space().needs_mapping);
-        let last = LastBatch::default();
         Self {
             function,
             memory,
             attached: false,
             registrations,
-            last,
+            batches: Batches::default(),
             full: None,
             statistics,
             mapped: Vec::new(),
@@ -202,9 +203,10 @@ impl ClaimedFunction {
         self.function.reset(ResetKind::Function).map_err(|error| failure(&error))
     }
 
-    /// Removes every registration and gives up the claim (P1.4).
-    pub(super) fn release(mut self) {
-        self.release_all();
+    /// Removes every registration and gives up the claim (P1.4), with which goes what could not be
+    /// removed by `until`.
+    pub(super) fn release(mut self, until: Deadline) {
+        self.release_all(until);
         self.function.release();
     }
 }

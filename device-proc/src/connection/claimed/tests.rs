@@ -1,11 +1,13 @@
 //! Claims, windows and registrations of one function, against the fake dext.
 
+use super::batch::Work;
 use super::*;
 use dext_client::fake::Fake;
 use ipc::SharedMemory;
 use ipc::wire::connection::DmaEntry;
 use ipc::wire::dext::{IoReturn, selector};
-use ipc::wire::dma::Outcome;
+use ipc::wire::dma::{Outcome, Reply};
+use std::time::Duration;
 
 fn attached() -> (Fake, ClaimedFunction) {
     let (fake, client) = Fake::client();
@@ -89,9 +91,31 @@ fn p1_4_releasing_removes_every_registration() {
         function.map(&entry(page, 0x10000 + 0x1000 * page, 0x1000)).unwrap();
     }
     assert_eq!(fake.registered().len(), 4);
-    function.release_all();
+    function.release_all(far());
     assert_eq!(fake.registered(), []);
     assert_eq!(function.statistics().regions, 0);
+}
+
+fn far() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+impl ClaimedFunction {
+    /// A batch that is carried out in one go.
+    fn batch(&mut self, number: u64, work: Work) -> Vec<Outcome> {
+        self.begin_batch(number, work, 1, far()).unwrap();
+        let (request, reply) = self.work(far()).unwrap();
+        assert_eq!(request, 1);
+        reply.unwrap()
+    }
+
+    fn map_batch(&mut self, number: u64, entries: &[DmaEntry]) -> Vec<Outcome> {
+        self.batch(number, Work::Map(entries.to_vec()))
+    }
+
+    fn unmap_batch(&mut self, number: u64, keys: &[u64]) -> Vec<Outcome> {
+        self.batch(number, Work::Unmap(keys.to_vec()))
+    }
 }
 
 fn pages(keys: std::ops::Range<u64>) -> Vec<DmaEntry> {
@@ -154,9 +178,9 @@ fn c5_1_the_companion_and_the_vmm_remove_only_their_own() {
     function.map_batch(1, &pages(0..1));
     assert!(matches!(function.unmap_batch(2, &[0x9000])[..], [Outcome::Failed(_)]));
     assert!(function.unmap(0).is_err());
-    function.release_companion(None);
+    assert!(function.release_companion(None, far()));
     assert_eq!(keys(&fake), [0x9000]);
-    assert_eq!(function.remove_memory(0x10000).unwrap_err().kind, FailureKind::Busy);
+    assert_eq!(function.remove_memory(0x10000, far()).unwrap_err().kind, FailureKind::Busy);
 }
 
 #[test]
@@ -165,7 +189,7 @@ fn c5_4_memory_that_goes_takes_the_companions_registrations_along() {
     let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
     function.memory.add(0x40000, 0x10000, ram, 0, true).unwrap();
     function.map_batch(1, &[pages(0..2), vec![entry(0x40000, 0x40000, 0x1000)]].concat());
-    function.remove_memory(0x10000).unwrap();
+    assert_eq!(function.remove_memory(0x10000, far()), Ok(true));
     assert_eq!(keys(&fake), [0x40000]);
 }
 
@@ -182,4 +206,136 @@ fn c5_3_a_limit_fails_its_entries_and_is_counted() {
     let now = function.statistics();
     assert_eq!((now.failed_bytes, now.failed_segments, now.failed_mappings), (2, 1, 0));
     assert_eq!((now.regions, now.peak_bytes), (3, 0x3000));
+}
+
+/// Slices of one entry each until a batch is answered; how many, and the answer.
+fn slices(function: &mut ClaimedFunction) -> (usize, Reply) {
+    for count in 1..1000 {
+        if let Some((1, reply)) = function.work(Deadline::now()) {
+            return (count, reply);
+        }
+    }
+    panic!("it is never answered");
+}
+
+#[test]
+fn c5_6_a_slice_is_at_least_one_entry_and_ends_with_its_time() {
+    let (fake, mut function) = attached();
+    assert!(!function.has_work() && function.work(far()).is_none());
+    function.begin_batch(1, Work::Map(pages(0..5)), 1, far()).unwrap();
+    assert!(function.has_work() && function.has_open_batch());
+    assert!(function.work(Deadline::now()).is_none());
+    assert_eq!(keys(&fake), [0]);
+    let (count, reply) = slices(&mut function);
+    assert_eq!((count, mapped(&reply.unwrap())), (4, vec![true; 5]));
+    assert!(!function.has_work());
+    // Removing everything goes in slices too, and says whether it is done.
+    assert!(!function.release_companion(None, Deadline::now()));
+    assert_eq!(function.remove_memory(0x10000, Deadline::now()), Ok(false));
+    assert_eq!(keys(&fake), [0x2000, 0x3000, 0x4000]);
+    assert_eq!(function.remove_memory(0x10000, far()), Ok(true));
+    assert_eq!(fake.registered(), []);
+}
+
+#[test]
+fn c5_6_what_was_not_begun_in_time_fails_and_the_rest_is_told() {
+    let (fake, mut function) = attached();
+    let soon = Deadline::after(Duration::from_millis(300));
+    function.begin_batch(1, Work::Map(pages(0..5)), 1, soon).unwrap();
+    for _ in 0..3 {
+        assert!(function.work(Deadline::now()).is_none());
+    }
+    while !soon.passed() {
+        std::thread::yield_now();
+    }
+    let outcomes = function.work(far()).unwrap().1.unwrap();
+    assert_eq!(mapped(&outcomes), [true, true, true, false, false]);
+    assert_eq!(outcomes[4], Outcome::Failed(FailureKind::Io));
+    assert_eq!(keys(&fake), [0, 0x1000, 0x2000]);
+    // One that comes too late does nothing; the same number again does the rest.
+    function.begin_batch(1, Work::Map(pages(0..5)), 1, Deadline::now()).unwrap();
+    let outcomes = function.work(far()).unwrap().1.unwrap();
+    assert_eq!(mapped(&outcomes), [true, true, true, false, false]);
+    assert_eq!(mapped(&function.map_batch(1, &pages(0..5))), [true; 5]);
+}
+
+#[test]
+fn c5_7_an_abandoned_batch_leaves_nothing_mapped_and_never_comes_again() {
+    let (fake, mut function) = attached();
+    function.map_batch(1, &pages(7..8));
+    // In the middle of it, and when it was answered.
+    for (number, slices) in [(2, 2), (3, 5)] {
+        function.begin_batch(number, Work::Map(pages(0..4)), 1, far()).unwrap();
+        (0..slices).for_each(|_| drop(function.work(Deadline::now())));
+        function.abandon_batch(number);
+        function.abandon_batch(number);
+        let again = function.begin_batch(number, Work::Map(pages(0..4)), 1, far());
+        assert_eq!(again, Err(FailureKind::InvalidArgument));
+        assert!(function.has_work() && !function.has_open_batch());
+        // The next one has its turn when all of that is gone.
+        assert_eq!(mapped(&function.map_batch(number + 10, &pages(1..2))), [true]);
+        assert_eq!(keys(&fake), [0x1000, 0x7000]);
+        assert_eq!(function.unmap_batch(number + 20, &[0x1000]), [Outcome::Unmapped]);
+    }
+    // One that has not come yet.
+    function.abandon_batch(50);
+    assert!(function.begin_batch(50, Work::Map(pages(0..1)), 1, far()).is_err());
+    assert_eq!(mapped(&function.map_batch(51, &pages(0..1))), [true]);
+}
+
+#[test]
+fn c5_7_a_removal_that_the_guest_was_not_told_of_succeeds_when_it_removes_again() {
+    let (fake, mut function) = attached();
+    function.map_batch(1, &pages(0..4));
+    function.begin_batch(2, Work::Unmap(vec![0, 0x1000, 0x2000]), 1, far()).unwrap();
+    (0..2).for_each(|_| drop(function.work(Deadline::now())));
+    function.abandon_batch(2);
+    assert_eq!(keys(&fake), [0x2000, 0x3000]);
+    // Its guest believes in all four.
+    let failed = Outcome::Failed(FailureKind::InvalidArgument);
+    let (done, wanted) = (Outcome::Unmapped, [0, 0, 0x2000]);
+    assert_eq!(function.unmap_batch(3, &wanted), [done, failed, done]);
+    assert_eq!(function.unmap_batch(3, &wanted), [done, failed, done]);
+    // It may also map anew what it gave up.
+    assert_eq!(mapped(&function.map_batch(4, &pages(1..2))), [true]);
+    assert_eq!(function.unmap_batch(5, &[0x1000, 0x1000]), [done, failed]);
+    assert_eq!(keys(&fake), [0x3000]);
+    // After a reset it believes in nothing.
+    function.begin_batch(6, Work::Unmap(vec![0x3000]), 1, far()).unwrap();
+    assert!(function.work(far()).is_some());
+    function.abandon_batch(6);
+    assert!(function.release_companion(None, far()));
+    assert_eq!(function.unmap_batch(7, &[0x3000]), [failed]);
+}
+
+#[test]
+fn c5_4_memory_that_goes_while_a_batch_is_carried_out_fails_its_entries() {
+    let (fake, mut function) = attached();
+    let ram = SharedMemory::create("ram", 0x10000).unwrap().into_fd();
+    function.memory.add(0x40000, 0x10000, ram, 0, true).unwrap();
+    let other = entry(0x40000, 0x40000, 0x1000);
+    let entries = [pages(0..1), vec![other], pages(1..2)].concat();
+    function.begin_batch(1, Work::Map(entries), 1, far()).unwrap();
+    (0..2).for_each(|_| drop(function.work(Deadline::now())));
+    assert_eq!(function.remove_memory(0x10000, far()), Ok(true));
+    let (_, reply) = slices(&mut function);
+    assert_eq!(mapped(&reply.unwrap()), [false, true, false]);
+    assert_eq!(keys(&fake), [0x40000]);
+    // A reset gives up what is open: whoever asked for it has to be answered.
+    function.begin_batch(2, Work::Map(pages(0..2)), 9, far()).unwrap();
+    assert_eq!(function.abandon_open(), Some(9));
+    assert_eq!(function.abandon_open(), None);
+}
+
+#[test]
+fn a_process_that_goes_leaves_its_batch_to_the_next_one() {
+    let (fake, mut function) = attached();
+    function.begin_batch(1, Work::Map(pages(0..4)), 1, far()).unwrap();
+    (0..2).for_each(|_| drop(function.work(Deadline::now())));
+    function.close_batch();
+    assert!(!function.has_work());
+    assert_eq!(keys(&fake), [0, 0x1000]);
+    let calls = fake.calls_of(selector::REGISTER_DMA_REGION).len();
+    assert_eq!(mapped(&function.map_batch(1, &pages(0..4))), [true; 4]);
+    assert_eq!(fake.calls_of(selector::REGISTER_DMA_REGION).len(), calls + 2);
 }

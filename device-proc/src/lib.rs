@@ -20,7 +20,6 @@
 
 pub mod backends;
 pub mod budget;
-pub mod capabilities;
 pub mod connection;
 pub mod doctor;
 pub mod function;
@@ -33,6 +32,7 @@ pub mod log;
 pub mod memory;
 pub mod options;
 pub mod panics;
+mod pci;
 pub mod program;
 pub mod start;
 mod sys;

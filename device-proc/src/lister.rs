@@ -4,6 +4,7 @@
 //! backend and the devices say. It changes nothing. It exits when the VMM side is gone.
 
 use cordon_backend::{Backend, BackendError, Listed};
+use cordon_pci::MsiCapability;
 use ipc::wire::common::Failure;
 use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
@@ -14,7 +15,7 @@ use crate::function::config;
 use crate::hooks::NoHooks;
 use crate::options::Common;
 use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside};
-use crate::{backends, capabilities, failure};
+use crate::{backends, failure, pci};
 
 /// Runs the role until the VMM side ends it.
 ///
@@ -114,11 +115,12 @@ fn entry(entries: &mut [Listed], number: u32) -> Result<&mut Listed, Failure> {
 
 fn describe(entry: &mut Listed) -> Result<Function, BackendError> {
     let function = entry.function.as_mut();
+    let msi = MsiCapability::find(pci::reader(function))?;
     Ok(Function {
         identity: function.identity(),
         bars: function.bars()?,
-        msi_vectors: capabilities::msi_vectors(function)?,
-        msix: capabilities::msix(function)?,
+        msi_vectors: msi.map_or(0, |msi| msi.vectors),
+        msix: pci::msix(function)?.map(pci::msix_info),
         claimed: function.is_claimed()?,
         clients: entry.peers.clone(),
     })

@@ -168,11 +168,12 @@ fn ready_messages() {
             bars: [Some(bar), None, None, None, None, None],
             msix: Some(msix),
             vectors: 5,
+            max_read_request: Some(2),
             sandbox: sandbox.clone(),
         },
         &format!(
             "{IDENTITY} 01 01 0040000000000000 0c 0000000000 \
-             01 b000 0500 00 00800000 00 00c00000 0500 {report}"
+             01 b000 0500 00 00800000 00 00c00000 0500 01 02 {report}"
         ),
     );
     golden(

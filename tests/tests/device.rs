@@ -75,8 +75,8 @@ fn p6_what_the_host_owns_cannot_be_written() {
     assert_eq!((read(0x10), read(0x04) >> 16), (bar, status));
     s.probe.config_write(0x04, &[0x02, 0x00, 0xff, 0xff]).unwrap();
     assert_eq!(read(0x04) & 0xffff, 2);
-    s.probe.config_write(0x3c, &[0x2a]).unwrap();
-    assert_eq!(read(0x3c) & 0xff, 0x2a);
+    s.probe.config_write(0x0c, &[0x2a]).unwrap();
+    assert_eq!(read(0x0c) & 0xff, 0x2a);
     assert_eq!(s.probe.config_write(0x50, &[0; 3]).unwrap_err().errno(), 22);
 }
 

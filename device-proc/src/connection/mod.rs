@@ -9,7 +9,6 @@
 
 pub mod claimed;
 mod companion;
-pub mod windows;
 
 use std::os::fd::AsFd as _;
 

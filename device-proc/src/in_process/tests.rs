@@ -184,6 +184,17 @@ fn both_roles_serve_over_real_tubes() {
 }
 
 #[test]
+fn p6_4_a_device_that_does_not_answer_is_not_served_as_one_that_permits_everything() {
+    let fake = fake(|function| function.identity.vendor = 0xffff);
+    let line = "function --address=01:00.0 --dext=sim:/unused --sandbox=relaxed";
+    let mut silent = Driven::start(&fake, line);
+    silent.tube.handshake(Role::Vmm, Role::Function, soon()).unwrap();
+    let started = silent.tube.receive::<Result<fun::Ready, Failure>>(soon()).unwrap();
+    let failure = started.message.unwrap_err();
+    assert!(failure.message.contains("01:00.0: ConfigRead failed: the device does not answer"));
+}
+
+#[test]
 fn a_backend_that_refuses_is_told_with_its_code() {
     let fake = fake(|_| {});
     let line = "function --address=01:00.0 --dext=sim:/unused --sandbox=relaxed";

@@ -39,7 +39,7 @@ pub struct Hello {
     pub oldest: u16,
     /// Who the sender is.
     pub role: Role,
-    /// Optional abilities, one bit each; none is defined in version 2.
+    /// Optional abilities, one bit each; none is defined in version 3.
     pub features: u64,
     /// Largest message that the sender takes, in bytes.
     pub max_message: u32,

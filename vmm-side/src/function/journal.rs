@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipc::event::Signaller;
-use ipc::wire::function::{Access, InterruptIndex, Layout, Space};
+use ipc::wire::function::{InterruptIndex, Layout};
 
 use crate::memory::GuestRegion;
 
@@ -16,9 +16,6 @@ pub(crate) type Interrupts = Option<(InterruptIndex, Vec<Option<Arc<Signaller>>>
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Journal {
     interrupts: Interrupts,
-    /// Bytes of the MSI-X control word as the guest wrote them: setting interrupts up anew makes
-    /// the dext enable what the guest may have disabled.
-    control: BTreeMap<u64, u8>,
     /// Layout and size of the batches of the function's companion.
     pub(super) companion: Option<(Layout, u32)>,
     /// Guest RAM, where a companion needs it.
@@ -64,23 +61,6 @@ impl Journal {
         self.interrupts = before;
     }
 
-    /// A config write of the guest's; `capability` is the offset of its MSI-X capability.
-    pub(crate) fn config_write(&mut self, capability: u16, offset: u64, data: &[u8]) {
-        let control = u64::from(capability) + 2;
-        for (number, byte) in (0u64..).zip(data) {
-            let at = offset.saturating_add(number);
-            if (control..control + 2).contains(&at) {
-                self.control.insert(at, *byte);
-            }
-        }
-    }
-
-    /// Config writes to repeat.
-    pub(crate) fn config_writes(&self) -> impl Iterator<Item = Access> {
-        let each = self.control.iter();
-        each.map(|(at, byte)| Access::write(Space::Config, *at, 1, (*byte).into()))
-    }
-
     /// The index in use and its signallers by vector.
     pub(crate) fn interrupts(&self) -> Option<(InterruptIndex, &[Option<Arc<Signaller>>])> {
         self.interrupts.as_ref().map(|(index, all)| (*index, &all[..]))
@@ -123,15 +103,5 @@ mod tests {
         journal.assign(Msix, 0, &[signaller()]);
         journal.assign(Intx, 0, &[signaller()]);
         assert!(matches!(journal.interrupts(), Some((Msix, _))));
-    }
-
-    #[test]
-    fn the_control_word_is_kept_byte_by_byte() {
-        let mut journal = Journal::default();
-        journal.config_write(0xb0, 0xb0, &[0, 0, 0x1f, 0x80]);
-        journal.config_write(0xb0, 0xb3, &[0xc0]);
-        journal.config_write(0xb0, 0x10, &[1, 2, 3, 4]);
-        let written: Vec<_> = journal.config_writes().map(|one| (one.offset, one.value)).collect();
-        assert_eq!(written, [(0xb2, 0x1f), (0xb3, 0xc0)]);
     }
 }

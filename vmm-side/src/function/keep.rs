@@ -75,7 +75,10 @@ pub(super) fn run(
         keeper.end_in_order(kept);
         return drop(started.send(Err(failed(why))));
     }
-    let Parts { address, spec, recovery, connection, container, claimed, name: _ } = parts;
+    let Parts { address, mut spec, recovery, connection, container, claimed, name: _ } = parts;
+    // What the host had set, which a guest may lower before this process is replaced.
+    let size = ready.max_read_request;
+    spec.arguments.extend(size.map(|size| format!("--max-read-request={size}").into()));
     let generation = connection.watch(address, watcher);
     let state = State {
         machine: Machine::new(&recovery),
@@ -402,9 +405,6 @@ impl FunctionKeeper {
         self.keeper.with_in_hand(child, || {
             let deadline = self.shared.usual();
             let journal = self.shared.journal().clone();
-            for access in journal.config_writes() {
-                child.call_as_keeper(&access, &[], deadline)?;
-            }
             let memory = journal.memory.values().cloned();
             self.shared.replay_companion(child, journal.companion, memory, deadline)?;
             let Some((index, signallers)) = journal.interrupts() else { return Ok(()) };

@@ -18,9 +18,6 @@ use ipc::{DeviceMemory, Event, PciAddress, Window};
 
 use crate::{Client, DextError, Endpoint, Registry, open_device, open_function};
 
-/// Pages of Apple silicon: what BAR memory can be mapped by (P7.7), simulated or not.
-const PAGE: u64 = 16 * 1024;
-
 /// Mappings that the platform has for one device.
 const MAX_MAPPINGS: u64 = 65_536;
 
@@ -298,7 +295,7 @@ impl GroupFunction for Client {
     }
 
     fn window_granule(&self) -> u64 {
-        PAGE
+        self.mapped.granule
     }
 
     fn bar_memory(&mut self, bar: u8) -> Result<BarMemory, BackendError> {

@@ -46,18 +46,18 @@ const MISBEHAVIOUR: &str = "01000000 04000000 08000000 cd0200e0";
 
 #[test]
 fn hello() {
-    assert_eq!(VERSION, 3);
+    assert_eq!(VERSION, 4);
     golden(
         Hello {
             magic: 0x4e44_5243,
-            version: 3,
-            oldest: 3,
+            version: 4,
+            oldest: 4,
             role: Role::Function,
             features: 0x0102_0304_0506_0708,
             max_message: 0x20000,
             max_handles: 32,
         },
-        "4352444e 0300 0300 02000000 0807060504030201 00000200 2000",
+        "4352444e 0400 0400 02000000 0807060504030201 00000200 2000",
     );
     unknown_tag::<Role>(6);
 }
@@ -117,9 +117,8 @@ fn function_requests() {
     call::<Request, _>(Ping, "0a000000");
     call::<Request, _>(Shutdown, "0b000000");
     call::<Request, _>(Misbehave(misbehaviour()), &format!("0c000000 {MISBEHAVIOUR}"));
-    call::<Request, _>(function::UseLane { looks: true }, "0d000000 01");
     unknown_tag::<function::Layout>(2);
-    unknown_tag::<Request>(14);
+    unknown_tag::<Request>(13);
     unknown_tag::<Action>(5);
     unknown_tag::<Index>(5);
     unknown_tag::<Space>(2);

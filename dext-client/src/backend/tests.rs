@@ -46,6 +46,12 @@ fn p1_5_an_error_of_the_dexts_keeps_its_words_and_its_code() {
 }
 
 #[test]
+fn p7_7_windows_are_made_of_the_pages_of_this_system() {
+    let (_, client) = crate::fake::Fake::client();
+    assert_eq!(client.window_granule(), rustix::param::page_size() as u64);
+}
+
+#[test]
 fn p8_the_dext_resets_a_function_and_no_bus() {
     let (fake, mut client) = crate::fake::Fake::client();
     let function: &mut dyn ServedFunction = &mut client;

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 pub const MAGIC: u32 = 0x4e44_5243;
 
 /// The protocol version of this build.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// The oldest protocol version that this build still speaks.
-pub const OLDEST_VERSION: u16 = 3;
+pub const OLDEST_VERSION: u16 = 4;
 
 /// Who is at one end of a tube.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub struct Hello {
     pub oldest: u16,
     /// Who the sender is.
     pub role: Role,
-    /// Optional abilities, one bit each; none is defined in version 3.
+    /// Optional abilities, one bit each; none is defined in version 4.
     pub features: u64,
     /// Largest message that the sender takes, in bytes.
     pub max_message: u32,

@@ -399,7 +399,8 @@ impl FunctionKeeper {
         }
     }
 
-    /// Sets the interrupts up as they were and signals each vector in use once.
+    /// Sets the interrupts up as they were and signals each vector in use once; a masked INTx is
+    /// signalled when it is unmasked.
     fn replay(&self, kept: &Kept<FunctionProtocol>) -> Result<(), CallError> {
         let child = &kept.child;
         self.keeper.with_in_hand(child, || {
@@ -412,6 +413,10 @@ impl FunctionKeeper {
                 let handles: Vec<_> = handles.iter().map(|handle| handle.as_fd()).collect();
                 child.call_as_keeper(call, &handles, deadline)
             })?;
+            if journal.is_masked() {
+                let mask = Interrupts { index, action: InterruptAction::Mask };
+                child.call_as_keeper(&mask, &[], deadline)?;
+            }
             let count = u16::try_from(signallers.len()).unwrap_or(u16::MAX);
             let action = InterruptAction::Trigger { start: 0, count };
             child.call_as_keeper(&Interrupts { index, action }, &[], deadline)

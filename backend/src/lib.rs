@@ -13,8 +13,8 @@
 //!
 //! A backend trusts its caller, which has checked what came from outside; the caller trusts a
 //! backend to be what it claims to be, and no more: sizes and counts are checked by whoever uses
-//! them. The end of a backend is an error of kind [`ErrorKind::Lost`], and where it can be waited
-//! for, a [`Liveness`]; the process reports it and exits.
+//! them. The end of a backend is an error of kind [`ErrorKind::Lost`], that of one function
+//! [`ErrorKind::Gone`], and where it can be waited for, a [`Liveness`]; the process reports it and exits.
 
 mod error;
 #[cfg(any(test, feature = "fake"))]

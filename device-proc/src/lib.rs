@@ -42,11 +42,10 @@ pub(crate) fn failure(error: &cordon_backend::BackendError) -> ipc::wire::common
     use cordon_backend::ErrorKind;
     use ipc::wire::common::{Failure, FailureKind};
     let kind = match error.kind {
-        ErrorKind::Unreachable
-        | ErrorKind::NoSuchDevice
-        | ErrorKind::Gone
-        | ErrorKind::Lost
-        | ErrorKind::Invalid => FailureKind::NoDevice,
+        _ if error.is_fatal() => FailureKind::Lost,
+        ErrorKind::Unreachable | ErrorKind::NoSuchDevice | ErrorKind::Invalid => {
+            FailureKind::NoDevice
+        }
         ErrorKind::Busy => FailureKind::Busy,
         ErrorKind::NoSpace => FailureKind::NoSpace,
         ErrorKind::Unsupported => FailureKind::NotSupported,

@@ -5,7 +5,7 @@
 
 use cordon_backend::{Backend, BackendError, Listed};
 use cordon_pci::MsiCapability;
-use ipc::wire::common::Failure;
+use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
@@ -84,7 +84,7 @@ impl Serve for Lister<'_> {
             Request::GetFunction(call) => {
                 let entry = alone.and_then(|()| entry(self.0, call.0));
                 let described =
-                    entry.and_then(|entry| describe(entry).map_err(|error| failure(&error)));
+                    entry.and_then(|entry| describe(entry).map_err(|error| of_one(&error)));
                 answer.send(&call, described.map(Box::new))?;
             }
             Request::GetConfig(call) => {
@@ -92,7 +92,7 @@ impl Serve for Lister<'_> {
                 let bytes = entry.and_then(|entry| {
                     let mut bytes = vec![0; ipc::wire::function::CONFIG_SPACE];
                     let read = config::read(entry.function.as_mut(), 0, &mut bytes);
-                    read.map(|()| bytes).map_err(|error| failure(&error))
+                    read.map(|()| bytes).map_err(|error| of_one(&error))
                 });
                 answer.send(&call, bytes)?;
             }
@@ -106,6 +106,13 @@ impl Serve for Lister<'_> {
         }
         Ok(true)
     }
+}
+
+/// A failure of one function, which the others outlive.
+fn of_one(error: &BackendError) -> Failure {
+    let failure = failure(error);
+    let is_lost = failure.kind == FailureKind::Lost;
+    Failure { kind: if is_lost { FailureKind::NoDevice } else { failure.kind }, ..failure }
 }
 
 fn entry(entries: &mut [Listed], number: u32) -> Result<&mut Listed, Failure> {

@@ -139,7 +139,8 @@ fn function_answers() {
     );
     golden::<Result<u16, Failure>>(Ok(32), "00000000 2000");
     unknown_tag::<Result<(), Failure>>(2);
-    unknown_tag::<FailureKind>(6);
+    golden(FailureKind::Lost, "06000000");
+    unknown_tag::<FailureKind>(7);
 }
 
 #[test]

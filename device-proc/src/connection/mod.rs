@@ -272,7 +272,10 @@ impl Serve for ConnectionProcess {
                 let function = alone.and_then(|()| self.function(call.function));
                 answer.send(&call, function.map(|function| function.release_companion(None)))?;
             }
-            Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
+            Request::Ping(call) => {
+                let look = |()| self.functions.iter_mut().try_for_each(ClaimedFunction::look);
+                answer.send::<Request, _>(&call, alone.and_then(look))?;
+            }
             Request::Shutdown(call) => {
                 answer.send::<Request, _>(&call, alone)?;
                 return Ok(false);

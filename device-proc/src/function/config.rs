@@ -85,15 +85,16 @@ pub(super) fn write(
     if permissions.asks_for_reset(offset, data) { reset(function) } else { Ok(()) }
 }
 
-/// P8: reset by the backend; a failure is an I/O error.
+/// P8: reset by the backend; a failure is an I/O error, unless the device is gone.
 pub(super) fn reset(function: &mut dyn ServedFunction) -> Result<(), Failure> {
     function.reset(ResetKind::Function).map_err(|error| {
-        let kind = match error.kind {
-            ErrorKind::Lost => FailureKind::NoDevice,
-            ErrorKind::Unsupported => FailureKind::NotSupported,
-            _ => FailureKind::Io,
+        let failure = failure(&error);
+        let kind = match failure.kind {
+            FailureKind::Busy | FailureKind::NoSpace => FailureKind::Io,
+            FailureKind::NoDevice if error.kind == ErrorKind::Invalid => FailureKind::Io,
+            kind => kind,
         };
-        Failure { kind, ..failure(&error) }
+        Failure { kind, ..failure }
     })
 }
 
@@ -161,7 +162,7 @@ mod tests {
         assert!(error.to_string().contains("0xe00002cd"), "{error}");
         fake.die();
         let error = read(&mut client, 0, 4).unwrap_err();
-        assert_eq!(failure(&error).kind, FailureKind::NoDevice);
+        assert_eq!(failure(&error).kind, FailureKind::Lost);
     }
 
     /// MSI at 0x50, PCI Express with function-level reset at 0x70 (read requests of 512 bytes), MSI-X

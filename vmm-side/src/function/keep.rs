@@ -36,6 +36,9 @@ enum Failed {
     Death(Arc<Death>),
 }
 
+/// How long a connection process may take to say whether its device is there; it is asked again.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// Pauses while the dext cleans up: a caller waits.
 fn backoff(first: Duration) -> Backoff {
     Backoff::new(first, Duration::from_millis(50))
@@ -284,7 +287,11 @@ impl FunctionKeeper {
                         }
                     }
                 }
-                Err(StartError::Died(death)) => death,
+                Err(StartError::Died(death)) => {
+                    // Perhaps since the device is gone: the process that holds the claim then ends.
+                    self.shared.connection.look(Deadline::after(LOOK).min(deadline));
+                    death
+                }
                 Err(StartError::Stopped) => return Err(Failed::Stopped),
             };
             // The dext may still be cleaning up after the dead one.

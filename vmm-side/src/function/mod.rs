@@ -520,7 +520,7 @@ fn assign(
 
 /// Whether a process says that its dext is gone, after which it ends.
 fn are_last_words(failure: &Failure) -> bool {
-    failure.kind == FailureKind::NoDevice && failure.code.is_none()
+    failure.kind == FailureKind::Lost
 }
 
 /// Whether a process ends within [`LAST_WORDS`].

@@ -201,6 +201,19 @@ impl ClaimedFunction {
         }
     }
 
+    /// Whether the function is still there, if it is attached: nobody else may notice, since nothing
+    /// hangs up on a Mac, and a guest can use windows without a call for as long as it likes.
+    pub(super) fn look(&mut self) -> Result<(), Failure> {
+        if !self.attached {
+            return Ok(());
+        }
+        match self.function.config_read(0, 2) {
+            Err(error) if error.is_fatal() => Err(failure(&error)),
+            // What it answers is its own affair, and so is a refusal.
+            _ => Ok(()),
+        }
+    }
+
     /// Resets the function: it comes back after the connection process before this one died, and
     /// whatever it was told then is to be forgotten before it reaches memory again (P8).
     pub(super) fn reset(&mut self) -> Result<(), Failure> {

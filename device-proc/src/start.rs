@@ -278,10 +278,20 @@ impl<'t> Answer<'t> {
         self.hooks.at(Point::During, Route::Tube(self.tube));
         self.tube.send(self.id, &reply, handles, Deadline::after(PEER_TIMEOUT))?;
         self.hooks.at(Point::After, Route::Tube(self.tube));
-        match reply {
-            Err(Failure { kind: FailureKind::Lost, message, .. }) => Err(RoleError::Lost(message)),
-            _ => Ok(()),
+        goes_on(&reply)
+    }
+}
+
+/// Fails if what was answered is that the backend or its device is gone.
+///
+/// # Errors
+/// [`RoleError::Lost`], which ends the process.
+pub fn goes_on<T>(reply: &Result<T, Failure>) -> Result<(), RoleError> {
+    match reply {
+        Err(Failure { kind: FailureKind::Lost, message, .. }) => {
+            Err(RoleError::Lost(message.clone()))
         }
+        _ => Ok(()),
     }
 }
 

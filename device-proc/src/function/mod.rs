@@ -152,7 +152,7 @@ impl FunctionProcess {
     fn serve(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<(), RoleError> {
         loop {
             // What is in the lane first, a little at a time; then a look at everything else.
-            self.serve_lane(tube, hooks);
+            self.serve_lane(tube, hooks)?;
             for token in self.wait(tube)? {
                 match token {
                     Token::Lane => {}

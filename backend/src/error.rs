@@ -10,6 +10,8 @@ pub enum ErrorKind {
     Unreachable,
     /// The backend has no such function.
     NoSuchDevice,
+    /// What was asked for is there more than once.
+    Ambiguous,
     /// The function went away after it was found: for good, as far as whoever has it open can know. If
     /// it comes back it must be opened anew.
     Gone,

@@ -25,7 +25,7 @@ mod interrupts;
 
 use std::os::fd::OwnedFd;
 
-use ipc::PciAddress;
+use ipc::{PciAddress, RootBridge};
 
 pub use error::{BackendError, ErrorKind};
 pub use function::{Liveness, OpenFunction, Reset, ResetKind, ServedFunction};
@@ -55,6 +55,8 @@ pub enum Source {
 pub struct Listed {
     /// It.
     pub function: Box<dyn OpenFunction>,
+    /// The root bridge above it, where the host names one: an address need not be unique without.
+    pub root_bridge: Option<RootBridge>,
     /// Who had it open before, as far as that is known.
     pub peers: Vec<Peer>,
 }

@@ -46,6 +46,7 @@ pub(crate) fn failure(error: &cordon_backend::BackendError) -> ipc::wire::common
         ErrorKind::Unreachable | ErrorKind::NoSuchDevice | ErrorKind::Invalid => {
             FailureKind::NoDevice
         }
+        ErrorKind::Ambiguous => FailureKind::InvalidArgument,
         ErrorKind::Busy => FailureKind::Busy,
         ErrorKind::NoSpace => FailureKind::NoSpace,
         ErrorKind::Unsupported => FailureKind::NotSupported,

@@ -125,6 +125,7 @@ fn describe(entry: &mut Listed) -> Result<Function, BackendError> {
     let msi = MsiCapability::find(pci::reader(function))?;
     Ok(Function {
         identity: function.identity(),
+        root_bridge: entry.root_bridge.clone(),
         bars: function.bars()?,
         msi_vectors: msi.map_or(0, |msi| msi.vectors),
         msix: pci::msix(function)?.map(pci::msix_info),

@@ -20,7 +20,7 @@ Usage: device-proc ROLE OPTIONS
   doctor      Say how this program would be confined, and exit
 
 Options of connection, function and lister:
-  --dext=sim:PATH|iokit          Where the dext is
+  --dext=sim:PATH|iokit          Where the dext is; sim@NAME:PATH or iokit@NAME: beneath a root bridge
   --sandbox=strict|relaxed       Refuse to start without a layer of the sandbox, or report it [strict]
   --tube-fd=NUMBER               The inherited descriptor of the tube [3]
   --address=BB:DD.F              connection, function: the function; any one of the device
@@ -100,7 +100,7 @@ pub struct Serving {
 /// What all roles share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
-    /// Where the dext is: sim:PATH for a simulated one, iokit for the real one.
+    /// Where the dext is: see [`Endpoint`].
     pub dext: Endpoint,
     /// Refuse to start without a layer of the sandbox, or report it.
     pub sandbox: Sandbox,

@@ -284,6 +284,7 @@ fn listing_messages() {
     unknown_tag::<Request>(5);
     let function = Function {
         identity: identity(),
+        root_bridge: Some("r".parse().unwrap()),
         bars: [None; 6],
         msi_vectors: 32,
         msix: None,
@@ -293,7 +294,7 @@ fn listing_messages() {
     golden(
         Box::new(function),
         &format!(
-            "{IDENTITY} 000000000000 2000 00 01 \
+            "{IDENTITY} 01 0100000000000000 72 000000000000 2000 00 01 \
              0100000000000000 07000000 0100000000000000 78"
         ),
     );
@@ -319,10 +320,16 @@ fn dext_messages() {
         "03000000 0f000000 0000000000000000",
     );
     golden(Request::Map { kind: 7 }, "04000000 07000000");
-    let service = Service { id: 1, class: "c".to_owned(), clients: vec![] };
+    let service = Service {
+        id: 1,
+        class: "c".to_owned(),
+        root_bridge: Some("r".parse().unwrap()),
+        clients: vec![],
+    };
     golden(
         Reply::Services(vec![service]),
-        "00000000 0100000000000000 0100000000000000 0100000000000000 63 0000000000000000",
+        "00000000 0100000000000000 0100000000000000 0100000000000000 63 \
+         01 0100000000000000 72 0000000000000000",
     );
     golden(
         Reply::Return { code: IoReturn::NOT_OPEN, outputs: vec![1] },

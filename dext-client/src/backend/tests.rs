@@ -31,6 +31,13 @@ fn all() -> Vec<(DextError, ErrorKind)> {
             ErrorKind::Unreachable,
         ),
         (DextError::NoSuchDevice("01:00.0".parse().unwrap()), ErrorKind::NoSuchDevice),
+        (
+            DextError::Ambiguous {
+                address: "01:00.0".parse().unwrap(),
+                root_bridges: vec!["apciec0".parse().unwrap(), "apciec1".parse().unwrap()],
+            },
+            ErrorKind::Ambiguous,
+        ),
     ]
 }
 

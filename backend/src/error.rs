@@ -10,7 +10,10 @@ pub enum ErrorKind {
     Unreachable,
     /// The backend has no such function.
     NoSuchDevice,
-    /// The function went away after it was found.
+    /// What was asked for is there more than once.
+    Ambiguous,
+    /// The function went away after it was found: for good, as far as whoever has it open can know. If
+    /// it comes back it must be opened anew.
     Gone,
     /// The backend, the device or the way to it is gone or out of step: nothing works any more.
     Lost,
@@ -65,7 +68,7 @@ impl BackendError {
     /// Whether there is no point in going on.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        self.kind == ErrorKind::Lost
+        matches!(self.kind, ErrorKind::Gone | ErrorKind::Lost)
     }
 }
 

@@ -13,8 +13,8 @@
 //!
 //! A backend trusts its caller, which has checked what came from outside; the caller trusts a
 //! backend to be what it claims to be, and no more: sizes and counts are checked by whoever uses
-//! them. The end of a backend is an error of kind [`ErrorKind::Lost`], and where it can be waited
-//! for, a [`Liveness`]; the process reports it and exits.
+//! them. The end of a backend is an error of kind [`ErrorKind::Lost`], that of one function
+//! [`ErrorKind::Gone`], and where it can be waited for, a [`Liveness`]; the process reports it and exits.
 
 mod error;
 #[cfg(any(test, feature = "fake"))]
@@ -25,7 +25,7 @@ mod interrupts;
 
 use std::os::fd::OwnedFd;
 
-use ipc::PciAddress;
+use ipc::{PciAddress, RootBridge};
 
 pub use error::{BackendError, ErrorKind};
 pub use function::{Liveness, OpenFunction, Reset, ResetKind, ServedFunction};
@@ -55,6 +55,8 @@ pub enum Source {
 pub struct Listed {
     /// It.
     pub function: Box<dyn OpenFunction>,
+    /// The root bridge above it, where the host names one: an address need not be unique without.
+    pub root_bridge: Option<RootBridge>,
     /// Who had it open before, as far as that is known.
     pub peers: Vec<Peer>,
 }

@@ -17,6 +17,7 @@ struct Listing {
 #[derive(Serialize)]
 struct Device {
     address: String,
+    root_bridge: Option<String>,
     vendor: String,
     device: String,
     class: String,
@@ -59,6 +60,7 @@ fn device(function: &Function) -> Device {
     };
     Device {
         address: identity.address.to_string(),
+        root_bridge: function.root_bridge.as_ref().map(ToString::to_string),
         vendor: format!("{:04x}", identity.vendor),
         device: format!("{:04x}", identity.device),
         class: format!("{:06x}", identity.class),
@@ -80,6 +82,9 @@ fn print(device: &Device) -> Result<(), OutputError> {
         device.class,
         device.class_name
     )?;
+    if let Some(name) = &device.root_bridge {
+        say!("    beneath root bridge {name}")?;
+    }
     for bar in &device.bars {
         say!("    BAR {}: {}, {}", bar.bar, output::size(bar.size), bar.kind())?;
     }

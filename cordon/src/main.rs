@@ -85,7 +85,8 @@ enum Command {
 /// Where the dext is and how processes are started.
 #[derive(Clone, Debug, Args)]
 struct Common {
-    /// Where the dext is: sim:PATH for a simulated one, iokit for the real one.
+    /// Where the dext is: sim:PATH for a simulated one, iokit for the real one; sim@NAME:PATH or
+    /// iokit@NAME for what it has beneath one root bridge of the host, where addresses are unique.
     #[arg(long, env = "CORDON_DEXT")]
     dext: OsString,
     /// The device-proc program; by default the one beside this program.

@@ -1,7 +1,6 @@
 //! The other programs: found beside this one, or where the command line says.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::Failure;
@@ -22,12 +21,10 @@ pub(crate) fn find(name: &str, given: Option<&Path>) -> Result<PathBuf, Failure>
     Err(format!("the program {name} is not at {}{hint}", path.display()).into())
 }
 
-/// Checks `sim:PATH` or `iokit`.
+/// Checks that it names a dext: `sim:PATH`, `iokit`, or what one has beneath a root bridge.
 pub(crate) fn endpoint(text: &OsStr) -> Result<OsString, Failure> {
-    let simulated = text.as_bytes().strip_prefix(b"sim:").is_some_and(|path| !path.is_empty());
-    if simulated || text == "iokit" {
-        return Ok(text.to_owned());
+    match cordon_vmm::Endpoint::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string().into()),
     }
-    let text = Path::new(text).display();
-    Err(format!("'{text}' names no dext: sim:PATH or iokit").into())
 }

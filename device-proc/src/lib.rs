@@ -20,7 +20,6 @@
 
 pub mod backends;
 pub mod budget;
-pub mod capabilities;
 pub mod connection;
 pub mod doctor;
 pub mod function;
@@ -33,6 +32,7 @@ pub mod log;
 pub mod memory;
 pub mod options;
 pub mod panics;
+mod pci;
 pub mod program;
 pub mod start;
 mod sys;
@@ -42,11 +42,11 @@ pub(crate) fn failure(error: &cordon_backend::BackendError) -> ipc::wire::common
     use cordon_backend::ErrorKind;
     use ipc::wire::common::{Failure, FailureKind};
     let kind = match error.kind {
-        ErrorKind::Unreachable
-        | ErrorKind::NoSuchDevice
-        | ErrorKind::Gone
-        | ErrorKind::Lost
-        | ErrorKind::Invalid => FailureKind::NoDevice,
+        _ if error.is_fatal() => FailureKind::Lost,
+        ErrorKind::Unreachable | ErrorKind::NoSuchDevice | ErrorKind::Invalid => {
+            FailureKind::NoDevice
+        }
+        ErrorKind::Ambiguous => FailureKind::InvalidArgument,
         ErrorKind::Busy => FailureKind::Busy,
         ErrorKind::NoSpace => FailureKind::NoSpace,
         ErrorKind::Unsupported => FailureKind::NotSupported,

@@ -4,7 +4,8 @@
 //! backend and the devices say. It changes nothing. It exits when the VMM side is gone.
 
 use cordon_backend::{Backend, BackendError, Listed};
-use ipc::wire::common::Failure;
+use cordon_pci::MsiCapability;
+use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
@@ -14,7 +15,7 @@ use crate::function::config;
 use crate::hooks::NoHooks;
 use crate::options::Common;
 use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside};
-use crate::{backends, capabilities, failure};
+use crate::{backends, failure, pci};
 
 /// Runs the role until the VMM side ends it.
 ///
@@ -83,7 +84,7 @@ impl Serve for Lister<'_> {
             Request::GetFunction(call) => {
                 let entry = alone.and_then(|()| entry(self.0, call.0));
                 let described =
-                    entry.and_then(|entry| describe(entry).map_err(|error| failure(&error)));
+                    entry.and_then(|entry| describe(entry).map_err(|error| of_one(&error)));
                 answer.send(&call, described.map(Box::new))?;
             }
             Request::GetConfig(call) => {
@@ -91,7 +92,7 @@ impl Serve for Lister<'_> {
                 let bytes = entry.and_then(|entry| {
                     let mut bytes = vec![0; ipc::wire::function::CONFIG_SPACE];
                     let read = config::read(entry.function.as_mut(), 0, &mut bytes);
-                    read.map(|()| bytes).map_err(|error| failure(&error))
+                    read.map(|()| bytes).map_err(|error| of_one(&error))
                 });
                 answer.send(&call, bytes)?;
             }
@@ -107,6 +108,13 @@ impl Serve for Lister<'_> {
     }
 }
 
+/// A failure of one function, which the others outlive.
+fn of_one(error: &BackendError) -> Failure {
+    let failure = failure(error);
+    let is_lost = failure.kind == FailureKind::Lost;
+    Failure { kind: if is_lost { FailureKind::NoDevice } else { failure.kind }, ..failure }
+}
+
 fn entry(entries: &mut [Listed], number: u32) -> Result<&mut Listed, Failure> {
     let entry = usize::try_from(number).ok().and_then(|number| entries.get_mut(number));
     entry.ok_or_else(|| start::invalid(format!("There is no function number {number}")))
@@ -114,11 +122,13 @@ fn entry(entries: &mut [Listed], number: u32) -> Result<&mut Listed, Failure> {
 
 fn describe(entry: &mut Listed) -> Result<Function, BackendError> {
     let function = entry.function.as_mut();
+    let msi = MsiCapability::find(pci::reader(function))?;
     Ok(Function {
         identity: function.identity(),
+        root_bridge: entry.root_bridge.clone(),
         bars: function.bars()?,
-        msi_vectors: capabilities::msi_vectors(function)?,
-        msix: capabilities::msix(function)?,
+        msi_vectors: msi.map_or(0, |msi| msi.vectors),
+        msix: pci::msix(function)?.map(pci::msix_info),
         claimed: function.is_claimed()?,
         clients: entry.peers.clone(),
     })

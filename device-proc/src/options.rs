@@ -20,13 +20,14 @@ Usage: device-proc ROLE OPTIONS
   doctor      Say how this program would be confined, and exit
 
 Options of connection, function and lister:
-  --dext=sim:PATH|iokit          Where the dext is
+  --dext=sim:PATH|iokit          Where the dext is; sim@NAME:PATH or iokit@NAME: beneath a root bridge
   --sandbox=strict|relaxed       Refuse to start without a layer of the sandbox, or report it [strict]
   --tube-fd=NUMBER               The inherited descriptor of the tube [3]
   --address=BB:DD.F              connection, function: the function; any one of the device
   --windows=handed|described|trapped
                                  connection: what becomes of the BARs [handed]
   --standby                      function: leave the interrupts to the process that serves now
+  --max-read-request=0..7        function: DevCtl's maximum read request size as the host had set it
 
 Options of doctor:
   --confine=ROLE                 Confine this very process as a role, and ask the system
@@ -65,8 +66,8 @@ pub enum Command {
     Function {
         /// The function.
         address: PciAddress,
-        /// Leave the interrupts to the process that serves the function now, and take over later.
-        standby: bool,
+        /// How it is served.
+        serving: Serving,
         /// What all roles share.
         common: Common,
     },
@@ -86,10 +87,20 @@ pub enum Command {
     Version,
 }
 
+/// How a function is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// Leave the interrupts to the process that serves the function now, and take over later.
+    pub standby: bool,
+    /// Bits 14:12 of DevCtl as the first process of the function found them: a guest, which stays
+    /// within them (P6.4), may have lowered them since.
+    pub max_read_request: Option<u8>,
+}
+
 /// What all roles share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
-    /// Where the dext is: sim:PATH for a simulated one, iokit for the real one.
+    /// Where the dext is: see [`Endpoint`].
     pub dext: Endpoint,
     /// Refuse to start without a layer of the sandbox, or report it.
     pub sandbox: Sandbox,
@@ -216,7 +227,7 @@ impl Command {
             _ => return Err(UsageError::Role(role)),
         }
         let mut common = CommonOptions::default();
-        let (mut address, mut standby, mut confine) = (None, false, None);
+        let (mut address, mut serving, mut confine) = (None, Serving::default(), None);
         let mut windows = Windows::default();
         let mut parser = lexopt::Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
@@ -238,7 +249,13 @@ impl Command {
                     ];
                     windows = one_of(&mut parser, known)?;
                 }
-                ("function", "standby") => standby = true,
+                ("function", "standby") => serving.standby = true,
+                ("function", "max-read-request") => {
+                    let mut sizes = 0u8..;
+                    let known = ["0", "1", "2", "3", "4", "5", "6", "7"];
+                    let known = known.map(|name| (name, sizes.next()));
+                    serving.max_read_request = one_of(&mut parser, known)?;
+                }
                 ("connection" | "function" | "lister", name)
                     if common.take(name, &mut parser)? => {}
                 _ => return Err(lexopt::Arg::Long(&name).unexpected().into()),
@@ -255,7 +272,7 @@ impl Command {
         Ok(if role == "connection" {
             Self::Connection { address, windows, common }
         } else {
-            Self::Function { address, standby, common }
+            Self::Function { address, serving, common }
         })
     }
 }
@@ -276,7 +293,19 @@ mod tests {
         let address = "01:00.1".parse().unwrap();
         assert_eq!(
             parse("function --dext=sim:/run/dext --address=01:00.1 --standby"),
-            Ok(Command::Function { address, standby: true, common: common.clone() })
+            Ok(Command::Function {
+                address,
+                serving: Serving { standby: true, max_read_request: None },
+                common: common.clone()
+            })
+        );
+        assert_eq!(
+            parse("function --dext=sim:/run/dext --address=01:00.1 --max-read-request=2"),
+            Ok(Command::Function {
+                address,
+                serving: Serving { standby: false, max_read_request: Some(2) },
+                common: common.clone()
+            })
         );
         let relaxed = Common { sandbox: Sandbox::Relaxed, tube_fd: 7, ..common.clone() };
         assert_eq!(
@@ -311,6 +340,7 @@ mod tests {
             ("lister --dext=sim:/x --address=01:00.0", "--address"),
             ("connection --dext=sim:/x --address=01:00.0 --standby", "--standby"),
             ("function --dext=sim:/x --address=01:00.0 --standby=yes", "--standby"),
+            ("function --dext=sim:/x --address=01:00.0 --max-read-request=8", "6, 7"),
             ("function --dext=sim:/x --address=01:00.0 --misbehave", "--misbehave"),
             ("function --dext=sim:/x --address=01:00.0 --sandbox=loose", "strict, relaxed"),
             ("function --dext=sim:/x --address=01:00.0 more", "more"),

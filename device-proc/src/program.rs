@@ -33,8 +33,8 @@ pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
         Command::Connection { address, windows, common } => {
             connection::run(address, windows, &common, hooks)
         }
-        Command::Function { address, standby, common } => {
-            function::run(address, standby, &common, hooks)
+        Command::Function { address, serving, common } => {
+            function::run(address, serving, &common, hooks)
         }
         Command::Lister { common } => lister::run(&common),
         Command::Doctor { confine } => return doctor(confine.as_deref()),

@@ -38,6 +38,9 @@ pub enum RoleError {
     /// The backend refused at the start, or is gone.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The backend or its device is gone, as a call of it showed.
+    #[error("{0}")]
+    Lost(String),
     /// The process is not confined and must not go on.
     #[error(transparent)]
     Sandbox(#[from] ConfineError),
@@ -257,7 +260,7 @@ impl<'t> Answer<'t> {
     /// Sends what `call` answers.
     ///
     /// # Errors
-    /// [`RoleError::Tube`] when the VMM side is gone or does not read.
+    /// As [`Answer::send_with`].
     pub fn send<Q, C: Call<Q>>(
         self,
         _call: &C,
@@ -280,7 +283,8 @@ impl<'t> Answer<'t> {
     /// [`Answer::send`], with descriptors beside it.
     ///
     /// # Errors
-    /// [`RoleError::Tube`] when the VMM side is gone or does not read.
+    /// [`RoleError::Tube`] when the VMM side is gone or does not read; [`RoleError::Lost`] when that is
+    /// the answer: nothing hangs up where a dext is an I/O service, so a call is where its loss shows.
     pub fn send_with<Q, C: Call<Q>>(
         self,
         _call: &C,
@@ -290,7 +294,20 @@ impl<'t> Answer<'t> {
         self.hooks.at(Point::During, Route::Tube(self.tube));
         self.tube.send(self.id, &reply, handles, Deadline::after(PEER_TIMEOUT))?;
         self.hooks.at(Point::After, Route::Tube(self.tube));
-        Ok(())
+        goes_on(&reply)
+    }
+}
+
+/// Fails if what was answered is that the backend or its device is gone.
+///
+/// # Errors
+/// [`RoleError::Lost`], which ends the process.
+pub fn goes_on<T>(reply: &Result<T, Failure>) -> Result<(), RoleError> {
+    match reply {
+        Err(Failure { kind: FailureKind::Lost, message, .. }) => {
+            Err(RoleError::Lost(message.clone()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -13,13 +13,10 @@ use cordon_backend::{
     OpenGroup, Reset, ResetKind, ServedFunction, Source, Survives, VectorSet,
 };
 use ipc::wire::common::{BarInfo, Identity};
-use ipc::wire::dext::{CLIENT_TYPE, IoReturn, SERVICE_CLASS};
+use ipc::wire::dext::{CLIENT_TYPE, IoReturn, SERVICE_CLASS, Service};
 use ipc::{DeviceMemory, Event, PciAddress, Window};
 
 use crate::{Client, DextError, Endpoint, Registry, open_device, open_function};
-
-/// Pages of Apple silicon: what BAR memory can be mapped by (P7.7), simulated or not.
-const PAGE: u64 = 16 * 1024;
 
 /// Mappings that the platform has for one device.
 const MAX_MAPPINGS: u64 = 65_536;
@@ -51,6 +48,7 @@ impl From<DextError> for BackendError {
             _ if error.is_fatal() => ErrorKind::Lost,
             (DextError::NoDext { .. }, _) => ErrorKind::Unreachable,
             (DextError::NoSuchDevice(_), _) => ErrorKind::NoSuchDevice,
+            (DextError::Ambiguous { .. }, _) => ErrorKind::Ambiguous,
             (DextError::Invalid { .. }, _) => ErrorKind::Invalid,
             (_, Some(IoReturn::NOT_ATTACHED)) => ErrorKind::Gone,
             (_, Some(IoReturn::NO_SPACE | IoReturn::NO_MEMORY)) => ErrorKind::NoSpace,
@@ -70,6 +68,9 @@ impl From<DextError> for BackendError {
                 (subject, operation, ipc::chain(&source))
             }
             DextError::Invalid { subject, operation, why } => (subject, operation, why),
+            DextError::Ambiguous { address, root_bridges } => {
+                (format!("Function {address}"), "Open", crate::ambiguous(&root_bridges))
+            }
             DextError::NoDext { place, why } => (format!("dext at {place}"), "Open", why),
             DextError::NoSuchDevice(address) => (
                 format!("Function {address}"),
@@ -103,14 +104,18 @@ impl Backend for Dext {
             }
             match self.0.open(service.id, CLIENT_TYPE).and_then(Client::new) {
                 Ok(client) => {
-                    listed.push(Listed { function: Box::new(client), peers: service.clients });
+                    let Service { root_bridge, clients: peers, .. } = service;
+                    listed.push(Listed { function: Box::new(client), root_bridge, peers });
                 }
                 Err(error) if error.is_service_gone() => {}
                 // The others are listed all the same.
                 Err(error) => tracing::warn!("a function cannot be listed: {error}"),
             }
         }
-        listed.sort_by_key(|one| one.function.address());
+        listed.sort_by(|one, other| {
+            let key = |one: &Listed| (one.function.address(), one.root_bridge.clone());
+            key(one).cmp(&key(other))
+        });
         Ok(listed)
     }
 
@@ -298,7 +303,7 @@ impl GroupFunction for Client {
     }
 
     fn window_granule(&self) -> u64 {
-        PAGE
+        self.mapped.granule
     }
 
     fn bar_memory(&mut self, bar: u8) -> Result<BarMemory, BackendError> {

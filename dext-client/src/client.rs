@@ -21,13 +21,23 @@ pub struct Client {
     interrupts: bool,
 }
 
-/// Memory of the function that its process accesses itself.
-#[derive(Default)]
+/// Memory of the function that its process accesses itself, and what memory is mapped by.
 pub(crate) struct MappedHere {
+    /// What a guest is given of BAR memory begins and ends on multiples of this (P7.7): the page size
+    /// of this system, which maps it, simulated or not. 16 KiB on Apple silicon. Asked when the
+    /// connection is opened, before the process confines itself.
+    pub(crate) granule: u64,
     /// BARs, for trapped access.
     pub(crate) bars: [Option<Window>; 6],
     /// The interrupt state page; without it the pending bits are drained by calls.
     pub(crate) interrupts: Option<Window>,
+}
+
+impl MappedHere {
+    fn nothing() -> Self {
+        let granule = rustix::param::page_size() as u64;
+        Self { granule, bars: Default::default(), interrupts: None }
+    }
 }
 
 /// Whether a code says that the dext or its device is gone, whatever was asked.
@@ -105,7 +115,7 @@ impl Client {
         let class = u32::try_from(out[5]).ok().filter(|class| class >> 24 == 0);
         let class = class.ok_or_else(invalid)?;
         let identity = Identity { address, vendor: half(3)?, device: half(4)?, class };
-        let (subject, mapped) = (format!("Function {address}"), MappedHere::default());
+        let (subject, mapped) = (format!("Function {address}"), MappedHere::nothing());
         Ok(Self { connection, identity, subject, mapped, interrupts: false })
     }
 

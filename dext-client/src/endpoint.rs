@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use ipc::RootBridge;
+
 /// Where the dext is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -12,11 +14,16 @@ pub enum Endpoint {
     Simulated(PathBuf),
     /// The real one.
     IoKit,
+    /// What one of these offers beneath one root bridge of the host, where addresses are unique.
+    Beneath(RootBridge, Box<Endpoint>),
 }
 
 /// A string that names no dext.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{}' names no dext: sim:PATH or iokit", Path::new(.0).display())]
+#[error(
+    "'{}' names no dext: sim:PATH or iokit, or beneath one root bridge sim@NAME:PATH or iokit@NAME",
+    Path::new(.0).display()
+)]
 pub struct EndpointError(OsString);
 
 impl TryFrom<&OsStr> for Endpoint {
@@ -24,11 +31,28 @@ impl TryFrom<&OsStr> for Endpoint {
 
     /// The path may be any, not only one that is text.
     fn try_from(text: &OsStr) -> Result<Self, EndpointError> {
-        match text.as_bytes().strip_prefix(b"sim:") {
-            Some(path) if !path.is_empty() => Ok(Self::Simulated(OsStr::from_bytes(path).into())),
-            None if text == "iokit" => Ok(Self::IoKit),
-            _ => Err(EndpointError(text.to_owned())),
-        }
+        let none = || EndpointError(text.to_owned());
+        let bytes = text.as_bytes();
+        let (place, path) = match bytes.iter().position(|byte| *byte == b':') {
+            Some(at) => (&bytes[..at], Some(&bytes[at + 1..])),
+            None => (bytes, None),
+        };
+        let place = std::str::from_utf8(place).map_err(|_| none())?;
+        let (kind, root) = match place.split_once('@') {
+            Some((kind, root)) => (kind, Some(root.parse::<RootBridge>().map_err(|_| none())?)),
+            None => (place, None),
+        };
+        let endpoint = match (kind, path) {
+            ("sim", Some(path)) if !path.is_empty() => {
+                Self::Simulated(OsStr::from_bytes(path).into())
+            }
+            ("iokit", None) => Self::IoKit,
+            _ => return Err(none()),
+        };
+        Ok(match root {
+            Some(root) => Self::Beneath(root, Box::new(endpoint)),
+            None => endpoint,
+        })
     }
 }
 
@@ -50,7 +74,15 @@ mod tests {
         let place = Endpoint::Simulated(OsStr::from_bytes(b"/tmp/\xff\xfe").into());
         assert_eq!(Endpoint::try_from(path), Ok(place));
         assert_eq!("iokit".parse(), Ok(Endpoint::IoKit));
-        for nothing in ["", "sim:", "iokit ", "usb:7"] {
+        let beneath = |root: &str, place| Endpoint::Beneath(root.parse().unwrap(), Box::new(place));
+        let root = "apciec1@30000000";
+        assert_eq!("iokit@apciec1@30000000".parse(), Ok(beneath(root, Endpoint::IoKit)));
+        let place = Endpoint::Simulated("/tmp/a@b:c".into());
+        assert_eq!("sim:/tmp/a@b:c".parse(), Ok(place.clone()));
+        assert_eq!("sim@r:/tmp/a@b:c".parse(), Ok(beneath("r", place)));
+        let nothing =
+            ["", "sim:", "iokit ", "usb:7", "iokit@", "iokit@a b", "iokit@x:/y", "sim@x", "@x"];
+        for nothing in nothing {
             assert!(nothing.parse::<Endpoint>().is_err(), "{nothing}");
         }
     }

@@ -29,7 +29,9 @@ use io_kit_sys::{
     IOConnectCallAsyncScalarMethod, IOConnectCallScalarMethod, IOConnectMapMemory64,
     IOConnectUnmapMemory64, IOIteratorNext, IONotificationPortCreate, IONotificationPortDestroy,
     IONotificationPortGetMachPort, IONotificationPortRef, IONotificationPortSetDispatchQueue,
-    IOObjectRelease, IORegistryEntryCreateCFProperty, IORegistryEntryGetChildIterator,
+    IOObjectConformsTo, IOObjectRelease, IORegistryEntryCreateCFProperty,
+    IORegistryEntryGetChildIterator, IORegistryEntryGetLocationInPlane,
+    IORegistryEntryGetNameInPlane, IORegistryEntryGetParentEntry,
     IORegistryEntryGetRegistryEntryID, IORegistryEntryIDMatching, IOServiceAddInterestNotification,
     IOServiceClose, IOServiceGetMatchingService, IOServiceGetMatchingServices, IOServiceMatching,
     IOServiceOpen, kIOMasterPortDefault,
@@ -37,7 +39,7 @@ use io_kit_sys::{
 use ipc::event::Signaller;
 use ipc::wire::common::BarInfo;
 use ipc::wire::dext::{Client as Peer, IoReturn, Service, memory, selector};
-use ipc::{Access, Event, Window};
+use ipc::{Access, Event, RootBridge, Window};
 use mach2::traps::mach_task_self;
 use parking_lot::Mutex;
 
@@ -45,6 +47,10 @@ use crate::{Behind, CallError, DextError, Mapped, Registry, UserClient};
 
 /// What services of DriverKit extensions are to the kernel.
 const KERNEL_CLASS: &CStr = c"IOUserService";
+/// What PCI bridges are, the one of the host included.
+const BRIDGE_CLASS: &CStr = c"IOPCIBridge";
+/// Most entries between a service and the root of the registry; no device is as deep.
+const MAX_DEPTH: usize = 64;
 /// The property that says which extension it is.
 const CLASS_PROPERTY: &CStr = c"IOUserClass";
 /// The property of a user client that says who opened it: "pid 123, name".
@@ -149,6 +155,58 @@ fn peers(service: &Object) -> Vec<Peer> {
     creators.filter_map(|creator| peer(&creator)).collect()
 }
 
+/// The root bridge above a service: what provides the last PCI bridge on the way up to the root of
+/// the registry, by the name and location that `ioreg` shows. `None` where there is none, or its name
+/// is not one that can be written down.
+fn root_bridge(service: &Object) -> Option<RootBridge> {
+    let mut above = parent(service)?;
+    let (mut is_beneath_bridge, mut found) = (false, None);
+    for _ in 0..MAX_DEPTH {
+        // SAFETY: an entry that we hold, a name that ends in NUL.
+        let is_bridge = unsafe { IOObjectConformsTo(above.0, BRIDGE_CLASS.as_ptr()) } != 0;
+        if is_beneath_bridge && !is_bridge {
+            found = entry_name(&above).or(found);
+        }
+        is_beneath_bridge = is_bridge;
+        let Some(next) = parent(&above) else { break };
+        above = next;
+    }
+    found?.parse().ok()
+}
+
+/// The entry that provides `object`.
+fn parent(object: &Object) -> Option<Object> {
+    let mut parent = 0;
+    // SAFETY: an entry that we hold, a constant plane name, a place for its provider.
+    let got = unsafe { IORegistryEntryGetParentEntry(object.0, kIOServicePlane, &raw mut parent) };
+    Object::new(parent).filter(|_| got == 0)
+}
+
+/// "name@location", or "name".
+fn entry_name(entry: &Object) -> Option<String> {
+    /// What the interface gives room for: `io_name_t`.
+    type Name = [c_char; 128];
+    let text = |name: &Name| {
+        // The kernel ends it in NUL; an array that it did not touch is empty.
+        let bytes: Vec<u8> =
+            name.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0).collect();
+        String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
+    };
+    let (mut name, mut location): (Name, Name) = ([0; 128], [0; 128]);
+    // SAFETY: an entry that we hold, a constant plane name, room for an `io_name_t`, in both.
+    let (named, located) = unsafe {
+        (
+            IORegistryEntryGetNameInPlane(entry.0, kIOServicePlane, name.as_mut_ptr()),
+            IORegistryEntryGetLocationInPlane(entry.0, kIOServicePlane, location.as_mut_ptr()),
+        )
+    };
+    let name = text(&name).filter(|_| named == 0)?;
+    match text(&location).filter(|_| located == 0) {
+        Some(location) => Some(format!("{name}@{location}")),
+        None => Some(name),
+    }
+}
+
 fn no_dext(why: impl Into<String>) -> DextError {
     DextError::NoDext { place: "iokit".to_owned(), why: why.into() }
 }
@@ -187,7 +245,8 @@ impl Registry for IoKitRegistry {
             let mut id = 0;
             // SAFETY: a service that we hold, a place for its id.
             if unsafe { IORegistryEntryGetRegistryEntryID(service.0, &raw mut id) } == 0 {
-                services.push(Service { id, class, clients: peers(&service) });
+                let (root_bridge, clients) = (root_bridge(&service), peers(&service));
+                services.push(Service { id, class, root_bridge, clients });
             }
         }
         Ok(services)

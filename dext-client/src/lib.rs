@@ -21,7 +21,7 @@ pub mod sim;
 use std::os::fd::BorrowedFd;
 
 use ipc::wire::dext::{IoReturn, Service};
-use ipc::{Event, PciAddress, SharedMemory, TubeError, Window};
+use ipc::{Event, PciAddress, RootBridge, SharedMemory, TubeError, Window};
 
 pub use backend::Dext;
 pub use client::Client;
@@ -75,6 +75,14 @@ pub enum DextError {
     /// The dext has no such function.
     #[error("No such device: the dext has no function {0}")]
     NoSuchDevice(PciAddress),
+    /// The dext has several functions at an address.
+    #[error("Function {address}: Open failed: {}", ambiguous(root_bridges))]
+    Ambiguous {
+        /// The address.
+        address: PciAddress,
+        /// The root bridges above them; empty if the host names none.
+        root_bridges: Vec<RootBridge>,
+    },
     /// The dext and its memory disagree.
     #[error("{subject}: {operation} failed: {why}")]
     Invalid {
@@ -116,6 +124,19 @@ impl DextError {
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Lost { .. } | Self::Broken { .. })
     }
+}
+
+/// Why an address is not enough, and what is.
+fn ambiguous(root_bridges: &[RootBridge]) -> String {
+    let Some(first) = root_bridges.first() else {
+        return "several devices have this address, and the host names no root bridges".to_owned();
+    };
+    let names: Vec<&str> = root_bridges.iter().map(RootBridge::as_str).collect();
+    format!(
+        "several devices have this address, beneath the root bridges {}: name one, as in \
+         --dext=iokit@{first}",
+        names.join(", ")
+    )
 }
 
 fn said(code: Option<IoReturn>) -> String {
@@ -210,6 +231,10 @@ pub trait Registry: Send + Sync {
 /// [`DextError::NoDext`] when this build cannot talk to it.
 pub fn registry(endpoint: &Endpoint) -> Result<Box<dyn Registry>, DextError> {
     match endpoint {
+        Endpoint::Beneath(root_bridge, endpoint) => {
+            let (root_bridge, whole) = (root_bridge.clone(), registry(endpoint)?);
+            Ok(Box::new(Beneath { root_bridge, whole }))
+        }
         Endpoint::Simulated(path) => Ok(Box::new(sim::SimulatedRegistry::new(path))),
         #[cfg(target_os = "macos")]
         Endpoint::IoKit => Ok(Box::new(iokit::IoKitRegistry)),
@@ -221,6 +246,27 @@ pub fn registry(endpoint: &Endpoint) -> Result<Box<dyn Registry>, DextError> {
     }
 }
 
+/// What a registry has beneath one root bridge.
+struct Beneath {
+    root_bridge: RootBridge,
+    whole: Box<dyn Registry>,
+}
+
+impl Registry for Beneath {
+    fn services(&self) -> Result<Vec<Service>, DextError> {
+        let mut services = self.whole.services()?;
+        services.retain(|service| service.root_bridge.as_ref() == Some(&self.root_bridge));
+        Ok(services)
+    }
+
+    fn open(&self, service: u64, kind: u32) -> Result<Box<dyn UserClient>, DextError> {
+        self.whole.open(service, kind)
+    }
+}
+
+/// A function that is open, and the root bridge above it.
+type Found = (Client, Option<RootBridge>);
+
 /// Opens every service that is ours and keeps those that `wanted` picks by identity; beside them why
 /// a service could not be opened, if one could not.
 ///
@@ -229,32 +275,54 @@ pub fn registry(endpoint: &Endpoint) -> Result<Box<dyn Registry>, DextError> {
 fn open_matching(
     registry: &dyn Registry,
     wanted: impl Fn(PciAddress) -> bool,
-) -> Result<(Vec<Client>, Option<DextError>), DextError> {
+) -> Result<(Vec<Found>, Option<DextError>), DextError> {
     use ipc::wire::dext::{CLIENT_TYPE, SERVICE_CLASS};
-    let (mut clients, mut passed_over) = (Vec::new(), None);
+    let (mut found, mut passed_over) = (Vec::new(), None);
     for service in registry.services()? {
         if service.class != SERVICE_CLASS {
             continue;
         }
         match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
-            Ok(client) if wanted(client.address()) => clients.push(client),
+            Ok(client) if wanted(client.address()) => found.push((client, service.root_bridge)),
             Ok(_) => {}
             Err(error) if error.is_service_gone() => {}
             Err(error) => passed_over = passed_over.or(Some(error)),
         }
     }
-    clients.sort_by_key(Client::address);
-    Ok((clients, passed_over))
+    found.sort_by_key(|(client, _)| client.address());
+    Ok((found, passed_over))
+}
+
+/// Keeps the functions beneath the root bridge of the one at `address`.
+fn of_one_device(
+    (mut found, passed_over): (Vec<Found>, Option<DextError>),
+    address: PciAddress,
+) -> Result<Vec<Client>, DextError> {
+    let at = found.iter().filter(|(client, _)| client.address() == address);
+    let roots: Vec<Option<RootBridge>> = at.map(|(_, root_bridge)| root_bridge.clone()).collect();
+    match &roots[..] {
+        [] => Err(passed_over.unwrap_or(DextError::NoSuchDevice(address))),
+        [root_bridge] => {
+            found.retain(|(_, of)| of == root_bridge);
+            Ok(found.into_iter().map(|(client, _)| client).collect())
+        }
+        _ => {
+            let mut root_bridges: Vec<RootBridge> = roots.into_iter().flatten().collect();
+            root_bridges.sort_unstable();
+            Err(DextError::Ambiguous { address, root_bridges })
+        }
+    }
 }
 
 /// Opens the one function at `address`.
 ///
 /// # Errors
-/// [`DextError::NoSuchDevice`] when the dext does not have it; what became of a service that could
-/// not be opened, since that may be the one.
+/// [`DextError::NoSuchDevice`] when the dext does not have it, [`DextError::Ambiguous`] when it has
+/// several; what became of a service that could not be opened, since that may be the one.
 pub fn open_function(registry: &dyn Registry, address: PciAddress) -> Result<Client, DextError> {
-    let (mut clients, passed_over) = open_matching(registry, |found| found == address)?;
-    clients.pop().ok_or_else(|| passed_over.unwrap_or(DextError::NoSuchDevice(address)))
+    let found = open_matching(registry, |found| found == address)?;
+    let mut clients = of_one_device(found, address)?;
+    clients.pop().ok_or(DextError::NoSuchDevice(address))
 }
 
 /// Opens the function at `address` and the others of its device that can be opened.
@@ -262,11 +330,7 @@ pub fn open_function(registry: &dyn Registry, address: PciAddress) -> Result<Cli
 /// # Errors
 /// As [`open_function`].
 pub fn open_device(registry: &dyn Registry, address: PciAddress) -> Result<Vec<Client>, DextError> {
-    let (clients, passed_over) = open_matching(registry, |found| found.same_device(address))?;
-    if clients.iter().any(|client| client.address() == address) {
-        return Ok(clients);
-    }
-    Err(passed_over.unwrap_or(DextError::NoSuchDevice(address)))
+    of_one_device(open_matching(registry, |found| found.same_device(address))?, address)
 }
 
 /// Opens every function that can be opened.
@@ -274,9 +338,9 @@ pub fn open_device(registry: &dyn Registry, address: PciAddress) -> Result<Vec<C
 /// # Errors
 /// [`DextError`] when the registry cannot be read, or no function can be opened.
 pub fn open_all(registry: &dyn Registry) -> Result<Vec<Client>, DextError> {
-    let (clients, passed_over) = open_matching(registry, |_| true)?;
+    let (found, passed_over) = open_matching(registry, |_| true)?;
     match passed_over {
-        Some(error) if clients.is_empty() => Err(error),
-        _ => Ok(clients),
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found.into_iter().map(|(client, _)| client).collect()),
     }
 }

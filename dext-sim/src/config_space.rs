@@ -139,6 +139,8 @@ impl ConfigSpace {
         let next = if more { MSIX.to_le_bytes()[0] } else { 0 };
         self.put(PCIE, &[0x10, next, 0x02, 0x00]);
         self.put(PCIE + 4, &0x1000_8000u32.to_le_bytes());
+        // DevCtl as after power-on: relaxed ordering, no snoop, read requests of 512 bytes.
+        self.put(PCIE + 8, &0x2810u16.to_le_bytes());
         self.put(PCIE + 0x0c, &0x0000_0043u32.to_le_bytes());
         self.put(PCIE + 0x12, &0x0043u16.to_le_bytes());
         self.allow(PCIE + 8, &[0xff, 0x7f]);

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipc::PciAddress;
 use ipc::wire::common::Identity;
 use ipc::wire::dext::{Client, IoReturn};
+use ipc::{PciAddress, RootBridge};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::config_space::{BUS_MASTER, Effect, MEMORY_SPACE};
@@ -69,6 +69,8 @@ pub(crate) struct Function {
     /// Its first registry entry id.
     id: u64,
     pub(crate) identity: Identity,
+    /// The root bridge above it, if the host names one.
+    pub(crate) root_bridge: Option<RootBridge>,
     pub(crate) hardware: Arc<Hardware>,
     pub(crate) faults: Arc<Faults>,
     /// What its clients' memory may take of this process.
@@ -90,7 +92,14 @@ impl Function {
     ) -> Self {
         let buffers = Budget::new(MAX_CLIENTS, MAX_BUFFER);
         let claims = Mutex::default();
-        Self { id, identity, hardware, faults, memory, buffers, model, claims }
+        let root_bridge = None;
+        Self { id, identity, root_bridge, hardware, faults, memory, buffers, model, claims }
+    }
+
+    /// The same, beneath a root bridge that the host names.
+    pub(crate) fn beneath(mut self, root_bridge: Option<RootBridge>) -> Self {
+        self.root_bridge = root_bridge;
+        self
     }
 
     pub(crate) fn address(&self) -> PciAddress {

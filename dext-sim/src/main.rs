@@ -63,11 +63,16 @@ fn run(options: &Options) -> Result<(), Failure> {
     let faults = Arc::new(Faults::new(&options.faults));
     let mut functions = Vec::new();
     for (id, spec) in (0x1_0000_0001..).zip(&options.devices) {
-        let duplicate = functions.iter().any(|f: &Arc<Function>| f.address() == spec.address);
+        let duplicate = functions.iter().any(|f: &Arc<Function>| {
+            f.address() == spec.address && f.root_bridge == spec.root_bridge
+        });
         if duplicate {
             return Err(format!("device {} is given twice", spec.address).into());
         }
-        let multi = options.devices.iter().filter(|o| o.address.same_device(spec.address)).count();
+        let beside = options.devices.iter().filter(|one| {
+            one.address.same_device(spec.address) && one.root_bridge == spec.root_bridge
+        });
+        let multi = beside.count();
         functions.push(build(id, spec, multi > 1, options, &faults)?);
     }
     let admissions = Admissions::new(limits::raise_descriptors(), functions.len())?;
@@ -109,5 +114,6 @@ fn build(
     let model: Arc<Mutex<Box<dyn Model>>> = Arc::new(Mutex::new(model));
     device::start(spec.address, Arc::clone(&hardware), Arc::clone(&model))?;
     let memory = Budget::of_one_in(options.devices.len());
-    Ok(Arc::new(Function::new(id, identity, hardware, Arc::clone(faults), memory, model)))
+    let function = Function::new(id, identity, hardware, Arc::clone(faults), memory, model);
+    Ok(Arc::new(function.beneath(spec.root_bridge.clone())))
 }

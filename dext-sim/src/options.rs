@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use ipc::PciAddress;
+use ipc::{PciAddress, RootBridge};
 
 use crate::faults::Fault;
 
@@ -27,7 +27,9 @@ pub(crate) struct Options {
 
     /// A function and what sits there: BB:DD.F=nvme with the options size=256M, queues=8 and
     /// image=FILE, or BB:DD.F=probe with vectors=32 (0: MSI only), as in 01:00.0=nvme,size=1G,queues=4.
-    /// Repeatable; several functions of one BB:DD are one device.
+    /// Repeatable; several functions of one BB:DD are one device. With root=NAME it is beneath that root
+    /// bridge, and beneath another there may be one at the same address; the control socket then means
+    /// the first.
     #[arg(long = "device", required = true, value_name = "BB:DD.F=KIND", value_parser = device())]
     pub(crate) devices: Vec<DeviceSpec>,
 
@@ -78,6 +80,7 @@ pub(crate) enum DartMode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceSpec {
     pub(crate) address: PciAddress,
+    pub(crate) root_bridge: Option<RootBridge>,
     pub(crate) kind: DeviceKind,
 }
 
@@ -107,6 +110,8 @@ pub(crate) enum SpecError {
     Form(String),
     #[error(transparent)]
     Address(#[from] ipc::address::AddressError),
+    #[error(transparent)]
+    RootBridge(#[from] ipc::root_bridge::RootBridgeError),
     #[error("unknown device kind '{0}': nvme or probe")]
     Kind(String),
     #[error("device kind {kind} has no option '{option}'")]
@@ -140,6 +145,9 @@ impl TryFrom<&OsStr> for DeviceSpec {
             let (option, value) = split_once(part, b'=').ok_or_else(form)?;
             options.push((String::from_utf8_lossy(option), OsStr::from_bytes(value)));
         }
+        let root = options.iter().rfind(|(option, _)| option == "root");
+        let root = root.map(|(_, value)| value.to_string_lossy().parse()).transpose()?;
+        options.retain(|(option, _)| option != "root");
         let options: Vec<_> =
             options.iter().map(|(option, value)| (option.as_ref(), *value)).collect();
         let kind = match kind.as_ref() {
@@ -147,7 +155,7 @@ impl TryFrom<&OsStr> for DeviceSpec {
             "probe" => probe(&options)?,
             other => return Err(SpecError::Kind(other.to_owned())),
         };
-        Ok(Self { address, kind })
+        Ok(Self { address, root_bridge: root, kind })
     }
 }
 
@@ -221,7 +229,11 @@ mod tests {
     fn descriptions_are_read() {
         let spec = read("01:00.0=nvme,size=64M,queues=4,image=/x").unwrap();
         let kind = DeviceKind::Nvme { size: 64 << 20, queues: 4, image: Some("/x".into()) };
-        assert_eq!(spec, DeviceSpec { address: "01:00.0".parse().unwrap(), kind });
+        let address = "01:00.0".parse().unwrap();
+        assert_eq!(spec, DeviceSpec { address, root_bridge: None, kind });
+        let spec = read("01:00.0=probe,root=apciec1,vectors=4").unwrap();
+        assert_eq!(spec.root_bridge, Some("apciec1".parse().unwrap()));
+        assert_eq!(spec.kind, DeviceKind::Probe { vectors: 4 });
         let path = OsStr::from_bytes(b"/\xff=\xfe");
         let mut text = std::ffi::OsString::from("01:00.0=nvme,image=");
         text.push(path);
@@ -240,6 +252,7 @@ mod tests {
             ("01:00.0=nvme,size=7", "size"),
             ("01:00.0=nvme,size=99999999999G", "size"),
             ("01:00.0=nvme,queues=0", "queues"),
+            ("01:00.0=probe,root=", "root bridge"),
             ("01:00.0=probe,queues=1", "no option 'queues'"),
         ] {
             let error = read(text).unwrap_err().to_string();

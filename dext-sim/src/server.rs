@@ -37,9 +37,16 @@ impl Registry {
     }
 
     pub(crate) fn services(&self) -> Vec<Service> {
-        let registered = self.functions.iter().filter_map(|function| function.registered());
+        let registered = self
+            .functions
+            .iter()
+            .filter_map(|function| function.registered().map(|registered| (function, registered)));
         let class = || SERVICE_CLASS.to_owned();
-        registered.map(|(id, clients)| Service { id, class: class(), clients }).collect()
+        let service = |(function, (id, clients)): (&Arc<Function>, _)| {
+            let root_bridge = function.root_bridge.clone();
+            Service { id, class: class(), root_bridge, clients }
+        };
+        registered.map(service).collect()
     }
 
     pub(crate) fn open(

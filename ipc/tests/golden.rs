@@ -117,9 +117,8 @@ fn function_requests() {
     call::<Request, _>(Ping, "0a000000");
     call::<Request, _>(Shutdown, "0b000000");
     call::<Request, _>(Misbehave(misbehaviour()), &format!("0c000000 {MISBEHAVIOUR}"));
-    call::<Request, _>(function::UseLane { looks: true }, "0d000000 01");
     unknown_tag::<function::Layout>(2);
-    unknown_tag::<Request>(14);
+    unknown_tag::<Request>(13);
     unknown_tag::<Action>(5);
     unknown_tag::<Index>(5);
     unknown_tag::<Space>(2);
@@ -140,7 +139,8 @@ fn function_answers() {
     );
     golden::<Result<u16, Failure>>(Ok(32), "00000000 2000");
     unknown_tag::<Result<(), Failure>>(2);
-    unknown_tag::<FailureKind>(6);
+    golden(FailureKind::Lost, "06000000");
+    unknown_tag::<FailureKind>(7);
 }
 
 #[test]
@@ -168,11 +168,12 @@ fn ready_messages() {
             bars: [Some(bar), None, None, None, None, None],
             msix: Some(msix),
             vectors: 5,
+            max_read_request: Some(2),
             sandbox: sandbox.clone(),
         },
         &format!(
             "{IDENTITY} 01 01 0040000000000000 0c 0000000000 \
-             01 b000 0500 00 00800000 00 00c00000 0500 {report}"
+             01 b000 0500 00 00800000 00 00c00000 0500 01 02 {report}"
         ),
     );
     golden(
@@ -286,6 +287,7 @@ fn listing_messages() {
     unknown_tag::<Request>(5);
     let function = Function {
         identity: identity(),
+        root_bridge: Some("r".parse().unwrap()),
         bars: [None; 6],
         msi_vectors: 32,
         msix: None,
@@ -295,7 +297,7 @@ fn listing_messages() {
     golden(
         Box::new(function),
         &format!(
-            "{IDENTITY} 000000000000 2000 00 01 \
+            "{IDENTITY} 01 0100000000000000 72 000000000000 2000 00 01 \
              0100000000000000 07000000 0100000000000000 78"
         ),
     );
@@ -321,10 +323,16 @@ fn dext_messages() {
         "03000000 0f000000 0000000000000000",
     );
     golden(Request::Map { kind: 7 }, "04000000 07000000");
-    let service = Service { id: 1, class: "c".to_owned(), clients: vec![] };
+    let service = Service {
+        id: 1,
+        class: "c".to_owned(),
+        root_bridge: Some("r".parse().unwrap()),
+        clients: vec![],
+    };
     golden(
         Reply::Services(vec![service]),
-        "00000000 0100000000000000 0100000000000000 0100000000000000 63 0000000000000000",
+        "00000000 0100000000000000 0100000000000000 0100000000000000 63 \
+         01 0100000000000000 72 0000000000000000",
     );
     golden(
         Reply::Return { code: IoReturn::NOT_OPEN, outputs: vec![1] },

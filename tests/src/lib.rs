@@ -8,6 +8,7 @@ pub mod stopwatch;
 pub mod vfio_user;
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -306,6 +307,27 @@ impl Vmm {
         self.host.attach(address(function), &self.container, None).unwrap()
     }
 }
+
+/// Where the windows of a BAR of `size` bytes must be (P7.3, P7.7): its whole pages of this host that
+/// hold nothing of `taken`, those that follow each other together. Offset and length in bytes.
+#[must_use]
+pub fn windows(size: u64, taken: &[Range<u64>]) -> Vec<(u64, u64)> {
+    let page = rustix::param::page_size() as u64;
+    let mut windows: Vec<(u64, u64)> = Vec::new();
+    for at in (0..size / page).map(|number| number * page) {
+        if taken.iter().any(|range| range.start < at + page && at < range.end) {
+            continue;
+        }
+        match windows.last_mut() {
+            Some((offset, length)) if *offset + *length == at => *length += page,
+            _ => windows.push((at, page)),
+        }
+    }
+    windows
+}
+
+/// MSI-X table and pending bits of the simulated probe, in its BAR 0 of 128 KiB.
+pub const PROBE_MSIX: [Range<u64>; 2] = [0x8000..0x8200, 0xc000..0xc008];
 
 /// Says something that the test runner shows also when the test passes.
 pub fn announce(text: &str) {

@@ -58,8 +58,8 @@ fn ask(probe: &Function, request: &str, event: &Event) {
             assert_eq!(bytes, [0xd0, 0xc0, 0x02, 0x00]);
         }
         "ConfigWrite" => {
-            probe.config_write(0x3c, &[0x5a]).unwrap();
-            probe.config_read(0x3c, &mut bytes[..1]).unwrap();
+            probe.config_write(0x0c, &[0x5a]).unwrap();
+            probe.config_read(0x0c, &mut bytes[..1]).unwrap();
             assert_eq!(bytes[0], 0x5a);
         }
         "BarRead" => {

@@ -89,7 +89,7 @@ fn callers_never_see_the_death_of_the_process() {
                     assert_eq!(u64::from_le_bytes(bytes), number);
                     s.probe.config_read(0, &mut bytes[..4]).unwrap();
                     assert_eq!(bytes[..4], [0xd0, 0xc0, 0x02, 0x00]);
-                    s.probe.config_write(0x3c, &[thread.to_le_bytes()[0]]).unwrap();
+                    s.probe.config_write(0x0c, &[thread.to_le_bytes()[0]]).unwrap();
                 }
             });
         }
@@ -194,21 +194,44 @@ fn a_dext_that_cleans_up_slowly_is_waited_for() {
     s.probe.config_read(0, &mut [0; 4]).unwrap();
 }
 
+/// A register of 2 bytes.
+fn half(s: &Setup, offset: u32) -> u16 {
+    let mut bytes = [0; 2];
+    s.probe.config_read(offset, &mut bytes).unwrap();
+    u16::from_le_bytes(bytes)
+}
+
 #[test]
-fn a_message_setup_that_the_guest_switched_off_stays_off() {
+fn p6_4_what_a_guest_may_not_write_does_not_reach_the_device_before_and_after_a_kill() {
     let s = setup();
-    let capability = u32::from(s.probe.info().msix.unwrap().capability);
-    let control = || {
-        let mut bytes = [0; 2];
-        s.probe.config_read(capability + 2, &mut bytes).unwrap();
-        u16::from_le_bytes(bytes)
-    };
-    s.probe.config_write(capability + 2, &[0x1f, 0x00]).unwrap();
-    s.kill();
-    assert_eq!(control() & 0x8000, 0);
-    s.probe.config_write(capability + 2, &[0x1f, 0x80]).unwrap();
-    s.kill();
-    assert_eq!(control() & 0x8000, 0x8000);
+    let msix = u32::from(s.probe.info().msix.unwrap().capability);
+    let event = s.assign(InterruptIndex::Msix, 1).pop().unwrap();
+    for _ in 0..2 {
+        s.probe.config_write(msix + 2, &[0x1f, 0x00]).unwrap();
+        assert_eq!(half(&s, msix + 2) & 0xc000, 0x8000, "messages are the host's");
+        s.probe.config_write(0x3c, &[0x5a]).unwrap();
+        assert_eq!(half(&s, 0x3c) & 0xff, 0);
+        event.clear().unwrap();
+        s.kill();
+        assert!(comes(&event));
+    }
+}
+
+#[test]
+fn p6_4_a_read_request_is_bounded_by_what_the_host_set_also_for_a_successor() {
+    const DEVICE_CONTROL: u32 = 0x78;
+    for standby in [false, true] {
+        let recovery = Recovery::default().with_standby(standby);
+        let s = setup_with(|config| config.recovery = recovery, &[]);
+        let ask = |value: u16| {
+            s.probe.config_write(DEVICE_CONTROL, &value.to_le_bytes()).unwrap();
+            half(&s, DEVICE_CONTROL) & 0x7000
+        };
+        // The simulated host has it at 512 bytes, which is 2.
+        assert_eq!([ask(0x7000), ask(0x0000)], [0x2000, 0]);
+        s.kill();
+        assert_eq!([ask(0x7000), ask(0x1000), ask(0x2000)], [0x2000, 0x1000, 0x2000]);
+    }
 }
 
 #[test]

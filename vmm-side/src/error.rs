@@ -144,6 +144,7 @@ impl From<Failure> for DeviceError {
             FailureKind::NotSupported => ErrorKind::NotSupported,
             FailureKind::Busy => ErrorKind::Busy,
             FailureKind::NoSpace => ErrorKind::NoSpace,
+            FailureKind::Lost => ErrorKind::Gone,
         };
         let message = printable(&failure.message);
         Self { kind, code: failure.code.map(IoReturn), message, death: None }

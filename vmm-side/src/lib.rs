@@ -63,6 +63,8 @@ pub use child::Deadlines;
 pub use companion::{Companion, CompanionConfig};
 pub use container::{Container, DmaMode, GuestRegion};
 pub use device::PassthroughDevice;
+/// Where a dext is, as [`HostConfig`] is told in text.
+pub use dext_client::Endpoint;
 pub use error::{DeviceError, ErrorKind};
 pub use function::{Function, Presence};
 pub use host::{AttachError, Host, HostConfig, WindowRoute};

@@ -21,7 +21,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cordon-dext-client", &["cordon-backend", "cordon-ipc"]),
     (
         "cordon-device-proc",
-        &["cordon-backend", "cordon-dext-client", "cordon-ipc", "cordon-sandbox-profiles"],
+        &[
+            "cordon-backend",
+            "cordon-dext-client",
+            "cordon-ipc",
+            "cordon-pci",
+            "cordon-sandbox-profiles",
+        ],
     ),
     ("cordon-vmm", &["cordon-dext-client", "cordon-ipc", "cordon-pci"]),
     ("cordon-vfio-user", &["cordon-ipc", "cordon-pci", "cordon-vmm"]),

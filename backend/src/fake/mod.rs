@@ -302,7 +302,7 @@ impl Backend for FakeProcess {
     fn list(&self, limit: usize) -> Result<Vec<Listed>, BackendError> {
         let open = |address| {
             let function = Box::new(self.open(address)?);
-            Ok(Listed { function, peers: Vec::new() })
+            Ok(Listed { function, root_bridge: None, peers: Vec::new() })
         };
         self.addresses().into_iter().take(limit).map(open).collect()
     }

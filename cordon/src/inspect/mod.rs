@@ -27,6 +27,7 @@ use crate::{Common, Failure, devices};
 #[derive(Serialize)]
 struct Inspection {
     address: String,
+    root_bridge: Option<String>,
     vendor: String,
     device: String,
     class: String,
@@ -95,7 +96,24 @@ pub(crate) fn run(
     let (function, bytes, reader) = {
         let lister = Lister::start(&config)?;
         let functions = lister.functions()?;
-        let at = functions.iter().position(|function| function.identity.address == address);
+        let is_it = |function: &listing::Function| function.identity.address == address;
+        let roots: Vec<String> = functions
+            .iter()
+            .filter(|function| is_it(function))
+            .map(|function| match &function.root_bridge {
+                Some(name) => name.to_string(),
+                None => "one without a name".to_owned(),
+            })
+            .collect();
+        if roots.len() > 1 {
+            let roots = roots.join(", ");
+            let why = format!(
+                "several devices have the address {address}, beneath the root bridges {roots}: name \
+                 one, as in --dext=iokit@NAME"
+            );
+            return Err(why.into());
+        }
+        let at = functions.iter().position(is_it);
         let at = at.ok_or_else(|| {
             format!("no such device: the dext at {} has no function {address}", common.dext())
         })?;
@@ -143,6 +161,7 @@ fn inspection(
     };
     Inspection {
         address: identity.address.to_string(),
+        root_bridge: function.root_bridge.as_ref().map(ToString::to_string),
         vendor: format!("{:04x}", identity.vendor),
         device: format!("{:04x}", identity.device),
         class: format!("{:06x}", identity.class),
@@ -239,6 +258,9 @@ fn print(inspection: &Inspection) -> Result<(), OutputError> {
         inspection.device,
         config.revision
     )?;
+    if let Some(name) = &inspection.root_bridge {
+        say!("    Beneath root bridge {name}")?;
+    }
     say!("    Subsystem: {}", config.subsystem)?;
     say!("    Control: {}", config.command)?;
     say!("    Status: {}", config.status)?;

@@ -13,7 +13,6 @@
 
 pub mod claimed;
 mod companion;
-pub mod windows;
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -340,7 +339,10 @@ impl Serve for ConnectionProcess {
                 let function = alone.and_then(|()| self.function(call.function));
                 answer.send(&call, function.map(|function| function.abandon_batch(call.batch)))?;
             }
-            Request::Ping(call) => answer.send::<Request, _>(&call, alone)?,
+            Request::Ping(call) => {
+                let look = |()| self.functions.iter_mut().try_for_each(ClaimedFunction::look);
+                answer.send::<Request, _>(&call, alone.and_then(look))?;
+            }
             Request::Shutdown(call) => {
                 answer.send::<Request, _>(&call, alone)?;
                 return Ok(false);

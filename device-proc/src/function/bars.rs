@@ -1,10 +1,12 @@
 //! Trapped BAR access (P7.5): what is checked before the backend makes the access.
 
 use cordon_backend::{BackendError, ServedFunction};
+use cordon_pci::MsixCapability;
 use ipc::WindowError;
-use ipc::wire::common::{BarInfo, Failure, MsixInfo};
+use ipc::wire::common::{BarInfo, Failure};
 
-use crate::{capabilities, failure, start};
+use crate::pci::is_mappable;
+use crate::{failure, start};
 
 /// The BARs of one function.
 pub struct Bars {
@@ -12,7 +14,7 @@ pub struct Bars {
     infos: [Option<BarInfo>; 6],
     /// Bytes of each BAR that can be accessed; 0 for one that is out of reach.
     reach: [u64; 6],
-    msix: Option<MsixInfo>,
+    msix: Option<MsixCapability>,
 }
 
 impl Bars {
@@ -23,7 +25,7 @@ impl Bars {
     /// [`BackendError`] when the backend is lost.
     pub fn new(
         function: &mut dyn ServedFunction,
-        msix: Option<MsixInfo>,
+        msix: Option<MsixCapability>,
     ) -> Result<Self, BackendError> {
         let infos = function.bars()?;
         let mut reach = [0; 6];
@@ -101,15 +103,10 @@ impl Bars {
     fn in_msix_table(&self, bar: u8, offset: u64, width: u8) -> bool {
         self.msix.is_some_and(|msix| {
             let table = u64::from(msix.table_offset);
-            let end = table + capabilities::table_bytes(&msix);
+            let end = table + msix.table_bytes();
             bar == msix.table_bar && offset < end && table < offset + u64::from(width)
         })
     }
-}
-
-/// Whether a BAR has memory that can be mapped (P7.1).
-pub(crate) fn is_mappable(info: &BarInfo) -> bool {
-    info.size > 0 && info.kind & BarInfo::IO == 0
 }
 
 #[cfg(test)]
@@ -138,7 +135,7 @@ mod tests {
     fn bars(fake_setup: impl FnOnce(&Fake)) -> (Fake, Opened) {
         let (fake, mut client) = Fake::client();
         fake_setup(&fake);
-        let msix = capabilities::msix(&mut client).unwrap();
+        let msix = crate::pci::msix(&mut client).unwrap();
         let bars = Bars::new(&mut client, msix).unwrap();
         (fake, Opened { client, bars })
     }

@@ -1,14 +1,11 @@
-//! Config space: reads (P5) and what of a write is forwarded (P6).
+//! Config space: reads (P5) and what of a write reaches the device (P6).
 
-use cordon_backend::{BackendError, OpenFunction, ServedFunction};
-use ipc::wire::common::Failure;
+use cordon_backend::{BackendError, ErrorKind, OpenFunction, ResetKind, ServedFunction};
+use cordon_pci::permission::{Forward, Layout};
+use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::CONFIG_SPACE;
 
 use crate::{failure, start};
-
-const COMMAND: std::ops::Range<u32> = 0x04..0x06;
-const STATUS: std::ops::Range<u32> = 0x06..0x08;
-const BARS: std::ops::Range<u32> = 0x10..0x28;
 
 /// A request is never longer than config space.
 pub(super) fn check_length(length: usize) -> Result<(), Failure> {
@@ -60,37 +57,19 @@ pub fn read(
     Ok(())
 }
 
-/// Writes `data` at `offset`, as far as the guest may.
+/// Writes `data` at `offset`, as far as the permission table lets a guest (P6.4): whoever sends it,
+/// and whatever it kept back itself, no other bit reaches the device. A function-level reset is the
+/// backend's, which restores what the host programmed (P8).
 pub(super) fn write(
     function: &mut dyn ServedFunction,
+    permissions: &Layout,
     offset: u32,
     data: &[u8],
 ) -> Result<(), Failure> {
     let data = &data[..clamp(offset, data.len())];
-    let end = offset + u32::try_from(data.len()).unwrap_or(0);
-    let touches = |range: &std::ops::Range<u32>| offset < range.end && range.start < end;
-    if data.is_empty() {
-        return Ok(());
-    }
-    if touches(&COMMAND) {
-        // P6.1: byte by byte, whatever else the write touches.
-        for (at, byte) in (offset..).zip(data) {
-            if COMMAND.contains(&at) {
-                forward(function, at, 1, (*byte).into())?;
-            }
-        }
-        if COMMAND.contains(&offset) && end <= COMMAND.end {
-            return Ok(());
-        }
-    }
-    if touches(&STATUS) || touches(&BARS) {
-        // P6.2: bus identity and address decoding are the host's.
-        return Ok(());
-    }
-    let width = match data.len() {
-        1 => 1,
-        2 => 2,
-        4 => 4,
+    match data.len() {
+        0 => return Ok(()),
+        1 | 2 | 4 => {}
         other => {
             let message = format!(
                 "Function {}: config write of {other} bytes at {offset:#x}: 1, 2 or 4 allowed",
@@ -98,19 +77,25 @@ pub(super) fn write(
             );
             return Err(start::invalid(message));
         }
-    };
-    let mut value = [0; 4];
-    value[..data.len()].copy_from_slice(data);
-    forward(function, offset, width, u32::from_le_bytes(value))
+    }
+    for Forward { offset, width, value } in permissions.split(offset, data).iter().copied() {
+        let written = function.config_write(offset.into(), width, value);
+        written.map_err(|error| failure(&error))?;
+    }
+    if permissions.asks_for_reset(offset, data) { reset(function) } else { Ok(()) }
 }
 
-fn forward(
-    function: &mut dyn ServedFunction,
-    offset: u32,
-    width: u8,
-    value: u32,
-) -> Result<(), Failure> {
-    function.config_write(offset, width, value).map_err(|error| failure(&error))
+/// P8: reset by the backend; a failure is an I/O error, unless the device is gone.
+pub(super) fn reset(function: &mut dyn ServedFunction) -> Result<(), Failure> {
+    function.reset(ResetKind::Function).map_err(|error| {
+        let failure = failure(&error);
+        let kind = match failure.kind {
+            FailureKind::Busy | FailureKind::NoSpace => FailureKind::Io,
+            FailureKind::NoDevice if error.kind == ErrorKind::Invalid => FailureKind::Io,
+            kind => kind,
+        };
+        Failure { kind, ..failure }
+    })
 }
 
 #[cfg(test)]
@@ -118,7 +103,6 @@ mod tests {
     use super::*;
     use dext_client::Client;
     use dext_client::fake::{Call, Fake};
-    use ipc::wire::common::FailureKind;
     use ipc::wire::dext::IoReturn;
     use proptest::prelude::*;
 
@@ -178,7 +162,32 @@ mod tests {
         assert!(error.to_string().contains("0xe00002cd"), "{error}");
         fake.die();
         let error = read(&mut client, 0, 4).unwrap_err();
-        assert_eq!(failure(&error).kind, FailureKind::NoDevice);
+        assert_eq!(failure(&error).kind, FailureKind::Lost);
+    }
+
+    /// MSI at 0x50, PCI Express with function-level reset at 0x70 (read requests of 512 bytes), MSI-X
+    /// at 0xb0; a serial number at 0x100.
+    fn permissions() -> Layout {
+        let mut config = vec![0; CONFIG_SPACE];
+        for (at, bytes) in [
+            (0x06, &[0x10][..]),
+            (0x34, &[0x50]),
+            (0x50, &[0x05, 0x70, 0x8a, 0x00]),
+            (0x70, &[0x10, 0xb0, 0x02, 0x00, 0x00, 0x00, 0x00, 0x10, 0x00, 0x20]),
+            (0xb0, &[0x11, 0x00, 0x1f, 0x80]),
+            (0x100, &[0x03, 0x00, 0x01, 0x00]),
+        ] {
+            config[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        Layout::new(&config)
+    }
+
+    fn write(client: &mut Client, offset: u32, data: &[u8]) -> Result<(), Failure> {
+        super::write(client, &permissions(), offset, data)
+    }
+
+    fn resets(fake: &Fake) -> usize {
+        fake.calls_of(17).len()
     }
 
     #[test]
@@ -202,35 +211,74 @@ mod tests {
         write(&mut client, 4, &[0x07, 0x00, 0xff, 0xff]).unwrap();
         assert_eq!(writes(&fake.calls()), [(4, 1, 7), (5, 1, 0)]);
         write(&mut client, 3, &[9, 8]).unwrap();
-        assert_eq!(writes(&fake.calls())[2..], [(4, 1, 8), (3, 2, 0x0809)]);
+        assert_eq!(writes(&fake.calls())[2..], [(4, 1, 8)]);
     }
 
     #[test]
-    fn p6_3_everything_else_is_forwarded_after_clamping() {
+    fn p6_3_what_no_capability_covers_is_forwarded_after_clamping() {
         let (fake, mut client) = Fake::client();
-        write(&mut client, 0x50, &[0x05]).unwrap();
-        write(&mut client, 0xb2, &[0x00, 0x80]).unwrap();
-        write(&mut client, 0x100, &[1, 2, 3, 4]).unwrap();
+        write(&mut client, 0x0c, &[0x10]).unwrap();
+        write(&mut client, 0x44, &[1, 2]).unwrap();
+        write(&mut client, 0xe0, &[1, 2, 3, 4]).unwrap();
+        write(&mut client, 0xe1, &[5, 6]).unwrap();
         write(&mut client, 4094, &[1, 2, 3, 4]).unwrap();
         write(&mut client, 9999, &[1]).unwrap();
-        let expected =
-            [(0x50, 1, 5), (0xb2, 2, 0x8000), (0x100, 4, 0x0403_0201), (4094, 2, 0x0201)];
+        let expected = [
+            (0x0c, 1, 0x10),
+            (0x44, 2, 0x0201),
+            (0xe0, 4, 0x0403_0201),
+            (0xe1, 1, 5),
+            (0xe2, 1, 6),
+        ];
         assert_eq!(writes(&fake.calls()), expected);
-        let refused = write(&mut client, 0x50, &[0; 3]).unwrap_err();
-        assert_eq!(refused.kind, FailureKind::InvalidArgument);
+        for length in [3, 5, 8] {
+            let refused = write(&mut client, 0x50, &vec![0; length]).unwrap_err();
+            assert_eq!(refused.kind, FailureKind::InvalidArgument);
+        }
+        assert_eq!(writes(&fake.calls()).len(), expected.len());
+    }
+
+    #[test]
+    fn p6_4_what_the_host_keeps_does_not_reach_the_device_whoever_sends_it() {
+        let (fake, mut client) = Fake::client();
+        for offset in [0x00, 0x0e, 0x30, 0x3c, 0x50, 0x54, 0x58, 0x5c, 0xb0, 0xb4, 0x100, 0x104] {
+            write(&mut client, offset, &[0xff; 4]).unwrap();
+        }
+        // MSI and MSI-X: messages are the host's (P9).
+        write(&mut client, 0x52, &[0xff]).unwrap();
+        write(&mut client, 0xb3, &[0x80]).unwrap();
+        let last = writes(&fake.calls());
+        assert_eq!(last, [(0x5e, 2, 0xffff)], "what follows MSI's 14 bytes is the device's own");
+        // Of DevCtl what concerns the device alone, and read requests as large as the host's.
+        write(&mut client, 0x78, &[0xff, 0x7f]).unwrap();
+        assert_eq!(writes(&fake.calls())[1..], [(0x78, 2, 0x2810)]);
+        assert_eq!(resets(&fake), 0);
+    }
+
+    #[test]
+    fn p6_4_a_function_level_reset_is_the_backends() {
+        let (fake, mut client) = Fake::client();
+        write(&mut client, 0x79, &[0x80]).unwrap();
+        assert_eq!((writes(&fake.calls()), resets(&fake)), (vec![(0x79, 1, 0)], 1));
+        write(&mut client, 0x78, &[0, 0x80, 0, 0]).unwrap();
+        assert_eq!(resets(&fake), 2);
+        write(&mut client, 0x78, &[0x80, 0x7f]).unwrap();
+        assert_eq!(resets(&fake), 2);
+        fake.fail(17, IoReturn::NOT_OPEN);
+        assert_eq!(write(&mut client, 0x79, &[0x80]).unwrap_err().kind, FailureKind::Io);
     }
 
     proptest! {
         #[test]
-        fn no_write_ever_reaches_status_or_a_bar(
-            offset in 0u32..0x40, data in proptest::collection::vec(any::<u8>(), 1..9)
+        fn no_write_ever_reaches_status_a_bar_or_a_message(
+            offset in 0u32..0x110, data in proptest::collection::vec(any::<u8>(), 1..9)
         ) {
             let (fake, mut client) = Fake::client();
             let _ = write(&mut client, offset, &data);
             for (at, width, _) in writes(&fake.calls()) {
                 let end = at + width;
-                for range in [STATUS, BARS] {
-                    prop_assert!(end <= range.start.into() || at >= range.end.into(), "{at:#x}..{end:#x}");
+                for range in [0x00..0x04u64, 0x06..0x0c, 0x0e..0x40, 0x50..0x5e, 0xb0..0xbc, 0x100..0x1000] {
+                    prop_assert!(end <= range.start || at >= range.end, "{at:#x}..{end:#x}");
                 }
             }
         }

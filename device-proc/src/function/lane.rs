@@ -11,7 +11,7 @@ use ipc::{Handles, Tube};
 
 use super::FunctionProcess;
 use crate::hooks::{Hooks, Route};
-use crate::start;
+use crate::start::{self, RoleError};
 
 /// How long the lane is served before there is a look at everything else: so long an interrupt waits at
 /// most, and one access that is under way.
@@ -49,8 +49,16 @@ impl AsFd for Lane {
 
 impl FunctionProcess {
     /// Serves what is in the lane, and what comes while it looks for more, for a [`SLICE`].
-    pub(super) fn serve_lane(&mut self, tube: &Tube, hooks: &mut dyn Hooks) {
-        let Some(mut lane) = self.lane.take() else { return };
+    ///
+    /// # Errors
+    /// [`RoleError::Lost`] once an access has shown that the device is gone.
+    pub(super) fn serve_lane(
+        &mut self,
+        tube: &Tube,
+        hooks: &mut dyn Hooks,
+    ) -> Result<(), RoleError> {
+        let Some(mut lane) = self.lane.take() else { return Ok(()) };
+        let mut goes_on = Ok(());
         let mut began = None;
         loop {
             let Some(taken) = lane.server.take() else {
@@ -75,10 +83,12 @@ impl FunctionProcess {
                 lane.server.answer(&taken, &outcome);
             }
             at(hooks, Point::After);
-            if began.elapsed() >= SLICE {
+            goes_on = start::goes_on(&outcome);
+            if goes_on.is_err() || began.elapsed() >= SLICE {
                 break;
             }
         }
         self.lane = Some(lane);
+        goes_on
     }
 }

@@ -16,9 +16,10 @@ pub mod ring;
 
 use std::os::fd::AsFd as _;
 
-use cordon_backend::{Backend, ErrorKind, ResetKind, ServedFunction, Source as Origin};
+use cordon_backend::{Backend, ServedFunction, Source as Origin};
+use cordon_pci::permission::Layout;
 use ipc::poll::{self, Source};
-use ipc::wire::common::{Failure, FailureKind};
+use ipc::wire::common::Failure;
 use ipc::wire::faults::Misbehave;
 use ipc::wire::function::{Access, Companion as JoinCompanion, Doorbell, Ready, Request, Space};
 use ipc::wire::handshake::Role;
@@ -30,9 +31,9 @@ use self::interrupts::Interrupts;
 use self::lane::Lane;
 use crate::hooks::Hooks;
 use crate::memory::MemoryTable;
-use crate::options::Common;
+use crate::options::{Common, Serving};
 use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside, one_beside};
-use crate::{capabilities, failure};
+use crate::{failure, pci};
 
 /// What the main loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,9 @@ enum Token {
 /// The state of the process, owned by its one thread.
 pub struct FunctionProcess {
     function: Box<dyn ServedFunction>,
+    /// What a guest may write to its config space, from the capabilities that it showed when it was
+    /// opened.
+    permissions: Layout,
     bars: Bars,
     /// Entries of the MSI-X table.
     entries: u16,
@@ -71,7 +75,7 @@ pub struct FunctionProcess {
 /// [`RoleError`].
 pub fn run(
     address: PciAddress,
-    standby: bool,
+    serving: Serving,
     common: &Common,
     hooks: &mut dyn Hooks,
 ) -> Result<(), RoleError> {
@@ -79,7 +83,7 @@ pub fn run(
     let backend = hooks.backend(&common.dext).map_err(RoleError::from);
     let confinement = common.confinement();
     let prepared =
-        backend.and_then(|backend| prepare(backend.as_ref(), address, standby, confinement, &tube));
+        backend.and_then(|backend| prepare(backend.as_ref(), address, serving, confinement, &tube));
     start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
@@ -91,12 +95,12 @@ pub fn serve_on(
     tube: Tube,
     backend: &dyn Backend,
     address: PciAddress,
-    standby: bool,
+    serving: Serving,
     confinement: Confinement,
     hooks: &mut dyn Hooks,
 ) -> Result<(), RoleError> {
     let mut tube = start::greet(tube, Role::Function)?;
-    let prepared = prepare(backend, address, standby, confinement, &tube);
+    let prepared = prepare(backend, address, serving, confinement, &tube);
     start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
@@ -107,7 +111,7 @@ pub fn serve_on(
 pub fn prepare(
     backend: &dyn Backend,
     address: PciAddress,
-    standby: bool,
+    serving: Serving,
     confinement: Confinement,
     tube: &Tube,
 ) -> Result<(FunctionProcess, Ready), RoleError> {
@@ -116,20 +120,29 @@ pub fn prepare(
         ipc::event::bound_signals().map_err(RoleError::Timer)?;
     }
     let mut function = backend.open_function(address, Origin::Own)?;
-    let msix = capabilities::msix(function.as_mut())?;
+    let permissions = pci::permissions(function.as_mut(), serving.max_read_request)?;
+    let msix = permissions.msix();
     let bars = Bars::new(function.as_mut(), msix)?;
     let entries = msix.map_or(0, |msix| msix.vectors);
     let interrupts =
-        if standby { None } else { Some(Interrupts::new(function.as_mut(), entries)?) };
+        if serving.standby { None } else { Some(Interrupts::new(function.as_mut(), entries)?) };
     let (identity, infos) = (function.identity(), bars.infos());
     let vectors = interrupts.as_ref().map_or(0, Interrupts::vectors);
     let mut open = vec![tube.as_fd()];
     open.extend(function.descriptors());
     let later = confinement.guest_memory();
     let sandbox = start::confine(confinement, sandbox_profiles::Role::Function, &open, later)?;
-    let ready = Ready { identity, bars: infos, msix, vectors, sandbox };
+    let ready = Ready {
+        identity,
+        bars: infos,
+        msix: msix.map(pci::msix_info),
+        vectors,
+        max_read_request: permissions.max_read_request(),
+        sandbox,
+    };
     let process = FunctionProcess {
         function,
+        permissions,
         bars,
         entries,
         interrupts,
@@ -145,7 +158,7 @@ impl FunctionProcess {
     fn serve(&mut self, tube: &mut Tube, hooks: &mut dyn Hooks) -> Result<(), RoleError> {
         loop {
             // What is in the lane first, a little at a time; then a look at everything else.
-            self.serve_lane(tube, hooks);
+            self.serve_lane(tube, hooks)?;
             for token in self.wait(tube)? {
                 match token {
                     Token::Lane => {}
@@ -232,7 +245,7 @@ impl FunctionProcess {
                 let data = bytes.get(..width).filter(|data| !data.is_empty());
                 let data = data.ok_or_else(|| config::no_width(width))?;
                 let offset = u32::try_from(offset).unwrap_or(u32::MAX);
-                config::write(self.function.as_mut(), offset, data).map(|()| 0)
+                config::write(self.function.as_mut(), &self.permissions, offset, data).map(|()| 0)
             }
             (Space::Bar(bar), false) => self.bars.read(self.function.as_mut(), bar, offset, width),
             (Space::Bar(bar), true) => {
@@ -272,18 +285,6 @@ impl FunctionProcess {
         self.interrupts = Some(interrupts);
         Ok(vectors)
     }
-
-    /// P8: reset by the backend; a failure is an I/O error.
-    fn reset(&mut self) -> Result<(), Failure> {
-        self.function.reset(ResetKind::Function).map_err(|error| {
-            let kind = match error.kind {
-                ErrorKind::Lost => FailureKind::NoDevice,
-                ErrorKind::Unsupported => FailureKind::NotSupported,
-                _ => FailureKind::Io,
-            };
-            Failure { kind, ..failure(&error) }
-        })
-    }
 }
 
 impl Serve for FunctionProcess {
@@ -315,7 +316,7 @@ impl Serve for FunctionProcess {
                 answer.send(&call, done)?;
             }
             Request::Reset(call) => {
-                let done = alone.and_then(|()| self.reset());
+                let done = alone.and_then(|()| config::reset(self.function.as_mut()));
                 answer.send(&call, done)?;
             }
             Request::GetStatistics(call) => {

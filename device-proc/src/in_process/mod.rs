@@ -212,9 +212,9 @@ fn serve(process: &FakeProcess, command: Command, tube: Tube) -> Result<(), Role
             let confinement = confinement(&common);
             connection::serve_on(tube, process, address, windows, confinement, &mut hooks)
         }
-        Command::Function { address, standby, common } => {
+        Command::Function { address, serving, common } => {
             let confinement = confinement(&common);
-            function::serve_on(tube, process, address, standby, confinement, &mut hooks)
+            function::serve_on(tube, process, address, serving, confinement, &mut hooks)
         }
         Command::Lister { common } => lister::serve_on(tube, process, confinement(&common)),
         // They have no role, and no use for a tube.

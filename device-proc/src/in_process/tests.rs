@@ -186,6 +186,17 @@ fn both_roles_serve_over_real_tubes() {
 }
 
 #[test]
+fn p6_4_a_device_that_does_not_answer_is_not_served_as_one_that_permits_everything() {
+    let fake = fake(|function| function.identity.vendor = 0xffff);
+    let line = "function --address=01:00.0 --dext=sim:/unused --sandbox=relaxed";
+    let mut silent = Driven::start(&fake, line);
+    silent.tube.handshake(Role::Vmm, Role::Function, soon()).unwrap();
+    let started = silent.tube.receive::<Result<fun::Ready, Failure>>(soon()).unwrap();
+    let failure = started.message.unwrap_err();
+    assert!(failure.message.contains("01:00.0: ConfigRead failed: the device does not answer"));
+}
+
+#[test]
 fn a_backend_that_refuses_is_told_with_its_code() {
     let fake = fake(|_| {});
     let line = "function --address=01:00.0 --dext=sim:/unused --sandbox=relaxed";
@@ -333,6 +344,36 @@ fn a_dead_backend_ends_both_roles_with_a_reason() {
     }
     fake.revive().unwrap();
     Driven::connection(&fake).con(&con::Attach { function: 0 }).unwrap();
+}
+
+#[test]
+fn a_call_that_shows_the_device_gone_is_answered_and_ends_either_role() {
+    use cordon_backend::ErrorKind;
+    for kind in [ErrorKind::Gone, ErrorKind::Lost] {
+        let fake = fake(|_| {});
+        let mut connection = Driven::connection(&fake);
+        connection.con(&con::Attach { function: 0 }).unwrap();
+        let mut function = Driven::function(&fake);
+        // What is refused ends nobody, and nor does a function that is looked for and not attached.
+        fake.fail(address(), Operation::ConfigRead, ErrorKind::Refused);
+        let read = Access::read(Space::Config, 0, 2);
+        assert_eq!(function.fun(&read).unwrap_err().kind, FailureKind::Io);
+        connection.con(&Ping).unwrap();
+        fake.fail(address(), Operation::ConfigRead, kind);
+        fake.fail(address(), Operation::Reset, kind);
+        let mut unattached = Driven::connection(&fake);
+        unattached.con(&Ping).unwrap();
+        let failure = function.fun(&Reset).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Lost, "P8: no device, and no I/O error");
+        let (ended, said) = function.ended();
+        assert_eq!(ended, Ended::Status(1));
+        assert!(said.contains("Function 01:00.0: Reset failed: on purpose"), "{said}");
+        // Nobody asks the connection process for anything but a sign of life.
+        assert_eq!(connection.con(&Ping).unwrap_err().kind, FailureKind::Lost);
+        let (ended, said) = connection.ended();
+        assert_eq!(ended, Ended::Status(1));
+        assert!(said.contains("Function 01:00.0: ConfigRead failed: on purpose"), "{said}");
+    }
 }
 
 #[test]

@@ -31,6 +31,13 @@ fn all() -> Vec<(DextError, ErrorKind)> {
             ErrorKind::Unreachable,
         ),
         (DextError::NoSuchDevice("01:00.0".parse().unwrap()), ErrorKind::NoSuchDevice),
+        (
+            DextError::Ambiguous {
+                address: "01:00.0".parse().unwrap(),
+                root_bridges: vec!["apciec0".parse().unwrap(), "apciec1".parse().unwrap()],
+            },
+            ErrorKind::Ambiguous,
+        ),
     ]
 }
 
@@ -43,6 +50,12 @@ fn p1_5_an_error_of_the_dexts_keeps_its_words_and_its_code() {
         assert_eq!(error.to_string(), line);
         assert_eq!(error.code, code.map(|code| code.0), "{line}");
     }
+}
+
+#[test]
+fn p7_7_windows_are_made_of_the_pages_of_this_system() {
+    let (_, client) = crate::fake::Fake::client();
+    assert_eq!(client.window_granule(), rustix::param::page_size() as u64);
 }
 
 #[test]

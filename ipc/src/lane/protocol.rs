@@ -249,6 +249,7 @@ fn pack_failure(failure: &Failure) -> u64 {
         FailureKind::NotSupported => 4,
         FailureKind::Busy => 5,
         FailureKind::NoSpace => 6,
+        FailureKind::Lost => 7,
     };
     kind | failure.code.map_or(0, |code| 1 << 8 | u64::from(code) << 32)
 }
@@ -262,6 +263,7 @@ fn unpack_failure(status: u64) -> Option<(FailureKind, Option<u32>)> {
         4 => FailureKind::NotSupported,
         5 => FailureKind::Busy,
         6 => FailureKind::NoSpace,
+        7 => FailureKind::Lost,
         _ => return None,
     };
     let code = u32::from_le_bytes(code);

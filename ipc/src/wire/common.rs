@@ -69,6 +69,8 @@ pub enum FailureKind {
     Busy,
     /// A limit is reached (ENOSPC).
     NoSpace,
+    /// The dext or its device is gone, and whoever says so ends (ENODEV).
+    Lost,
 }
 
 /// Why something was refused or failed.

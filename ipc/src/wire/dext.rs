@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::root_bridge::RootBridge;
+
 /// The property `IOUserClass` of the services that are ours.
 pub const SERVICE_CLASS: &str = "VFIOUserPCIDriver";
 
@@ -148,6 +150,8 @@ pub struct Service {
     pub id: u64,
     /// Property `IOUserClass`.
     pub class: String,
+    /// The root bridge above it, where the registry shows one.
+    pub root_bridge: Option<RootBridge>,
     /// Open user clients.
     pub clients: Vec<Client>,
 }

@@ -24,6 +24,9 @@ pub struct Ready {
     pub msix: Option<MsixInfo>,
     /// Vectors that the dext registered; 0 from a standby, which has not asked yet.
     pub vectors: u16,
+    /// DevCtl's maximum read request size (bits 14:12) as the host had set it, within which a guest
+    /// stays (P6.4); `None` without PCI Express. A successor is told it: a guest may have lowered it.
+    pub max_read_request: Option<u8>,
     /// What confines the process.
     pub sandbox: SandboxReport,
 }

@@ -7,6 +7,7 @@ use super::common::{BarInfo, Identity, MsixInfo, Ping, Shutdown};
 use super::dext::Client;
 use super::faults::Misbehave;
 use super::sandbox::SandboxReport;
+use crate::root_bridge::RootBridge;
 
 /// Most functions that one report names: a bus full of multi-function devices.
 pub const MAX_FUNCTIONS: usize = 256;
@@ -16,6 +17,8 @@ pub const MAX_FUNCTIONS: usize = 256;
 pub struct Function {
     /// What it is and where.
     pub identity: Identity,
+    /// The root bridge above it, where the host names one.
+    pub root_bridge: Option<RootBridge>,
     /// Its BARs; `None` for an unused one and for the upper half of a 64-bit one.
     pub bars: [Option<BarInfo>; 6],
     /// MSI vectors it is capable of, 0 without the capability.

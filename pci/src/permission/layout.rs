@@ -287,6 +287,27 @@ impl Layout {
         Some(sent)
     }
 
+    /// The maximum read request size that a guest stays within: bits 14:12 of DevCtl, 0 (128 bytes) to
+    /// 7, as they were when the layout was made. `None` without a PCI Express capability.
+    #[must_use]
+    pub fn max_read_request(&self) -> Option<u8> {
+        self.read_request().map(|at| host_size(self.host[at]) >> 4)
+    }
+
+    /// Sets it to what the host had set, where a guest may have lowered it before the layout was made.
+    /// Above 7 there is none, and nothing changes.
+    pub fn set_max_read_request(&mut self, size: u8) {
+        if let Some(at) = self.read_request().filter(|_| size <= 0b111) {
+            self.host[at] = self.host[at] & !(0b111 << 4) | size << 4;
+        }
+    }
+
+    /// The MSI-X capability that holds: the first one, if it makes sense.
+    #[must_use]
+    pub fn msix(&self) -> Option<MsixCapability> {
+        self.known.msix
+    }
+
     /// Whether a write to these bytes is all done with what reaches the device.
     pub(crate) fn is_plain(&self, range: Range<usize>) -> bool {
         let mut bytes = self.shown[range.clone()].iter().zip(&self.ours[range]);
@@ -303,8 +324,11 @@ impl Layout {
         self.known.express.map(|express| usize::from(express.offset) + DEVICE_CONTROL + 1)
     }
 
-    /// Whether a write asks for a function-level reset that the device is capable of.
-    pub(crate) fn asks_for_reset(&self, offset: usize, data: &[u8]) -> bool {
+    /// Whether a write asks for a function-level reset that the device is capable of. What reaches
+    /// the device never starts one.
+    #[must_use]
+    pub fn asks_for_reset(&self, offset: u32, data: &[u8]) -> bool {
+        let offset = bytes::inside(offset, data.len()).start;
         let has = |at: usize, bit: u8| {
             bytes::hits(at..at + 1, offset, data).any(|(_, value)| value & bit != 0)
         };

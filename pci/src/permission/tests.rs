@@ -83,6 +83,22 @@ fn p6_4_device_control_is_forwarded_bit_by_bit() {
 }
 
 #[test]
+fn p6_4_a_read_request_stays_within_what_the_host_set_before_a_guest_lowered_it() {
+    let mut config = sample::config();
+    config[0x78..0x7a].copy_from_slice(&0x0000u16.to_le_bytes());
+    let mut layout = Layout::new(&config);
+    assert_eq!(layout.max_read_request(), Some(0));
+    assert_eq!(sent(&layout, 0x78, &0x2000u16.to_le_bytes()), [(0x78, 2, 0x0000)]);
+    layout.set_max_read_request(2);
+    layout.set_max_read_request(8);
+    assert_eq!(layout.max_read_request(), Some(2));
+    assert_eq!(sent(&layout, 0x78, &0x5000u16.to_le_bytes()), [(0x78, 2, 0x2000)]);
+    let mut none = Layout::new(&[0; 64]);
+    none.set_max_read_request(2);
+    assert_eq!(none.max_read_request(), None);
+}
+
+#[test]
 fn p6_4_messages_and_resets_are_not_forwarded() {
     let layout = Layout::new(&sample::config());
     for offset in (0x50..0x68).chain(0xb0..0xbc) {

@@ -76,7 +76,7 @@ impl ConfigSpace {
         effects.reset = self.write_power(at, data);
         self.command.write(at, data);
         self.write_messages(at, data, &mut effects);
-        if self.layout.asks_for_reset(at, data) {
+        if self.layout.asks_for_reset(offset, data) {
             effects.reset = Some(ResetCause::FunctionLevel);
         }
         if effects.reset.is_some() {

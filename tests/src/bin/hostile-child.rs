@@ -58,6 +58,7 @@ fn ready() -> Started {
         bars: [None; 6],
         msix: None,
         vectors: 0,
+        max_read_request: None,
         sandbox: SandboxReport { layers: Vec::new(), syscalls: 0 },
     })
 }

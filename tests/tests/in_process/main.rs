@@ -112,6 +112,58 @@ fn a_function_process_that_is_killed_is_no_loss() {
     assert!(s.fake().dma_write(at(), RAM_BASE, b"x"), "DMA is the connection process's");
 }
 
+/// What `event` says once the process that serves has taken a notification.
+fn comes(s: &Setup, event: &Event) -> bool {
+    s.fake().fire(at(), [0]);
+    assert!(eventually(|| s.function.statistics().unwrap().notifications > 0));
+    event.wait(Deadline::now()).unwrap()
+}
+
+#[test]
+fn a_masked_intx_stays_masked_when_its_process_is_replaced() {
+    let s = setup(|_| {});
+    let event = Event::new().unwrap();
+    let set = |setup| s.function.set_interrupts(InterruptIndex::Intx, setup);
+    let replace = || {
+        let replaced = s.function.replacements();
+        s.kill();
+        assert!(eventually(|| s.function.replacements() > replaced));
+    };
+    assert!(set(InterruptSetup::Mask).is_err(), "it is not in use");
+    let signallers = vec![Some(event.signaller().unwrap())];
+    set(InterruptSetup::Assign { start: 0, signallers }).unwrap();
+    set(InterruptSetup::Mask).unwrap();
+    for _ in 0..3 {
+        replace();
+        assert!(!comes(&s, &event));
+    }
+    // One may have been lost with a process: it comes with the unmask.
+    set(InterruptSetup::Unmask).unwrap();
+    assert!(event.wait(soon()).unwrap());
+    replace();
+    assert!(event.wait(soon()).unwrap(), "not masked any more: signalled once");
+    set(InterruptSetup::Unmask).unwrap();
+    assert!(comes(&s, &event));
+}
+
+#[test]
+fn a_masked_intx_stays_masked_when_the_device_was_away() {
+    let s = setup(|_| {});
+    let event = Event::new().unwrap();
+    let set = |setup| s.function.set_interrupts(InterruptIndex::Intx, setup);
+    let signallers = vec![Some(event.signaller().unwrap())];
+    set(InterruptSetup::Assign { start: 0, signallers }).unwrap();
+    s.fake().die();
+    assert!(eventually(|| s.identity() == [0xff; 4]));
+    // Kept for whoever serves next.
+    assert!(eventually(|| set(InterruptSetup::Mask).is_ok()));
+    s.fake().revive().unwrap();
+    assert!(eventually(|| s.identity() == IDS));
+    assert!(!comes(&s, &event));
+    set(InterruptSetup::Unmask).unwrap();
+    assert!(event.wait(soon()).unwrap());
+}
+
 #[test]
 fn a_request_that_waits_in_the_backend_is_sent_again_to_the_successor() {
     let s = setup(|_| {});

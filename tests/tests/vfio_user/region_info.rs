@@ -1,5 +1,6 @@
 use crate::EINVAL;
 use cordon_tests::vfio_user::{Client, Served, words};
+use cordon_tests::{PROBE_MSIX, windows};
 use cordon_vfio_user::protocol::command::REGION_INFO;
 use ipc::{Access, SharedMemory};
 
@@ -31,17 +32,24 @@ fn every_index_is_answered_and_unused_ones_are_empty() {
 fn a_region_with_holes_is_told_in_two_steps_and_its_areas_are_the_device() {
     let served = Served::probe();
     let mut client = served.client();
+    let expected = windows(0x2_0000, &PROBE_MSIX);
+    let count = u32::try_from(expected.len()).unwrap();
+    let size = 48 + 16 * count;
     let first = client.ask(REGION_INFO, &ask(0, 32), &[]);
     // How long the answer would be; no capabilities yet, and no descriptor.
-    assert_eq!((word(&first.body, 0), word(&first.body, 1), word(&first.body, 3)), (80, 0b0111, 0));
+    assert_eq!(
+        (word(&first.body, 0), word(&first.body, 1), word(&first.body, 3)),
+        (size, 0b0111, 0)
+    );
     assert_eq!((first.body.len(), first.descriptors.len()), (32, 0));
-    let mut second = client.ask(REGION_INFO, &ask(0, 80), &[]);
+    let mut second = client.ask(REGION_INFO, &ask(0, size), &[]);
     let body = &second.body;
-    assert_eq!((body.len(), word(body, 1), word(body, 3)), (80, 0b1111, 32));
-    assert_eq!(body[32..48], words(&[1 | 1 << 16, 0, 2, 0]));
-    let areas = [(double(body, 48), double(body, 56)), (double(body, 64), double(body, 72))];
-    // The 16 KiB pages of MSI-X table (0x8000) and pending bits (0xc000) are in neither.
-    assert_eq!(areas, [(0, 0x8000), (0x10000, 0x10000)]);
+    assert_eq!((body.len(), word(body, 1), word(body, 3)), (size as usize, 0b1111, 32));
+    assert_eq!(body[32..48], words(&[1 | 1 << 16, 0, count, 0]));
+    let area = |at: usize| (double(body, at), double(body, at + 8));
+    let areas: Vec<_> = (48..size as usize).step_by(16).map(area).collect();
+    // The pages of MSI-X table and pending bits are in none.
+    assert_eq!(areas, expected);
     let offset = double(body, 24);
     let memory = SharedMemory::from_peer(second.descriptors.pop().unwrap()).unwrap();
     assert!(second.descriptors.is_empty());
@@ -62,7 +70,9 @@ fn a_region_without_holes_is_mapped_whole() {
 fn small_io_and_config_regions_are_trapped() {
     let served = Served::probe();
     let mut client = served.client();
-    for index in [1, 4, 7] {
+    // BAR 1 has 4 KiB: a window only where that is a page.
+    let small = windows(0x1000, &[]).is_empty();
+    for index in [1, 4, 7].into_iter().filter(|index| small || *index != 1) {
         let reply = client.ask(REGION_INFO, &ask(index, 32), &[]);
         assert_eq!((word(&reply.body, 1), reply.descriptors.len()), (0b0011, 0), "{index}");
     }

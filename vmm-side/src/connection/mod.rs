@@ -12,7 +12,7 @@ use std::sync::mpsc::sync_channel;
 
 use ipc::event::Signaller;
 use ipc::wire::call::Call;
-use ipc::wire::common::{BarInfo, Identity};
+use ipc::wire::common::{BarInfo, Identity, Ping};
 use ipc::wire::connection::{
     AbandonBatch, AddMemory, Attach, Attached, Carrier, Companion, Detach, DmaEntry, DmaStatistics,
     GetStatistics, MapDma, Ready, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
@@ -341,6 +341,12 @@ impl Connection {
     /// Resets a function that comes back (P8).
     pub(crate) fn reset(&self, address: PciAddress) -> Result<(), DeviceError> {
         self.ask(&Reset { function: address.function() }, self.usual())
+    }
+
+    /// Has the process look whether its functions are still there; it ends if they are not. The answer
+    /// is its end.
+    pub(crate) fn look(&self, deadline: Deadline) {
+        let _ = self.ask(&Ping, deadline);
     }
 
     /// Gives a function a region of guest memory.

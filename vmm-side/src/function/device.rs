@@ -65,11 +65,6 @@ impl PassthroughDevice for Function {
 
     fn access(&self, access: Access, deadline: Deadline) -> Result<u64, DeviceError> {
         self.check(&access)?;
-        if let (Space::Config, true, Some(msix)) = (access.space, access.write, &self.info.msix) {
-            let bytes = access.value.to_le_bytes();
-            let data = bytes.get(..usize::from(access.width)).unwrap_or(&bytes);
-            self.shared.journal().config_write(msix.capability, access.offset, data);
-        }
         Ok(self.shared.access(&access, deadline)?)
     }
 

@@ -5,20 +5,27 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipc::event::Signaller;
-use ipc::wire::function::{Access, InterruptIndex, Layout, Space};
+use ipc::wire::function::{InterruptIndex, Layout};
 
 use crate::memory::GuestRegion;
 
-/// Signallers by vector, for the index in use.
-pub(crate) type Interrupts = Option<(InterruptIndex, Vec<Option<Arc<Signaller>>>)>;
+/// The index in use.
+#[derive(Clone, Debug)]
+pub(crate) struct InUse {
+    index: InterruptIndex,
+    /// By vector; the last one is there.
+    signallers: Vec<Option<Arc<Signaller>>>,
+    /// Whether INTx is masked by the VMM. The other indexes have no masks of this kind.
+    masked: bool,
+}
+
+/// The interrupt setup; `None` while no index is in use.
+pub(crate) type Interrupts = Option<InUse>;
 
 /// Interrupt setup and companion of one function.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Journal {
     interrupts: Interrupts,
-    /// Bytes of the MSI-X control word as the guest wrote them: setting interrupts up anew makes
-    /// the dext enable what the guest may have disabled.
-    control: BTreeMap<u64, u8>,
     /// Layout and size of the batches of the function's companion.
     pub(super) companion: Option<(Layout, u32)>,
     /// Guest RAM, where a companion needs it.
@@ -35,12 +42,11 @@ impl Journal {
         signallers: &[Option<Arc<Signaller>>],
     ) -> Interrupts {
         let before = self.interrupts.clone();
-        let (used, mut all) = self.interrupts.take().unwrap_or((index, Vec::new()));
-        if used != index {
+        if before.as_ref().is_some_and(|used| used.index != index) {
             // The process refuses a second index; the first stays.
-            self.interrupts = Some((used, all));
             return before;
         }
+        let mut all = self.interrupts.take().map(|used| used.signallers).unwrap_or_default();
         let start = usize::from(start);
         let end = start + signallers.len();
         if all.len() < end {
@@ -50,40 +56,42 @@ impl Journal {
         while all.last().is_some_and(Option::is_none) {
             all.pop();
         }
-        self.interrupts = if all.is_empty() { None } else { Some((index, all)) };
+        // INTx with another signaller is not masked.
+        let in_use = InUse { index, signallers: all, masked: false };
+        self.interrupts = Some(in_use).filter(|in_use| !in_use.signallers.is_empty());
         before
+    }
+
+    /// INTx is masked, or is not any more. What there was before, as for [`Journal::assign`]; `None`
+    /// when the index in use cannot be masked.
+    pub(crate) fn mask(&mut self, index: InterruptIndex, masked: bool) -> Option<Interrupts> {
+        let before = self.interrupts.clone();
+        let used = self.interrupts.as_mut().filter(|used| used.index == index)?;
+        if index != InterruptIndex::Intx {
+            return None;
+        }
+        used.masked = masked;
+        Some(before)
     }
 
     /// The index has no signallers any more.
     pub(crate) fn disable(&mut self, index: InterruptIndex) {
-        self.interrupts.take_if(|(used, _)| *used == index);
+        self.interrupts.take_if(|used| used.index == index);
     }
 
-    /// Back to what `assign` returned.
+    /// Back to what [`Journal::assign`] or [`Journal::mask`] returned.
     pub(crate) fn restore(&mut self, before: Interrupts) {
         self.interrupts = before;
     }
 
-    /// A config write of the guest's; `capability` is the offset of its MSI-X capability.
-    pub(crate) fn config_write(&mut self, capability: u16, offset: u64, data: &[u8]) {
-        let control = u64::from(capability) + 2;
-        for (number, byte) in (0u64..).zip(data) {
-            let at = offset.saturating_add(number);
-            if (control..control + 2).contains(&at) {
-                self.control.insert(at, *byte);
-            }
-        }
-    }
-
-    /// Config writes to repeat.
-    pub(crate) fn config_writes(&self) -> impl Iterator<Item = Access> {
-        let each = self.control.iter();
-        each.map(|(at, byte)| Access::write(Space::Config, *at, 1, (*byte).into()))
-    }
-
     /// The index in use and its signallers by vector.
     pub(crate) fn interrupts(&self) -> Option<(InterruptIndex, &[Option<Arc<Signaller>>])> {
-        self.interrupts.as_ref().map(|(index, all)| (*index, &all[..]))
+        self.interrupts.as_ref().map(|used| (used.index, &used.signallers[..]))
+    }
+
+    /// Whether the index in use is INTx and masked.
+    pub(crate) fn is_masked(&self) -> bool {
+        self.interrupts.as_ref().is_some_and(|used| used.masked)
     }
 }
 
@@ -118,20 +126,31 @@ mod tests {
     }
 
     #[test]
+    fn intx_is_masked_until_it_is_unmasked_or_assigned_anew() {
+        let mut journal = Journal::default();
+        assert!(journal.mask(Intx, true).is_none(), "it is not in use");
+        journal.assign(Intx, 0, &[signaller()]);
+        let before = journal.mask(Intx, true).unwrap();
+        assert!(journal.is_masked());
+        journal.restore(before);
+        assert!(!journal.is_masked());
+        journal.mask(Intx, true);
+        journal.mask(Intx, false);
+        assert!(!journal.is_masked());
+        journal.mask(Intx, true);
+        journal.assign(Intx, 0, &[signaller()]);
+        assert!(!journal.is_masked());
+        journal.disable(Intx);
+        journal.assign(Msix, 0, &[signaller()]);
+        assert!(journal.mask(Msix, true).is_none() && journal.mask(Intx, true).is_none());
+        assert!(!journal.is_masked());
+    }
+
+    #[test]
     fn a_second_index_changes_nothing() {
         let mut journal = Journal::default();
         journal.assign(Msix, 0, &[signaller()]);
         journal.assign(Intx, 0, &[signaller()]);
         assert!(matches!(journal.interrupts(), Some((Msix, _))));
-    }
-
-    #[test]
-    fn the_control_word_is_kept_byte_by_byte() {
-        let mut journal = Journal::default();
-        journal.config_write(0xb0, 0xb0, &[0, 0, 0x1f, 0x80]);
-        journal.config_write(0xb0, 0xb3, &[0xc0]);
-        journal.config_write(0xb0, 0x10, &[1, 2, 3, 4]);
-        let written: Vec<_> = journal.config_writes().map(|one| (one.offset, one.value)).collect();
-        assert_eq!(written, [(0xb2, 0x1f), (0xb3, 0xc0)]);
     }
 }

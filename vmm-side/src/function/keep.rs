@@ -36,6 +36,9 @@ enum Failed {
     Death(Arc<Death>),
 }
 
+/// How long a connection process may take to say whether its device is there; it is asked again.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// Pauses while the dext cleans up: a caller waits.
 fn backoff(first: Duration) -> Backoff {
     Backoff::new(first, Duration::from_millis(50))
@@ -75,7 +78,10 @@ pub(super) fn run(
         keeper.end_in_order(kept);
         return drop(started.send(Err(failed(why))));
     }
-    let Parts { address, spec, recovery, connection, container, claimed, name: _ } = parts;
+    let Parts { address, mut spec, recovery, connection, container, claimed, name: _ } = parts;
+    // What the host had set, which a guest may lower before this process is replaced.
+    let size = ready.max_read_request;
+    spec.arguments.extend(size.map(|size| format!("--max-read-request={size}").into()));
     let generation = connection.watch(address, watcher);
     let state = State {
         machine: Machine::new(&recovery),
@@ -282,7 +288,11 @@ impl FunctionKeeper {
                         }
                     }
                 }
-                Err(StartError::Died(death)) => death,
+                Err(StartError::Died(death)) => {
+                    // Perhaps since the device is gone: the process that holds the claim then ends.
+                    self.shared.connection.look(Deadline::after(LOOK).min(deadline));
+                    death
+                }
                 Err(StartError::Stopped) => return Err(Failed::Stopped),
             };
             // The dext may still be cleaning up after the dead one.
@@ -397,15 +407,13 @@ impl FunctionKeeper {
         }
     }
 
-    /// Sets the interrupts up as they were and signals each vector in use once.
+    /// Sets the interrupts up as they were and signals each vector in use once; a masked INTx is
+    /// signalled when it is unmasked.
     fn replay(&self, kept: &Kept<FunctionProtocol>) -> Result<(), CallError> {
         let child = &kept.child;
         self.keeper.with_in_hand(child, || {
             let deadline = self.shared.usual();
             let journal = self.shared.journal().clone();
-            for access in journal.config_writes() {
-                child.call_as_keeper(&access, &[], deadline)?;
-            }
             let memory = journal.memory.values().cloned();
             self.shared.replay_companion(child, journal.companion, memory, deadline)?;
             let Some((index, signallers)) = journal.interrupts() else { return Ok(()) };
@@ -413,6 +421,10 @@ impl FunctionKeeper {
                 let handles: Vec<_> = handles.iter().map(|handle| handle.as_fd()).collect();
                 child.call_as_keeper(call, &handles, deadline)
             })?;
+            if journal.is_masked() {
+                let mask = Interrupts { index, action: InterruptAction::Mask };
+                child.call_as_keeper(&mask, &[], deadline)?;
+            }
             let count = u16::try_from(signallers.len()).unwrap_or(u16::MAX);
             let action = InterruptAction::Trigger { start: 0, count };
             child.call_as_keeper(&Interrupts { index, action }, &[], deadline)

@@ -470,13 +470,25 @@ impl Shared {
 
     /// Changes the interrupt setup otherwise.
     fn act(&self, index: InterruptIndex, action: InterruptAction) -> Result<(), CallError> {
+        // Before it is asked: a process that dies right after must not take it along.
+        let masked = match action {
+            InterruptAction::Mask => self.journal().mask(index, true),
+            InterruptAction::Unmask => self.journal().mask(index, false),
+            _ => None,
+        };
         let disable = action == InterruptAction::Disable;
         if disable {
             self.journal().disable(index);
         }
-        match self.ask(&Interrupts { index, action }, self.usual()) {
-            Err(CallError::Dead(_)) if disable && self.is_away() => Ok(()),
-            answered => answered,
+        let is_kept = disable || masked.is_some();
+        let done = self.ask(&Interrupts { index, action }, self.usual());
+        match (done, masked) {
+            (Err(CallError::Dead(_)), _) if is_kept && self.is_away() => Ok(()),
+            (Err(refused @ CallError::Refused(_)), Some(before)) => {
+                self.journal().restore(before);
+                Err(refused)
+            }
+            (done, _) => done,
         }
     }
 }
@@ -523,7 +535,7 @@ fn assign(
 
 /// Whether a process says that its dext is gone, after which it ends.
 fn are_last_words(failure: &Failure) -> bool {
-    failure.kind == FailureKind::NoDevice && failure.code.is_none()
+    failure.kind == FailureKind::Lost
 }
 
 /// Whether a process ends within [`LAST_WORDS`].

@@ -41,7 +41,8 @@ impl WindowRoute {
 pub struct HostConfig {
     /// The `device-proc` program.
     pub device_proc: PathBuf,
-    /// Where the dext is: `sim:PATH` or `iokit`.
+    /// Where the dext is: `sim:PATH` or `iokit`, or beneath one root bridge `sim@NAME:PATH` or
+    /// `iokit@NAME`.
     pub dext: OsString,
     /// Refuse to start a process without a layer of its sandbox: the default.
     pub strict: bool,

@@ -14,7 +14,7 @@ use std::ffi::{c_int, c_long};
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use cordon_device_proc::options::{Common, CommonOptions, UsageError, Windows};
+use cordon_device_proc::options::{Common, CommonOptions, Serving, UsageError, Windows};
 use cordon_device_proc::start::RoleError;
 use cordon_device_proc::{backends, connection, function, start};
 use ipc::wire::handshake::Role;
@@ -134,7 +134,8 @@ fn confined(address: PciAddress, common: &Common, role: Role, name: &str, target
         let backend = backends::open(&common.dext)?;
         let (backend, confinement) = (backend.as_ref(), common.confinement());
         if role == Role::Function {
-            let prepared = function::prepare(backend, address, false, confinement, &tube);
+            let prepared =
+                function::prepare(backend, address, Serving::default(), confinement, &tube);
             let _held = start::announce(&mut tube, prepared)?;
             attempt_and_exit(name, target)
         }

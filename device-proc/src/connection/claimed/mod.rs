@@ -9,17 +9,17 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use cordon_backend::{BackendError, Backing, BarMemory, GroupFunction, Liveness, ResetKind};
-use ipc::wire::common::{BarInfo, Failure, FailureKind, MsixInfo};
+use cordon_pci::MsixCapability;
+use cordon_pci::placement::{self, Granule, Window};
+use ipc::wire::common::{BarInfo, Failure, FailureKind};
 use ipc::wire::connection::{Attached, BarWindow, Carrier, DmaStatistics};
 use ipc::{Deadline, DeviceMemory, PciAddress};
 
 use self::batch::Batches;
 use self::dma::Registration;
-use super::windows::guest_windows;
-use crate::function::bars::is_mappable;
 use crate::memory::MemoryTable;
 use crate::options::Windows;
-use crate::{capabilities, failure, start};
+use crate::{failure, pci, start};
 
 /// What attaching brings: what may be said of the function, and the memory of each window, which is
 /// not duplicated for it: a confined process cannot.
@@ -128,11 +128,11 @@ impl ClaimedFunction {
 
     fn export(&mut self) -> Result<Exported, BackendError> {
         let function = self.function.as_mut();
-        let msix = capabilities::msix(function)?;
+        let msix = pci::msix(function)?;
         let bars = function.bars()?;
         let mut export = Export::default();
         for (bar, info) in (0u8..).zip(bars) {
-            let Some(info) = info.filter(is_mappable) else {
+            let Some(info) = info.filter(pci::is_mappable) else {
                 continue;
             };
             // Whatever becomes of it: function processes map what the one that claimed mapped first.
@@ -160,22 +160,30 @@ impl ClaimedFunction {
         &mut self,
         bar: u8,
         info: &BarInfo,
-        msix: Option<&MsixInfo>,
+        msix: Option<&MsixCapability>,
         memory: BarMemory,
         export: &mut Export,
     ) {
-        let granule = self.function.window_granule();
-        let parts = guest_windows(bar, info, memory.size, msix, granule);
+        let bytes = self.function.window_granule();
+        let Some(granule) = Granule::new(bytes) else {
+            let why = format!("windows of {bytes} bytes cannot be");
+            return export.warnings.push(format!("BAR {bar} is served by traps only: {why}"));
+        };
+        let parts = placement::place(bar, pci::bar(info), memory.size, granule, msix);
         match self.windows {
             Windows::Trapped => {}
             Windows::Described => {
-                let describe =
-                    |(offset, length)| BarWindow { bar, offset, length, memory_offset: offset };
-                export.windows.extend(parts.into_iter().map(describe));
+                let describe = |&Window { offset, length }: &Window| BarWindow {
+                    bar,
+                    offset,
+                    length,
+                    memory_offset: offset,
+                };
+                export.windows.extend(parts.iter().map(describe));
                 return;
             }
             Windows::Handed => {
-                for (offset, length) in parts {
+                for &Window { offset, length } in parts.iter() {
                     match memory.part(offset, length) {
                         Ok((memory, memory_offset)) => {
                             export.windows.push(BarWindow { bar, offset, length, memory_offset });
@@ -191,6 +199,19 @@ impl ClaimedFunction {
         }
         if matches!(memory.backing, Backing::Mapped(_)) {
             self.mapped.push(memory);
+        }
+    }
+
+    /// Whether the function is still there, if it is attached: nobody else may notice, since nothing
+    /// hangs up on a Mac, and a guest can use windows without a call for as long as it likes.
+    pub(super) fn look(&mut self) -> Result<(), Failure> {
+        if !self.attached {
+            return Ok(());
+        }
+        match self.function.config_read(0, 2) {
+            Err(error) if error.is_fatal() => Err(failure(&error)),
+            // What it answers is its own affair, and so is a refusal.
+            _ => Ok(()),
         }
     }
 

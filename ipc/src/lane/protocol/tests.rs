@@ -14,6 +14,7 @@ fn failures() -> impl Strategy<Value = Failure> {
         Just(FailureKind::NotSupported),
         Just(FailureKind::Busy),
         Just(FailureKind::NoSpace),
+        Just(FailureKind::Lost),
     ];
     (kind, any::<Option<u32>>(), "\\PC{0,400}").prop_map(|(kind, code, message)| Failure {
         kind,

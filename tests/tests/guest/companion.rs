@@ -1,24 +1,10 @@
 //! A guest that maps memory on demand.
 
-use std::process::Command;
-
-use cordon_tests::{Simulator, announce, eventually, program};
-use serde_json::Value;
+use cordon_tests::{Simulator, announce, eventually};
 
 use crate::TIMEOUT;
 use crate::machine::{Guest, device};
 use crate::serve::{Serve, is_refusal};
-
-/// What `cordon inspect` shows of a served function's DMA.
-fn inspect(simulator: &Simulator, serve: &Serve) -> Value {
-    let output = Command::new(program("cordon"))
-        .args(["inspect", "01:00.0", "--json", "--dext", &simulator.endpoint(), "--control"])
-        .arg(serve.socket("control"))
-        .output()
-        .unwrap();
-    let inspection: Value = serde_json::from_slice(&output.stdout).unwrap();
-    inspection["served"]["dma"].clone()
-}
 
 #[test]
 fn a_guest_maps_on_demand_through_the_companion_of_a_strict_dart() {
@@ -42,7 +28,7 @@ fn a_guest_maps_on_demand_through_the_companion_of_a_strict_dart() {
         &["-no-reboot", "-device", &devices[0], "-device", &devices[1]],
     );
     guest.says("GUEST-LIVE");
-    let live = inspect(&simulator, &serve);
+    let live = serve.inspect(&simulator, "01:00.0")["dma"].clone();
     assert_eq!((&live["live_regions"], &live["live_bytes"]), (&4096.into(), &(16 << 20).into()));
     assert_eq!(simulator.held("01:00.0").2, 4096);
     guest.says("GUEST-FRAGMENT");
@@ -60,7 +46,7 @@ fn a_guest_maps_on_demand_through_the_companion_of_a_strict_dart() {
     }
     assert!(seen.iter().all(|line| !is_refusal(line)), "{seen:?}");
     assert!(eventually(|| simulator.held("01:00.0").2 == 0), "a guest that is gone left mappings");
-    let after = inspect(&simulator, &serve);
+    let after = serve.inspect(&simulator, "01:00.0")["dma"].clone();
     assert_eq!((&after["live_regions"], &after["peak_regions"]), (&0.into(), &65_536.into()));
     assert_eq!(after["peak_bytes"], 3u64 << 29);
     let said = serve.errors.lock().unwrap().join("\n");

@@ -34,3 +34,38 @@ fn a_connection_process_that_dies_is_a_controller_reset_for_the_guest() {
     serve.stop();
     simulator.assert_released("01:00.0");
 }
+
+/// Kills the connection process under I/O of a guest that does nothing about it; its longest request.
+fn mended_by_the_driver(kernel: &str) -> Duration {
+    let simulator = Simulator::start(&["--device=01:00.0=nvme,size=64M,queues=4"]);
+    let serve = Serve::start(&simulator, &["01:00.0"]);
+    let sockets = [serve.socket("01:00.0")];
+    let mut guest = Guest::boot_with("outlived", kernel, "q35", &sockets, &["-no-reboot"]);
+    guest.says("GUEST-BUSY");
+    std::thread::sleep(Duration::from_secs(2));
+    signal(process(serve.child.id(), "connection", "01:00.0").unwrap(), Signal::KILL);
+    serve.until("away");
+    serve.until("back");
+    guest.passes("outlived");
+    let longest = guest.longest_request();
+    guest.ends();
+    let said: Vec<_> = guest.seen.iter().filter(|line| line.contains("kernel: ")).collect();
+    announce(&format!("guest {kernel}: its longest request {longest:?}, its kernel: {said:#?}"));
+    serve.stop();
+    simulator.assert_released("01:00.0");
+    longest
+}
+
+/// Linux asks whether a request is lost after 30 s, tries to abort it, and resets the controller after
+/// another 30 s.
+#[test]
+fn a_connection_process_that_dies_is_mended_by_the_guests_driver_alone() {
+    let longest = mended_by_the_driver("");
+    assert!(longest < Duration::from_secs(75), "{longest:?}");
+}
+
+#[test]
+fn a_guest_with_a_shorter_timeout_is_stalled_for_less_by_the_death_of_a_connection_process() {
+    let longest = mended_by_the_driver("nvme_core.io_timeout=5");
+    assert!(longest < Duration::from_secs(20), "{longest:?}");
+}

@@ -1,6 +1,6 @@
 //! A guest does not notice that function processes die.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cordon_tests::{Simulator, announce, signal};
 use rustix::process::Signal;
@@ -34,6 +34,40 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
     guest.ends();
     announce(&format!("guest: {kills} kills under its I/O, none seen"));
     assert!(kills > 50, "{kills}");
+    let seen = serve.until("detach");
+    assert!(seen.iter().all(|line| line["event"] != "given-up"), "{seen:?}");
+    serve.stop();
+    simulator.assert_released("01:00.0");
+}
+
+#[test]
+fn a_stopped_function_process_is_a_short_stall_though_the_guest_traps_nothing() {
+    let simulator = Simulator::start(&["--device=01:00.0=nvme,size=64M,queues=4"]);
+    let serve = Serve::start_with(&simulator, &["01:00.0"], |command, directory| {
+        command.arg("--control").arg(directory.join("control"));
+    });
+    let mut guest = Guest::boot("stalled", "q35", &[serve.socket("01:00.0")], &["-no-reboot"]);
+    guest.says("GUEST-BUSY");
+    let mut noticed = Vec::new();
+    for number in 1..=3u64 {
+        std::thread::sleep(Duration::from_millis(1500));
+        signal(process(serve.child.id(), "function", "01:00.0").unwrap(), Signal::STOP);
+        let before = Instant::now();
+        while serve.inspect(&simulator, "01:00.0")["replacements"] != number {
+            assert!(before.elapsed() < Duration::from_secs(5), "the stop was not noticed");
+        }
+        noticed.push(before.elapsed());
+    }
+    guest.passes("stalled");
+    let longest = guest.longest_request();
+    guest.ends();
+    // Found by the sign of life alone: had the guest trapped anything, the process would have been
+    // overdue with that.
+    let said = serve.errors.lock().unwrap().join("\n");
+    let found = said.matches("did not give a sign of life").count();
+    assert_eq!(found, noticed.len(), "{said}");
+    announce(&format!("guest: stops noticed after {noticed:?}, its longest request {longest:?}"));
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
     let seen = serve.until("detach");
     assert!(seen.iter().all(|line| line["event"] != "given-up"), "{seen:?}");
     serve.stop();

@@ -44,6 +44,17 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn boot(test: &str, machine: &str, sockets: &[PathBuf], more: &[&str]) -> Self {
+        Self::boot_with(test, "", machine, sockets, more)
+    }
+
+    /// Boots with more words on the kernel's command line.
+    pub(crate) fn boot_with(
+        test: &str,
+        kernel: &str,
+        machine: &str,
+        sockets: &[PathBuf],
+        more: &[&str],
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let monitor = directory.path().join("qmp");
         let prepared = prepared();
@@ -65,7 +76,8 @@ impl Guest {
             .arg(prepared.join("vmlinuz"))
             .arg("-initrd")
             .arg(prepared.join("initramfs"))
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 cordon.test={test}")])
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet panic=-1 cordon.test={test} {kernel}"))
             .args(more);
         for (number, socket) in sockets.iter().enumerate() {
             command.arg("-device").arg(device(socket, number).to_string());
@@ -126,6 +138,16 @@ impl Guest {
             }
             None => false,
         }
+    }
+
+    /// The longest request of its load, as it said.
+    pub(crate) fn longest_request(&self) -> Duration {
+        let words = |line: &String| {
+            let (_, rest) = line.split_once("the longest took ")?;
+            rest.split(' ').next()?.parse().ok().map(Duration::from_millis)
+        };
+        let found = self.seen.iter().find_map(words);
+        found.unwrap_or_else(|| panic!("no longest request: {:#?}", self.seen))
     }
 
     /// Waits for the guest's end.

@@ -75,6 +75,17 @@ impl Serve {
         }
     }
 
+    /// What `cordon inspect` shows of a function that is served with a control socket.
+    pub(crate) fn inspect(&self, simulator: &Simulator, device: &str) -> Value {
+        let output = Command::new(program("cordon"))
+            .args(["inspect", device, "--json", "--dext", &simulator.endpoint(), "--control"])
+            .arg(self.socket("control"))
+            .output()
+            .unwrap();
+        let inspection: Value = serde_json::from_slice(&output.stdout).unwrap();
+        inspection["served"].clone()
+    }
+
     /// SIGTERM ends it in order.
     pub(crate) fn stop(mut self) {
         signal(self.child.id(), Signal::TERM);

@@ -1,5 +1,6 @@
-//! The table of rules in ARCHITECTURE.md is whole and true: every rule of docs/rules.md has its code
-//! and its test, and both are there.
+//! The documents are true where they name code, tests and files: every rule of docs/rules.md has its code
+//! and its test in ARCHITECTURE.md's table, and every row of docs/regressions.md has tests, all of which
+//! are there.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,23 +35,62 @@ fn stated() -> BTreeSet<String> {
     rules
 }
 
+/// What stands between backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// The cells of a row of a table.
+fn cells(row: &str) -> Vec<&str> {
+    row.trim_matches('|').split('|').map(str::trim).collect()
+}
+
+/// Panics unless there is a test `name` in `file`.
+fn assert_test(of: &str, file: &str, name: &str) {
+    let text = read(file);
+    let at = text.find(&format!("fn {name}("));
+    let at = at.unwrap_or_else(|| panic!("{of}: there is no {name} in {file}"));
+    // Comments and other attributes may stand between the two.
+    let before = text[..at].lines().rev().map(str::trim);
+    let mut before = before.filter(|line| !line.is_empty() && !line.starts_with("//"));
+    let attribute = before.next().is_some_and(|line| line.starts_with("#["));
+    assert!(attribute, "{of}: {name} in {file} is no test");
+}
+
+#[test]
+fn every_regression_has_tests_that_are_there() {
+    let text = read("docs/regressions.md");
+    let (mut rows, mut tests) = (BTreeSet::new(), 0);
+    for row in text.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let [what, held] = cells(row)[..] else { panic!("{row}") };
+        if what.starts_with("---") {
+            continue;
+        }
+        let held = quoted(held);
+        assert!(!held.is_empty(), "no test holds: {what}");
+        for test in held {
+            let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{what}: {test}"));
+            assert_test(what, file, name);
+            tests += 1;
+        }
+        assert!(rows.insert(what), "{what} is there twice");
+    }
+    assert!(rows.len() > 20, "{}", rows.len());
+    announce(&format!("regressions: {} rows have their {tests} tests", rows.len()));
+}
+
 #[test]
 fn every_rule_has_its_code_and_its_test() {
     let text = read("ARCHITECTURE.md");
     let table = text.split("\n## Rules").nth(1).unwrap().split("\n## ").next().unwrap();
     let mut found = BTreeMap::new();
     for line in table.lines().filter(|line| line.starts_with("| P") || line.starts_with("| C")) {
-        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let [rule, code, test] = cells[..] else { panic!("{line}") };
-        let quoted = |cell: &str| -> Vec<String> {
-            cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-        };
+        let [rule, code, test] = cells(line)[..] else { panic!("{line}") };
         let (code, test) = (quoted(code), quoted(test));
-        assert!(root().join(&code[0]).is_file(), "{rule}: there is no {}", code[0]);
-        let [file, name] = &test[..] else { panic!("{line}") };
-        let there = read(file).contains(&format!("fn {name}("));
-        assert!(there, "{rule}: there is no test {name} in {file}");
-        assert!(found.insert(rule.to_owned(), name.clone()).is_none(), "{rule} is there twice");
+        assert!(root().join(code[0]).is_file(), "{rule}: there is no {}", code[0]);
+        let [file, name] = test[..] else { panic!("{line}") };
+        assert_test(rule, file, name);
+        assert!(found.insert(rule.to_owned(), name.to_owned()).is_none(), "{rule} is there twice");
     }
     let stated = stated();
     let listed: BTreeSet<String> = found.into_keys().collect();
@@ -64,9 +104,15 @@ fn every_rule_has_its_code_and_its_test() {
 #[test]
 fn every_file_that_the_documents_name_is_there() {
     let mut links = 0;
-    for document in
-        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/rules.md", "docs/macos.md"]
-    {
+    let documents = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "docs/rules.md",
+        "docs/macos.md",
+        "docs/regressions.md",
+    ];
+    for document in documents {
         let text = read(document);
         let folder = root().join(document);
         let folder = folder.parent().unwrap();

@@ -292,9 +292,8 @@ fn stop_in(state: &str, change: impl FnOnce(&Serve, &Simulator) -> Option<Client
     drop(held);
     announce(&format!("serve, {state}: stopped in {taken:?}, {status}"));
     assert!(taken < STOP, "{state}: {taken:?}");
-    assert!([Some(0), Some(FORCED)].contains(&status.code()), "{state}: {status}");
-    let forced = events.contains(&Event::Forced);
-    assert_eq!(status.code() == Some(FORCED), forced, "{state}: {events:?}");
+    assert_eq!(status.code(), Some(0), "{state}: {status}");
+    assert!(!events.contains(&Event::Forced), "{state}: {events:?}");
     assert!(serve.left_no_file(), "{state}");
     let gone = eventually(|| pids.iter().all(|pid| !is_running(*pid)));
     assert!(gone, "{state}: {:?}", pids.iter().filter(|pid| is_running(**pid)).collect::<Vec<_>>());
@@ -342,6 +341,14 @@ fn it_stops_in_time_while_a_client_waits_for_a_stopped_process() {
         for role in ["function", "connection"] {
             signal(process(serve.pid(), role), Signal::STOP);
         }
+        client.send(command::REGION_READ, flag::COMMAND, &body, &[]);
+        Some(client)
+    });
+    stop_in("a request to a stopped dext", |serve, simulator| {
+        let mut client = serve.client("01:00.0");
+        let mut body = 0u64.to_le_bytes().to_vec();
+        body.extend(words(&[CONFIG, 4]));
+        signal(simulator.pid(), Signal::STOP);
         client.send(command::REGION_READ, flag::COMMAND, &body, &[]);
         Some(client)
     });

@@ -3,17 +3,21 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipc::event::Signaller;
-use ipc::{SocketFile, SocketFileError};
+use ipc::{Deadline, SocketFile, SocketFileError};
 
 use crate::options::Options;
 use crate::seat::{Beside, Seat};
 use crate::service::Service;
 use cordon_vmm::{Container, PassthroughDevice};
+
+/// How long a server may take to stop whose device is still attached: a little longer than a request
+/// that waits for a process to be found silent and replaced.
+const STOP: Duration = Duration::from_secs(5);
 
 /// Why a function is not served.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +122,16 @@ impl Server {
         self.beside.add(&server.seat);
         Ok(server)
     }
+
+    /// Has it stop, and waits for that until `deadline`; whether it has. It takes leave of its client in
+    /// order first: one whose device does not answer is given up when the device is detached, or when a
+    /// request is overdue.
+    pub fn stop(&self, deadline: Deadline) -> bool {
+        self.stop.signal();
+        let left = deadline.instant().saturating_duration_since(Instant::now());
+        !matches!(self.finished.recv_timeout(left), Err(RecvTimeoutError::Timeout))
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -127,9 +141,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop.signal();
-        // A request in flight is bounded by the device's deadlines.
-        if self.finished.recv_timeout(Duration::from_secs(20)).is_ok()
+        // A request in flight is bounded by the device's deadlines, and answered at once when the device
+        // is detached.
+        if self.stop(Deadline::after(STOP))
             && let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

@@ -163,8 +163,13 @@ impl<L: Fn(Event)> Service<L> {
         let _taken = self.seat.take();
         (self.log)(Event::Attached);
         let (device, container) = (&*self.device, &*self.container);
-        let mut session =
-            Session::new(Socket::new(stream), device, container, handover, self.options);
+        let mut session = Session::new(
+            Socket::new(stream, &self.stopped),
+            device,
+            container,
+            handover,
+            self.options,
+        );
         let talk = AssertUnwindSafe(|| self.converse(&mut session, entrance));
         let ended = catch_unwind(talk);
         // Whatever happened, its memory is not the device's any more.
@@ -191,6 +196,7 @@ impl<L: Fn(Event)> Service<L> {
                     Token::Client => match session.serve_one() {
                         Ok(None) => {}
                         Ok(Some(why)) => (self.log)(Event::Refused(why)),
+                        Err(SocketError::Stopped) => return Ok(End::Stopped),
                         Err(SocketError::EndOfFile) => {
                             return Ok(End::Left("end of file".to_owned()));
                         }

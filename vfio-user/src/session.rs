@@ -19,7 +19,7 @@ use cordon_vmm::{Container, PassthroughDevice};
 
 /// A connected client.
 pub(super) struct Session<'d> {
-    socket: Socket,
+    socket: Socket<'d>,
     device: &'d dyn PassthroughDevice,
     container: &'d Container,
     handover: &'d mut Handover,
@@ -49,7 +49,7 @@ impl From<Vec<u8>> for Answer {
 
 impl<'d> Session<'d> {
     pub(super) fn new(
-        socket: Socket,
+        socket: Socket<'d>,
         device: &'d dyn PassthroughDevice,
         container: &'d Container,
         handover: &'d mut Handover,

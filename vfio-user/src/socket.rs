@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use ipc::poll::{self, Source};
-use ipc::{Deadline, rights};
+use ipc::{Deadline, Event, rights};
 use rustix::io::Errno;
 
 use crate::protocol::{HEADER, Header, MAX_DESCRIPTORS, MAX_MESSAGE, flag};
@@ -35,6 +35,8 @@ pub(super) enum SocketError {
         "message {id} says it has {size} bytes, between {HEADER} and {MAX_MESSAGE} are allowed"
     )]
     Size { id: u16, command: u16, size: u32 },
+    #[error("the server stops")]
+    Stopped,
     #[error("the socket failed: {0}")]
     Io(#[from] io::Error),
 }
@@ -50,11 +52,35 @@ impl From<Errno> for SocketError {
 
 /// A connected client.
 #[derive(Debug)]
-pub(super) struct Socket(UnixStream);
+pub(super) struct Socket<'s> {
+    stream: UnixStream,
+    /// Readable when the server stops: a client that is waited for in the middle of a message is then
+    /// waited for no longer.
+    stopped: &'s Event,
+}
 
-impl Socket {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self(stream)
+/// What a client is waited for together with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Client,
+    Stop,
+}
+
+impl<'s> Socket<'s> {
+    pub(super) fn new(stream: UnixStream, stopped: &'s Event) -> Self {
+        Self { stream, stopped }
+    }
+
+    /// Waits for the client, or for the stop.
+    fn wait(&self, client: Source<'_, Token>, deadline: Deadline) -> Result<(), SocketError> {
+        let stop = Source::readable(self.stopped, Token::Stop);
+        let tokens = poll::wait(&[client, stop], Some(deadline))?;
+        match tokens[..] {
+            [] => Err(SocketError::Stalled),
+            // What is there already is served first.
+            [Token::Stop] => Err(SocketError::Stopped),
+            _ => Ok(()),
+        }
     }
 
     /// The next message, of which at least one byte has come.
@@ -89,7 +115,7 @@ impl Socket {
         deadline: Deadline,
     ) -> Result<usize, SocketError> {
         loop {
-            match rights::receive(&self.0, into) {
+            match rights::receive(&self.stream, into) {
                 Ok(came) => {
                     descriptors.extend(came.handles);
                     if came.handles_truncated || descriptors.len() > MAX_DESCRIPTORS {
@@ -103,9 +129,7 @@ impl Socket {
                     };
                 }
                 Err(Errno::AGAIN) => {
-                    if !poll::wait_readable(&self.0, deadline)? {
-                        return Err(SocketError::Stalled);
-                    }
+                    self.wait(Source::readable(&self.stream, Token::Client), deadline)?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -143,15 +167,13 @@ impl Socket {
         let deadline = Deadline::after(TIMEOUT);
         let (mut rest, mut descriptor) = (&bytes[..], descriptor);
         while !rest.is_empty() {
-            match rights::send(&self.0, rest, descriptor.as_slice()) {
+            match rights::send(&self.stream, rest, descriptor.as_slice()) {
                 Ok(sent) => {
                     rest = &rest[sent..];
                     descriptor = None;
                 }
                 Err(Errno::AGAIN) => {
-                    if poll::wait(&[Source::writable(&self.0, ())], Some(deadline))?.is_empty() {
-                        return Err(SocketError::Stalled);
-                    }
+                    self.wait(Source::writable(&self.stream, Token::Client), deadline)?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -160,8 +182,8 @@ impl Socket {
     }
 }
 
-impl AsFd for Socket {
+impl AsFd for Socket<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.stream.as_fd()
     }
 }

@@ -10,6 +10,7 @@ mod macos;
 mod package;
 mod policy;
 mod process;
+mod regressions;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -148,6 +149,10 @@ fn run_tests(mut tests: Command) -> Result {
         }
         Ok(())
     })?;
+    say!("\n== what was wrong once, and the tests that hold it")?;
+    for line in regressions::lines(&root())? {
+        say!("{line}")?;
+    }
     say!("\nsuites: {passed} passed, {failed} failed")?;
     match (status.success(), passed) {
         (true, 0) => Err("no test ran".into()),

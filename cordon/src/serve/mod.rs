@@ -24,6 +24,7 @@ use cordon_cli::event::{Event, Part};
 use cordon_vfio_user::{self as vfio_user, Server};
 use cordon_vmm::text::printable;
 use cordon_vmm::{Companion, Container, DmaMode, Host, PassthroughDevice, Presence};
+use ipc::Deadline;
 use ipc::event::Signaller;
 use ipc::poll::{self, Source};
 
@@ -35,6 +36,9 @@ use crate::failure::ServeEnd;
 
 pub(crate) use self::options::ServeOptions;
 pub(crate) use self::watched::Watched;
+
+/// How long servers may take to send their clients away before the devices are detached under them.
+const LEAVE: Duration = Duration::from_millis(200);
 
 /// One served function and what serves it.
 struct Served {
@@ -238,9 +242,10 @@ impl Serving<'_> {
     }
 
     /// Stops serving and detaches everything, all functions at once: one whose process does not
-    /// answer holds up no other.
+    /// answer holds up no other. Clients go first, so that what they had is taken back by requests and
+    /// not by an end.
     fn close(&mut self) {
-        let host = self.host;
+        let (host, leave) = (self.host, Deadline::after(LEAVE));
         let functions: Vec<_> =
             self.served.iter().map(|one| Arc::clone(&one.watched.function)).collect();
         std::thread::scope(|scope| {
@@ -250,7 +255,14 @@ impl Serving<'_> {
                 .map(|Served { watched, server, companion, .. }| {
                     let name = format!("stop {}", watched.function.address());
                     let close = move || {
-                        drop((server, companion));
+                        let servers: Vec<Server> = server.into_iter().chain(companion).collect();
+                        // Both are told before either is waited for.
+                        for until in [Deadline::now(), leave] {
+                            for server in &servers {
+                                server.stop(until);
+                            }
+                        }
+                        // Whoever still waits for the device is answered now.
                         host.detach(&watched.function);
                     };
                     std::thread::Builder::new().name(name).spawn_scoped(scope, close)

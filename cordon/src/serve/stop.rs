@@ -1,12 +1,16 @@
 //! How `cordon serve` stops: in order, and if that takes too long by killing its child processes, so
-//! that it is gone within two seconds whatever state they are in.
+//! that it is gone within two seconds whatever happens.
 //!
 //! ```text
-//! signal ──▶ in order ──1.25 s──▶ children killed, sockets removed, exit
-//!                │ done                           │
-//!                ▼                                ▼
-//!            status 0                         status 70
+//! signal ──▶ in order ──1.5 s──▶ children killed, sockets removed, exit
+//!                │ done                          │
+//!                ▼                               ▼
+//!            status 0                        status 70
 //! ```
+//!
+//! What is slow is bounded below that: a client that is in the middle of a message is left at once, one
+//! whose device does not answer after 200 ms, and detaching kills a process that is stopped at once and
+//! one that does not answer after at most a second.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +23,9 @@ use cordon_cli::event::Event;
 use super::sink::Sink;
 use crate::{Failure, sys};
 
-/// How long stopping in order may take. The rest of the two seconds is for a machine on which
+/// How long stopping in order may take: 200 ms for clients to leave and a second to detach. The rest of the two seconds is for a machine on which
 /// others want to run as well.
-const IN_ORDER: Duration = Duration::from_millis(1250);
+const IN_ORDER: Duration = Duration::from_millis(1500);
 /// How long whoever reads the events may hold up the end.
 pub(super) const WRITING: Duration = Duration::from_millis(100);
 

@@ -15,6 +15,8 @@ use super::{Cause, Death, ExitStatus, Process, lane};
 /// How long a child whose tube closed may take to end by itself, so that its own exit status is
 /// told and not that of our kill.
 const GRACE: Duration = Duration::from_millis(200);
+/// How often one that is to end is looked at: it may be stopped meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long a killed process may take to end; one that takes longer is held by the kernel.
 const REAP: Duration = Duration::from_secs(2);
 
@@ -110,6 +112,29 @@ impl Fate {
 
     pub(super) fn note_last_words(&self, line: &str) {
         line.clone_into(&mut self.last_words.lock());
+    }
+
+    /// Whether a signal from outside stopped it: it answers nothing and ends by nothing but a kill.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.process.is_suspended()
+    }
+
+    /// Waits until it has ended, at most until `deadline` and not for one that is stopped; whether it has.
+    pub(crate) fn ends_by(&self, deadline: Deadline) -> bool {
+        loop {
+            let look = Deadline::after(LOOK).min(deadline);
+            if poll::wait_readable(&self.process, look).unwrap_or(false) {
+                return true;
+            }
+            if deadline.passed() || self.is_suspended() {
+                return false;
+            }
+        }
+    }
+
+    /// Kills it, whatever it is condemned for.
+    pub(crate) fn kill(&self) {
+        self.process.kill();
     }
 
     /// Waits until it has ended by itself, or for as long as it may take to.

@@ -107,7 +107,8 @@ pub struct Deadlines {
     /// From sending a request to its answer, after which the child is killed: 3 s by default, so
     /// that another can answer within the 5 s after which QEMU gives up on a vfio-user server.
     pub call: Duration,
-    /// From asking a child to stop to its end, after which it is killed: 1 s by default.
+    /// From asking a child to stop to its end, after which it is killed: 400 ms by default. One that a
+    /// signal stopped is killed at once.
     pub stop: Duration,
     /// How long a child may be silent before it is asked for a sign of life: 1 s by default.
     pub silence: Duration,
@@ -120,7 +121,7 @@ impl Default for Deadlines {
         Self {
             start: Duration::from_secs(5),
             call: Duration::from_secs(3),
-            stop: Duration::from_secs(1),
+            stop: Duration::from_millis(400),
             silence: Duration::from_secs(1),
             life: Duration::from_secs(2),
         }

@@ -320,6 +320,12 @@ impl Connection {
             state.attached.remove(&address.function());
             state.attached.is_empty()
         };
+        let stopped = self.process().is_ok_and(|process| process.fate.is_suspended());
+        if stopped {
+            // It does not answer, and would hold whoever detaches up until the deadline.
+            self.condemn(Cause::Overdue("give a function back"));
+            return Ok(none_left);
+        }
         match self.ask(&Detach { function: address.function() }, deadline) {
             Ok(()) => Ok(none_left),
             Err(error) if error.is_absent() => Ok(none_left),
@@ -462,8 +468,12 @@ impl Connection {
     /// Ends the process, which is the one way to take everything from it; it counts as its death.
     /// Returns once it is dead.
     pub(crate) fn end_process(&self, why: &str) {
+        self.condemn(Cause::Broken(why.to_owned()));
+    }
+
+    fn condemn(&self, cause: Cause) {
         let process = Arc::clone(&self.shared.state.lock().process);
-        process.fate.condemn(Cause::Broken(why.to_owned()));
+        process.fate.condemn(cause);
         process.fate.wait_for_death();
     }
 

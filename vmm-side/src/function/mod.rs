@@ -290,7 +290,7 @@ impl Function {
     }
 
     /// Ends it: callers that wait are answered at once, whoever serves the function is stopped and
-    /// not replaced. Takes at most about two seconds.
+    /// not replaced. Takes at most about half a second.
     pub(crate) fn stop(&self) {
         self.shared.connection.unwatch(self.shared.address);
         let death = Death::of_function(&self.shared.spec.subject, Cause::Stopped);

@@ -25,7 +25,7 @@ pub use config::{HostConfig, WindowRoute};
 pub use meter::SpawnMeter;
 
 /// How long detaching may take in all, whatever state its processes are in.
-const DETACH: Duration = Duration::from_millis(1500);
+const DETACH: Duration = Duration::from_secs(1);
 
 /// Why a function was not attached. Everything that had been done was undone.
 #[derive(Debug, thiserror::Error)]
@@ -430,7 +430,7 @@ impl Host {
     /// Detaches a function (P1.4): its own companion destroyed (P10.2), interrupts down, device
     /// withdrawn, container left, connection released; the connection process stops with its last
     /// function. Callers that wait are answered at once. Goes through with it whichever of the
-    /// processes are dead or do not answer, within about two seconds. A companion that was created by
+    /// processes are dead or do not answer, within about a second. A companion that was created by
     /// itself keeps the function.
     pub fn detach(&self, function: &Function) {
         let deadline = Deadline::after(DETACH);

@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a guest without a console has nobody to tell anything")]
 
 mod companion;
+mod load;
 mod nvme;
 mod probe;
 mod sys;
@@ -54,6 +55,8 @@ fn run(test: &str) -> Result<End, String> {
         "hold" => off(nvme::hold()),
         "companion" => off(companion::exercise()),
         "return" => off(nvme::comes_back()),
+        "stalled" => off(load::stalled()),
+        "outlived" => off(load::outlived()),
         "probe" => off(probe::exercise()),
         "reboot" => nvme::reboot(),
         "marker" => off(nvme::marker()),

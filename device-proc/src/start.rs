@@ -269,25 +269,30 @@ impl<'t> Answer<'t> {
         self.reply::<Q, C>(reply)
     }
 
-    /// [`Answer::send`] to a request that is not there any more.
+    /// [`Answer::send`], with descriptors beside it.
     ///
     /// # Errors
-    /// [`RoleError::Tube`] when the VMM side is gone or does not read.
-    pub fn reply<Q, C: Call<Q>>(self, reply: Result<C::Reply, Failure>) -> Result<(), RoleError> {
-        self.hooks.at(Point::During, Route::Tube(self.tube));
-        self.tube.send(self.id, &reply, &[], Deadline::after(PEER_TIMEOUT))?;
-        self.hooks.at(Point::After, Route::Tube(self.tube));
-        Ok(())
+    /// As [`Answer::reply`].
+    pub fn send_with<Q, C: Call<Q>>(
+        self,
+        _call: &C,
+        reply: Result<C::Reply, Failure>,
+        handles: &[BorrowedFd<'_>],
+    ) -> Result<(), RoleError> {
+        self.reply_with::<Q, C>(reply, handles)
     }
 
-    /// [`Answer::send`], with descriptors beside it.
+    /// [`Answer::send`] to a request that is not there any more.
     ///
     /// # Errors
     /// [`RoleError::Tube`] when the VMM side is gone or does not read; [`RoleError::Lost`] when that is
     /// the answer: nothing hangs up where a dext is an I/O service, so a call is where its loss shows.
-    pub fn send_with<Q, C: Call<Q>>(
+    pub fn reply<Q, C: Call<Q>>(self, reply: Result<C::Reply, Failure>) -> Result<(), RoleError> {
+        self.reply_with::<Q, C>(reply, &[])
+    }
+
+    fn reply_with<Q, C: Call<Q>>(
         self,
-        _call: &C,
         reply: Result<C::Reply, Failure>,
         handles: &[BorrowedFd<'_>],
     ) -> Result<(), RoleError> {

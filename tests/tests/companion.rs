@@ -285,6 +285,9 @@ fn c5_2_a_process_that_dies_in_the_middle_of_a_batch_is_not_noticed() {
             assert_eq!(s.copy(first, last, 256, 1 + u32::try_from(before).unwrap()), 0);
             assert_eq!(guest.get(DATA + 0x1000 * 511, 256), [0x5a; 256]);
             guest.put(DATA + 0x1000 * 511, &[0; 256]);
+            // What happened after a reply is noticed at the next request by the tube: before the next
+            // death, which is to be another process's.
+            s.probe.statistics().unwrap();
             s.strike("Doorbell", Point::During, What::Kill);
             assert_eq!(guest.unmap(&ids).0, OK, "{when:?} {what:?}");
             assert_eq!((s.held(), s.live()), (0, 0));

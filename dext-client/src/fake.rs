@@ -34,6 +34,7 @@ struct State {
     mapped: Vec<u32>,
     dead: bool,
     registered: BTreeMap<u64, u64>,
+    asserts: bool,
     page: Option<Window>,
     completion: Option<Signaller>,
 }
@@ -114,6 +115,11 @@ impl Fake {
         state.completion.as_ref().unwrap().signal();
     }
 
+    /// Whether STATUS shows that the device asserts its pin.
+    pub fn assert_pin(&self, asserts: bool) {
+        self.state().asserts = asserts;
+    }
+
     /// The bytes that config space holds.
     pub fn config_bytes(offset: u64, length: usize) -> Vec<u8> {
         let byte = |at: u64| match at {
@@ -142,7 +148,8 @@ impl State {
                 let mut value = [0; 8];
                 let width = inputs[1] as usize;
                 value[..width].copy_from_slice(&Fake::config_bytes(inputs[0], width));
-                vec![u64::from_le_bytes(value)]
+                let status = u64::from(self.asserts && inputs[0] == 6) << 3;
+                vec![u64::from_le_bytes(value) | status]
             }
             selector::GET_BAR_INFO => BARS[inputs[0] as usize].ok_or(IoReturn::NOT_FOUND)?.to_vec(),
             selector::SETUP_INTERRUPTS => vec![32],

@@ -8,6 +8,9 @@ pub(crate) const COMMAND: usize = 0x04;
 pub(crate) const MEMORY_SPACE: u16 = 1 << 1;
 pub(crate) const BUS_MASTER: u16 = 1 << 2;
 
+/// STATUS, and its Interrupt Status: whether the function asserts its pin, or would.
+const STATUS: u64 = 0x06;
+const STATUS_INTERRUPT: u32 = 1 << 3;
 const STATUS_CAPABILITIES: u8 = 0x10;
 const FIRST_BAR: usize = 0x10;
 const LAST_BAR: usize = 0x24;
@@ -160,7 +163,14 @@ impl ConfigSpace {
         self.put(0x104, &serial.to_le_bytes());
     }
 
-    /// `None` past the end.
+    /// What a read of these bytes has in the place of Interrupt Status, which only the device knows; 0
+    /// where they are others.
+    pub(crate) fn interrupt_status(offset: u64, width: usize) -> u32 {
+        let into = (offset..offset.saturating_add(width as u64)).position(|at| at == STATUS);
+        into.map_or(0, |byte| STATUS_INTERRUPT << (8 * byte))
+    }
+
+    /// `None` past the end. Interrupt Status reads as 0.
     pub(crate) fn read(&self, offset: u64, width: usize) -> Option<u32> {
         let offset = usize::try_from(offset).ok()?;
         if width == 4 && offset.is_multiple_of(4) && (FIRST_BAR..=LAST_BAR).contains(&offset) {

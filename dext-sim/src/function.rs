@@ -256,6 +256,11 @@ impl Function {
         Some(())
     }
 
+    /// Whether the device has something to interrupt for.
+    pub(crate) fn asserts(&self) -> bool {
+        !self.hardware.halted() && self.model.lock().asserts(&self.hardware)
+    }
+
     /// Selector ResetDevice. Every simulated function is capable of a function-level reset, which
     /// the dext tries first, so the hot reset of the upstream port is never reached.
     pub(crate) fn function_level_reset(&self) {

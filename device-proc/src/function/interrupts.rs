@@ -5,14 +5,19 @@
 //! given the signallers, and nothing of this runs when the device fires.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Duration;
 
 use cordon_backend::{BackendError, Delivery, KernelInterrupts, ServedFunction, VectorSet};
-use ipc::Handles;
 use ipc::event::{self, Signaller};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::{InterruptAction, InterruptIndex, MAX_ASSIGN, Statistics};
+use ipc::{Deadline, Handles};
 
 use crate::{failure, start};
+
+/// STATUS in config space, and Interrupt Status in it.
+const STATUS: u32 = 0x06;
+const INTERRUPT_STATUS: u32 = 1 << 3;
 
 /// The interrupt setup of one function.
 pub struct Interrupts {
@@ -33,23 +38,73 @@ enum Mode {
     Messages(InterruptIndex, Vec<Option<Signaller>>),
 }
 
+/// How long after an unmask INTx is not signalled again. An unmask says that the guest has accessed the
+/// device, not that its handler has run: with several processors it may be another one's access.
+const HOLD_OFF: Duration = Duration::from_micros(500);
+
 /// INTx is level-triggered for the guest, and the dext tells of edges: it is held back after each
-/// signal until unmasked, which says that the guest has accessed the device. An edge meanwhile is
-/// signalled then, since the guest may have looked for work before it; but not if it came before
-/// anybody had taken the signal, for whoever takes it looks later than that. Such an edge must not
-/// be signalled again. There is nothing left for its driver to do, and one that finds nothing in
-/// memory touches no register: a VMM that takes the line down at the next access leaves it up, and
-/// its guest is interrupted over and over until it gives up on the line ("nobody cared").
+/// signal until unmasked, and a little longer ([`HOLD_OFF`]).
 ///
-/// An edge after the signal was taken may have been seen by the guest or not. It is signalled: a
-/// spurious interrupt, whatever a VMM makes of it, is better than one that is lost.
+/// An edge whose cause is gone must not be signalled. There is nothing left for its driver to do, and one
+/// that finds nothing in memory touches no register: a VMM that takes the line down at the next access
+/// leaves it up, and its guest is interrupted over and over until it gives up on the line ("nobody
+/// cared"). Whether the cause is still there is what Interrupt Status in STATUS says, so the device is
+/// asked. Not every device shows it while the host takes messages, so it is believed from the first
+/// time on that it was set. Of one that never showed it edges are all that is known: one that comes
+/// before anybody has taken the signal is no other interrupt, for whoever takes it looks later than
+/// that; one that comes later may have been seen or not, and is signalled after the unmask. A spurious
+/// interrupt, whatever a VMM makes of it, is better than one that is lost.
 struct Intx {
     signaller: Signaller,
     masked: bool,
+    /// There may be something to signal when it is unmasked and not held off any more.
     held_back: bool,
+    /// Until when it is held off.
+    quiet: Option<Deadline>,
+    /// The device has shown that it asserts its pin.
+    shows: bool,
 }
 
 impl Intx {
+    fn new(signaller: Signaller) -> Self {
+        Self { signaller, masked: false, held_back: false, quiet: None, shows: false }
+    }
+
+    /// Whether there may be something to do for the guest: not when the device says that there is not.
+    fn may_assert(&mut self, function: &mut dyn ServedFunction) -> bool {
+        match function.config_read(STATUS, 2) {
+            Ok(status) if status == u32::from(u16::MAX) => true,
+            Ok(status) => {
+                let asserts = status & INTERRUPT_STATUS != 0;
+                self.shows |= asserts;
+                asserts || !self.shows
+            }
+            Err(error) => {
+                tracing::debug!("STATUS cannot be read: {error}");
+                true
+            }
+        }
+    }
+
+    /// The device fired; whether that was signalled.
+    fn edge(&mut self, function: &mut dyn ServedFunction) -> bool {
+        if self.masked {
+            self.held_back |= !self.signaller.is_pending();
+            return false;
+        }
+        self.held_back = true;
+        self.settle(function)
+    }
+
+    /// Signals what was held back, if it is time and there is still something to do; whether it was.
+    fn settle(&mut self, function: &mut dyn ServedFunction) -> bool {
+        if self.masked || !self.held_back || self.quiet.is_some_and(|until| !until.passed()) {
+            return false;
+        }
+        (self.held_back, self.quiet) = (false, None);
+        self.may_assert(function) && self.fire()
+    }
+
     /// Signals, or holds back; whether it was signalled.
     fn fire(&mut self) -> bool {
         if self.masked {
@@ -59,6 +114,21 @@ impl Intx {
         self.masked = true;
         self.signaller.signal();
         true
+    }
+
+    /// The guest has accessed the device.
+    fn unmask(&mut self) {
+        if std::mem::take(&mut self.masked) {
+            self.quiet = Some(Deadline::after(HOLD_OFF));
+            // It may have been for one cause of several.
+            self.held_back |= self.shows;
+        }
+    }
+
+    /// When there is something to settle.
+    fn due(&self) -> Option<Deadline> {
+        let waits = self.held_back && !self.masked;
+        waits.then(|| self.quiet.unwrap_or_else(Deadline::now))
     }
 }
 
@@ -97,10 +167,11 @@ impl Interrupts {
         let Delivery::Notified(notified) = function.delivery() else { return Ok(()) };
         self.statistics.notifications += 1;
         match notified.drain() {
-            Ok(pending) => self.dispatch(pending),
+            Ok(pending) => self.dispatch(function, pending),
             Err(error) if error.is_fatal() => return Err(error),
             Err(error) => tracing::warn!("pending bits cannot be drained: {error}"),
         }
+        let Delivery::Notified(notified) = function.delivery() else { return Ok(()) };
         match notified.arm() {
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
@@ -111,14 +182,14 @@ impl Interrupts {
         }
     }
 
-    fn dispatch(&mut self, pending: VectorSet) {
+    fn dispatch(&mut self, function: &mut dyn ServedFunction, pending: VectorSet) {
         let fired = u64::from(pending.count());
         let delivered = match &mut self.mode {
             Mode::Off => 0,
             Mode::Intx(_) if fired == 0 => 0,
             Mode::Intx(intx) => {
                 // P9.2: any bit is INTx; all of them together are one signal.
-                self.statistics.delivered += u64::from(intx.fire());
+                self.statistics.delivered += u64::from(intx.edge(function));
                 return;
             }
             Mode::Messages(_, signallers) => {
@@ -129,6 +200,19 @@ impl Interrupts {
         };
         self.statistics.delivered += delivered;
         self.statistics.dropped += fired - delivered;
+    }
+
+    /// When [`Interrupts::settle`] is to be called next, if at all.
+    #[must_use]
+    pub fn due(&self) -> Option<Deadline> {
+        if let Mode::Intx(intx) = &self.mode { intx.due() } else { None }
+    }
+
+    /// Signals INTx that was held off, if it is time.
+    pub fn settle(&mut self, function: &mut dyn ServedFunction) {
+        if let Mode::Intx(intx) = &mut self.mode {
+            self.statistics.delivered += u64::from(intx.settle(function));
+        }
     }
 
     /// How many vectors an index has (P4).
@@ -212,10 +296,7 @@ impl Interrupts {
                 Ok(())
             }
             (InterruptAction::Unmask, Mode::Intx(intx)) if index == InterruptIndex::Intx => {
-                intx.masked = false;
-                if std::mem::take(&mut intx.held_back) {
-                    intx.fire();
-                }
+                intx.unmask();
                 Ok(())
             }
             (InterruptAction::Mask | InterruptAction::Unmask, _) => Err(start::invalid(format!(
@@ -267,7 +348,7 @@ impl Interrupts {
         let mut given = present.iter().map(|present| if *present { handles.next() } else { None });
         if index == InterruptIndex::Intx {
             self.mode = match given.next().flatten() {
-                Some(signaller) => Mode::Intx(Intx { signaller, masked: false, held_back: false }),
+                Some(signaller) => Mode::Intx(Intx::new(signaller)),
                 None => Mode::Off,
             };
             return Ok(());

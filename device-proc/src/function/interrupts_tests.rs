@@ -44,6 +44,13 @@ impl Setup {
         self.interrupts.deliver(&mut self.client).unwrap();
     }
 
+    /// The guest has accessed the device, and as long ago as INTx is held off.
+    fn unmask(&mut self) {
+        self.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+        std::thread::sleep(HOLD_OFF);
+        self.interrupts.settle(&mut self.client);
+    }
+
     fn last_mask(&self) -> Vec<u64> {
         self.fake.calls_of(selector::SET_IRQ_MASK).last().unwrap().clone()
     }
@@ -117,9 +124,9 @@ fn intx_is_held_back_until_unmasked() {
     assert!(line.clear().unwrap());
     s.fire(&[0]);
     assert!(!line.clear().unwrap());
-    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    s.unmask();
     assert!(line.clear().unwrap());
-    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    s.unmask();
     assert!(!line.clear().unwrap());
 }
 
@@ -133,16 +140,16 @@ fn intx_that_fires_before_its_signal_is_taken_is_one_interrupt() {
     s.fire(&[0]);
     assert!(line.clear().unwrap());
     // The guest has looked at the device later than all three.
-    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    s.unmask();
     assert!(!line.clear().unwrap());
     // And what comes after it was taken is another one's, however many.
     s.fire(&[0]);
     assert!(line.clear().unwrap());
     s.fire(&[0]);
     s.fire(&[0]);
-    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    s.unmask();
     assert!(line.clear().unwrap());
-    s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    s.unmask();
     assert!(!line.clear().unwrap());
 }
 
@@ -154,7 +161,61 @@ fn intx_that_fires_while_the_guest_masks_it_is_held_back() {
     s.change(IntxIndex, InterruptAction::Mask, &[]).unwrap();
     s.fire(&[0]);
     assert!(!line.clear().unwrap());
+    s.unmask();
+    assert!(line.clear().unwrap());
+}
+
+#[test]
+fn intx_is_not_signalled_again_at_once_after_an_unmask() {
+    let mut s = setup();
+    let [line] = events();
+    s.assign(IntxIndex, 0, &[&line]);
+    s.fire(&[0]);
+    assert!(line.clear().unwrap());
     s.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
+    // Nothing is due that has not come.
+    assert!(s.interrupts.due().is_none());
+    let before = std::time::Instant::now();
+    s.fire(&[0]);
+    let due = s.interrupts.due();
+    assert!(due.is_some_and(|due| due.instant() < before + HOLD_OFF));
+    s.unmask();
+    assert!(line.clear().unwrap());
+    assert!(s.interrupts.due().is_none());
+}
+
+#[test]
+fn intx_whose_cause_is_gone_is_not_signalled_once_the_device_has_shown_one() {
+    let mut s = setup();
+    let [line] = events();
+    s.assign(IntxIndex, 0, &[&line]);
+    // It never showed anything: edges are all that is known.
+    s.fire(&[0]);
+    assert!(line.clear().unwrap());
+    s.unmask();
+    s.fake.assert_pin(true);
+    s.fire(&[0]);
+    assert!(line.clear().unwrap());
+    // An edge that the guest has seen, since it acknowledged it with the one before.
+    s.fire(&[0]);
+    s.fake.assert_pin(false);
+    s.unmask();
+    assert!(!line.clear().unwrap());
+    // One that comes late is no different.
+    s.fire(&[0]);
+    assert!(!line.clear().unwrap());
+    // What is left to do is signalled again, also without another edge.
+    s.fake.assert_pin(true);
+    s.fire(&[0]);
+    assert!(line.clear().unwrap());
+    s.unmask();
+    assert!(line.clear().unwrap());
+    s.fake.assert_pin(false);
+    s.unmask();
+    assert!(!line.clear().unwrap());
+    // A device that cannot be asked may assert it.
+    s.fake.fail(selector::CONFIG_READ, IoReturn::NO_MEMORY);
+    s.fire(&[0]);
     assert!(line.clear().unwrap());
 }
 

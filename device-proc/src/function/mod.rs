@@ -159,6 +159,9 @@ impl FunctionProcess {
         loop {
             // What is in the lane first, a little at a time; then a look at everything else.
             self.serve_lane(tube, hooks)?;
+            if let Some(interrupts) = &mut self.interrupts {
+                interrupts.settle(self.function.as_mut());
+            }
             for token in self.wait(tube)? {
                 match token {
                     Token::Lane => {}
@@ -216,8 +219,10 @@ impl FunctionProcess {
         sources.extend(self.companion.iter().flat_map(|one| one.sources(Token::Companion)));
         sources.extend(liveness.as_ref().map(|liveness| liveness.source(Token::Backend)));
         let sleeps = self.lane.as_ref().is_none_or(Lane::will_sleep);
-        let deadline = self.companion.as_ref().and_then(Companion::deadline);
-        let deadline = if sleeps { deadline } else { Some(Deadline::now()) };
+        let due = self.interrupts.as_ref().and_then(Interrupts::due);
+        let due =
+            due.into_iter().chain(self.companion.as_ref().and_then(Companion::deadline)).min();
+        let deadline = if sleeps { due } else { Some(Deadline::now()) };
         let ready = poll::wait(&sources, deadline).map_err(RoleError::Wait)?;
         if let Some(lane) = &self.lane {
             lane.woke(ready.contains(&Token::Lane)).map_err(RoleError::Wait)?;

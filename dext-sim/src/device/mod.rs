@@ -23,6 +23,10 @@ pub(crate) trait Model: Send {
     /// Looks at the registers and does what they ask for; whether there was anything.
     fn poll(&mut self, hardware: &Hardware) -> bool;
 
+    /// Whether it has something to interrupt for that its driver has not acknowledged yet: what STATUS
+    /// shows, whether messages are used or the pin.
+    fn asserts(&self, hardware: &Hardware) -> bool;
+
     /// Back to the state after power-on, registers included.
     fn reset(&mut self, hardware: &Hardware);
 }

@@ -129,6 +129,11 @@ impl Model for Probe {
         busy
     }
 
+    /// It fires and forgets.
+    fn asserts(&self, _: &Hardware) -> bool {
+        false
+    }
+
     fn reset(&mut self, hardware: &Hardware) {
         let Some(registers) = hardware.registers(0) else {
             return;

@@ -4,12 +4,18 @@ use ipc::Window;
 use ipc::wire::dext::IoReturn;
 
 use super::{Scalars, UserClient};
+use crate::config_space::ConfigSpace;
 
 impl UserClient {
     pub(super) fn config_read(&self, offset: u64, width: u64) -> Scalars {
         let width = config_width(width)?;
         let value = self.function.hardware.config().read(offset, width);
-        value.map(|value| vec![value.into()]).ok_or(IoReturn::BAD_ARGUMENT)
+        let mut value = value.ok_or(IoReturn::BAD_ARGUMENT)?;
+        let status = ConfigSpace::interrupt_status(offset, width);
+        if status != 0 && self.function.asserts() {
+            value |= status;
+        }
+        Ok(vec![value.into()])
     }
 
     pub(super) fn config_write(&self, offset: u64, width: u64, value: u64) -> Scalars {

@@ -11,6 +11,7 @@ mod function_death;
 mod interactive;
 mod lifetime;
 mod machine;
+mod pin;
 mod serve;
 
 use std::time::Duration;

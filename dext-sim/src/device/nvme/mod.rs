@@ -351,6 +351,16 @@ impl Model for Controller {
         busy
     }
 
+    /// NVMe 1.4, 7.6.1: while a completion queue that interrupts has entries that the guest's head
+    /// doorbell has not passed.
+    fn asserts(&self, hardware: &Hardware) -> bool {
+        let Some(registers) = hardware.registers(0) else { return false };
+        (0u64..).zip(&self.completion).any(|(number, queue)| {
+            let head = registers.load_u32(DOORBELLS + 8 * number + 4).unwrap_or_default();
+            queue.as_ref().is_some_and(|queue| queue.asserts(head))
+        })
+    }
+
     fn reset(&mut self, hardware: &Hardware) {
         let Some(registers) = hardware.registers(0) else {
             return;

@@ -65,6 +65,11 @@ impl CompletionQueue {
         head < self.entries && (self.tail + 1) % self.entries != head
     }
 
+    /// Whether there is an interrupt for entries that the guest has not taken.
+    pub(super) fn asserts(&self, head: u32) -> bool {
+        self.vector.is_some() && head != self.tail
+    }
+
     /// Writes an entry: all of it as not there yet, then the byte with the phase bit. The guest
     /// polls that bit, and copies to its memory are made of bytes in any order, so that everything
     /// else must be there before and that byte is the only one that changes.

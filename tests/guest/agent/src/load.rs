@@ -218,3 +218,62 @@ pub(crate) fn outlived() -> Outcome {
     }
     Ok(())
 }
+
+/// How often the interrupt was taken that a controller shares, by its PCI function's `irq`.
+fn taken(controller: &str) -> Result<u64, String> {
+    let read = |path: &str| std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
+    let irq = read(&format!("/sys/class/nvme/{controller}/device/irq"))?;
+    let table = read("/proc/interrupts")?;
+    let row = table.lines().find_map(|line| {
+        let (number, rest) = line.trim().split_once(':')?;
+        (number == irq.trim()).then_some(rest)
+    });
+    let row = row.ok_or_else(|| format!("there is no interrupt {irq}"))?;
+    Ok(row.split_whitespace().map_while(|field| field.parse::<u64>().ok()).sum())
+}
+
+/// The controllers: name, and the vendor of the function that they are.
+fn controllers() -> Result<Vec<(String, String)>, String> {
+    let mut all = Vec::new();
+    let entries = std::fs::read_dir("/sys/class/nvme").map_err(|error| error.to_string())?;
+    for entry in entries.flatten() {
+        let vendor = std::fs::read_to_string(entry.path().join("device/vendor"));
+        let vendor = vendor.map_err(|error| format!("vendor: {error}"))?;
+        all.push((entry.file_name().to_string_lossy().into_owned(), vendor.trim().to_owned()));
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// Bursts of I/O with pauses, by interrupts of the pin: each is taken about as often as something was
+/// done, and none while nothing is.
+pub(crate) fn by_pin() -> Outcome {
+    const BURSTS: u32 = 6;
+    const BURST: Duration = Duration::from_millis(1200);
+    const PAUSE: Duration = Duration::from_secs(2);
+    for (name, vendor) in controllers()? {
+        let (mut requests, mut idle, before) = (0, 0, taken(&name)?);
+        let mut longest = Duration::ZERO;
+        for _ in 0..BURSTS {
+            let tally = run(&format!("/dev/{name}n1"), |_| {
+                std::thread::sleep(BURST);
+                Ok(())
+            })?;
+            requests += tally.requests;
+            longest = longest.max(tally.longest);
+            let quiet = taken(&name)?;
+            std::thread::sleep(PAUSE);
+            idle += taken(&name)? - quiet;
+        }
+        let all = taken(&name)? - before;
+        println!(
+            "pin {vendor}: {requests} requests, {all} interrupts, {idle} of them in pauses, the \
+             longest took {} ms",
+            longest.as_millis()
+        );
+    }
+    match complaints()?.first() {
+        Some(line) => Err(format!("the kernel says: {line}")),
+        None => Ok(()),
+    }
+}

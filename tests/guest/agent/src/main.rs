@@ -57,6 +57,7 @@ fn run(test: &str) -> Result<End, String> {
         "return" => off(nvme::comes_back()),
         "stalled" => off(load::stalled()),
         "outlived" => off(load::outlived()),
+        "pin" => off(load::by_pin()),
         "probe" => off(probe::exercise()),
         "reboot" => nvme::reboot(),
         "marker" => off(nvme::marker()),

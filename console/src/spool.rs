@@ -30,7 +30,7 @@ pub struct LeftOut<K> {
 /// What says in words how many lines were left out.
 type Notice<K> = Box<dyn Fn(LeftOut<K>) -> String + Send>;
 
-struct State<K> {
+struct SpoolState<K> {
     waiting: VecDeque<String>,
     bytes: usize,
     /// Lines that did not fit, since the last notice of it.
@@ -45,14 +45,14 @@ struct State<K> {
     closed: bool,
 }
 
-struct Shared<K> {
-    state: Mutex<State<K>>,
+struct SpoolShared<K> {
+    state: Mutex<SpoolState<K>>,
     changed: Condvar,
 }
 
 /// Lines on their way to a descriptor, said by sources `K`. The thread that writes ends when the
 /// value is dropped, once it is not held up by whoever reads.
-pub struct Spool<K>(Arc<Shared<K>>);
+pub struct Spool<K>(Arc<SpoolShared<K>>);
 
 impl<K: Clone + Eq + Hash + Send + 'static> Spool<K> {
     /// Starts the thread that writes to `target`; `notice` says what was left out.
@@ -64,7 +64,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Spool<K> {
         target: OwnedFd,
         notice: impl Fn(LeftOut<K>) -> String + Send + 'static,
     ) -> io::Result<Self> {
-        let state = State {
+        let state = SpoolState {
             waiting: VecDeque::new(),
             bytes: 0,
             unfit: 0,
@@ -75,7 +75,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Spool<K> {
             failed: None,
             closed: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(SpoolShared { state: Mutex::new(state), changed: Condvar::new() });
         let writer = Arc::clone(&shared);
         let run = move || writer.write(&target);
         std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
@@ -136,7 +136,7 @@ impl<K> Drop for Spool<K> {
     }
 }
 
-impl<K: Clone + Eq + Hash> State<K> {
+impl<K: Clone + Eq + Hash> SpoolState<K> {
     /// Whether everything was written, also what was left out.
     fn is_idle(&mut self) -> bool {
         let told = self.unfit == 0 && self.limits.next().is_none();
@@ -192,13 +192,13 @@ impl<K: Clone + Eq + Hash> State<K> {
     }
 }
 
-impl<K> Shared<K> {
-    fn state(&self) -> MutexGuard<'_, State<K>> {
+impl<K> SpoolShared<K> {
+    fn state(&self) -> MutexGuard<'_, SpoolState<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Clone + Eq + Hash> Shared<K> {
+impl<K: Clone + Eq + Hash> SpoolShared<K> {
     /// The thread that writes. It holds no lock while it does.
     fn write(&self, target: &OwnedFd) {
         while let Some(text) = self.next() {

@@ -46,8 +46,8 @@ pub fn confine_and_ask(name: &str, role: Role) -> Vec<Finding> {
         Ok(report) => report,
         Err(error) => return vec![(false, format!("{name}: {error}"))],
     };
-    let layer = |(layer, state): &(sandbox_profiles::Layer, sandbox_profiles::State)| {
-        let good = !matches!(state, sandbox_profiles::State::Missing(_));
+    let layer = |(layer, state): &(sandbox_profiles::Layer, sandbox_profiles::LayerState)| {
+        let good = !matches!(state, sandbox_profiles::LayerState::Missing(_));
         (good, format!("{name}: {layer}: {state:?}"))
     };
     let mut findings: Vec<Finding> = report.layers.iter().map(layer).collect();

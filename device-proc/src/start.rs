@@ -129,9 +129,9 @@ pub fn confine(
     let keep: Vec<i32> = open.iter().map(|fd| fd.as_raw_fd()).collect();
     let report = sandbox_profiles::confine(role, mode, &keep, later)?;
     let state = |state| match state {
-        sandbox_profiles::State::Enforced(said) => LayerState::Enforced(said),
-        sandbox_profiles::State::Partial(said) => LayerState::Partial(said),
-        sandbox_profiles::State::Missing(said) => LayerState::Missing(said),
+        sandbox_profiles::LayerState::Enforced(said) => LayerState::Enforced(said),
+        sandbox_profiles::LayerState::Partial(said) => LayerState::Partial(said),
+        sandbox_profiles::LayerState::Missing(said) => LayerState::Missing(said),
     };
     let layer = |(layer, said)| Layer { kind: kind(layer), state: state(said) };
     Ok(SandboxReport {

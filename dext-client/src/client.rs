@@ -8,7 +8,7 @@ use ipc::wire::common::{BarInfo, Identity};
 use ipc::wire::dext::{IoReturn, MAX_VECTORS, memory, selector};
 use ipc::{Event, PciAddress, TubeError, Window};
 
-use crate::{Behind, CallError, DextError, Mapped, UserClient};
+use crate::{Behind, DextError, Mapped, SelectorError, UserClient};
 
 /// A typed connection to one function.
 pub struct Client {
@@ -53,18 +53,18 @@ fn says_gone(code: IoReturn) -> bool {
 }
 
 /// Adds who and what to what a call came back with.
-pub(crate) fn named(subject: &str, operation: &'static str, error: CallError) -> DextError {
+pub(crate) fn named(subject: &str, operation: &'static str, error: SelectorError) -> DextError {
     let subject = subject.to_owned();
     match error {
-        CallError::Code(code) if says_gone(code) => {
+        SelectorError::Code(code) if says_gone(code) => {
             DextError::Lost { subject, operation, code: Some(code) }
         }
-        CallError::Code(code) => DextError::Refused { subject, operation, code },
-        CallError::Tube(TubeError::Disconnected) => {
+        SelectorError::Code(code) => DextError::Refused { subject, operation, code },
+        SelectorError::Tube(TubeError::Disconnected) => {
             DextError::Lost { subject, operation, code: None }
         }
-        CallError::Tube(source) => DextError::Broken { subject, operation, source },
-        CallError::Invalid(why) => DextError::Invalid { subject, operation, why },
+        SelectorError::Tube(source) => DextError::Broken { subject, operation, source },
+        SelectorError::Invalid(why) => DextError::Invalid { subject, operation, why },
     }
 }
 
@@ -74,14 +74,14 @@ fn named_call(
     subject: &str,
     (operation, selector): Method,
     interrupts: bool,
-    error: CallError,
+    error: SelectorError,
 ) -> DextError {
     let needs_setup = matches!(
         selector,
         selector::CHECK_INTERRUPT | selector::WAIT_INTERRUPT | selector::SET_IRQ_MASK
     );
     match error {
-        CallError::Code(code @ IoReturn::NOT_READY) if interrupts || !needs_setup => {
+        SelectorError::Code(code @ IoReturn::NOT_READY) if interrupts || !needs_setup => {
             DextError::Lost { subject: subject.to_owned(), operation, code: Some(code) }
         }
         other => named(subject, operation, other),
@@ -149,7 +149,7 @@ impl Client {
         Ok(out)
     }
 
-    fn named(&self, method: Method, error: CallError) -> DextError {
+    fn named(&self, method: Method, error: SelectorError) -> DextError {
         named_call(&self.subject, method, self.interrupts, error)
     }
 
@@ -228,7 +228,7 @@ impl Client {
     /// the dext is gone: the method that always succeeds does.
     fn map(&mut self, operation: &'static str, kind: u32) -> Result<Mapped, DextError> {
         match self.connection.map(kind) {
-            Err(error @ CallError::Code(IoReturn::BAD_ARGUMENT)) => {
+            Err(error @ SelectorError::Code(IoReturn::BAD_ARGUMENT)) => {
                 match self.call::<6>(GET_IDENTITY.0, GET_IDENTITY.1, &[]) {
                     Err(gone) if gone.is_lost() => Err(gone),
                     _ => Err(named(&self.subject, operation, error)),

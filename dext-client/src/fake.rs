@@ -17,7 +17,7 @@ use ipc::event::Signaller;
 use ipc::wire::dext::{ENABLED_WORDS, INTERRUPT_PAGE, IoReturn, memory, selector};
 use ipc::{Access, Event, SharedMemory, TubeError, Window};
 
-use crate::{Behind, CallError, Client, Mapped, UserClient};
+use crate::{Behind, Client, Mapped, SelectorError, UserClient};
 
 /// A call as it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Call {
 }
 
 #[derive(Default)]
-struct State {
+struct FakeState {
     calls: Vec<Call>,
     fails: BTreeMap<u32, IoReturn>,
     map_fails: BTreeSet<u32>,
@@ -41,7 +41,7 @@ struct State {
 
 /// The test's side.
 #[derive(Clone)]
-pub struct Fake(Arc<Mutex<State>>);
+pub struct Fake(Arc<Mutex<FakeState>>);
 
 struct Connection {
     state: Fake,
@@ -67,7 +67,7 @@ impl Fake {
         (fake, client)
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, FakeState> {
         self.0.lock().unwrap()
     }
 
@@ -137,7 +137,7 @@ impl Fake {
     }
 }
 
-impl State {
+impl FakeState {
     fn answer(&mut self, selector: u32, inputs: &[u64]) -> Result<Vec<u64>, IoReturn> {
         if let Some(code) = self.fails.get(&selector) {
             return Err(*code);
@@ -187,32 +187,32 @@ impl UserClient for Connection {
         inputs: &[u64],
         outputs: &mut [u64],
         _behind: Option<Behind<'_>>,
-    ) -> Result<(), CallError> {
+    ) -> Result<(), SelectorError> {
         let mut state = self.state.state();
         if state.dead {
-            return Err(CallError::Tube(TubeError::Disconnected));
+            return Err(SelectorError::Tube(TubeError::Disconnected));
         }
         state.calls.push(Call { selector, inputs: inputs.to_vec() });
-        let answer = state.answer(selector, inputs).map_err(CallError::Code)?;
+        let answer = state.answer(selector, inputs).map_err(SelectorError::Code)?;
         outputs.copy_from_slice(&answer[..outputs.len()]);
         Ok(())
     }
 
-    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError> {
+    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), SelectorError> {
         self.call(selector, inputs, &mut [], None)
     }
 
-    fn map(&mut self, kind: u32) -> Result<Mapped, CallError> {
+    fn map(&mut self, kind: u32) -> Result<Mapped, SelectorError> {
         let mut state = self.state.state();
         if state.map_fails.contains(&kind) {
-            return Err(CallError::Code(IoReturn::BAD_ARGUMENT));
+            return Err(SelectorError::Code(IoReturn::BAD_ARGUMENT));
         }
         let size = if kind == memory::INTERRUPT_STATE {
             INTERRUPT_PAGE as u64
         } else {
             state.mapped.push(kind);
             let bar = BARS[(kind - memory::BAR0) as usize];
-            bar.ok_or(CallError::Code(IoReturn::BAD_ARGUMENT))?[1].next_multiple_of(16384)
+            bar.ok_or(SelectorError::Code(IoReturn::BAD_ARGUMENT))?[1].next_multiple_of(16384)
         };
         let shared = SharedMemory::create("fake", size).unwrap();
         let map = || shared.map_all(Access::ReadWrite).unwrap();

@@ -43,7 +43,7 @@ use ipc::{Access, Event, RootBridge, Window};
 use mach2::traps::mach_task_self;
 use parking_lot::Mutex;
 
-use crate::{Behind, CallError, DextError, Mapped, Registry, UserClient};
+use crate::{Behind, DextError, Mapped, Registry, SelectorError, UserClient};
 
 /// What services of DriverKit extensions are to the kernel.
 const KERNEL_CLASS: &CStr = c"IOUserService";
@@ -215,8 +215,8 @@ fn io_return(code: KernelReturn) -> IoReturn {
     IoReturn(code.cast_unsigned())
 }
 
-fn check(code: KernelReturn) -> Result<(), CallError> {
-    if code == 0 { Ok(()) } else { Err(CallError::Code(io_return(code))) }
+fn check(code: KernelReturn) -> Result<(), SelectorError> {
+    if code == 0 { Ok(()) } else { Err(SelectorError::Code(io_return(code))) }
 }
 
 /// The system's registry.
@@ -253,7 +253,8 @@ impl Registry for IoKitRegistry {
     }
 
     fn open(&self, service: u64, kind: u32) -> Result<Box<dyn UserClient>, DextError> {
-        let gone = || crate::client::named("dext", "Open", CallError::Code(IoReturn::NOT_ATTACHED));
+        let gone =
+            || crate::client::named("dext", "Open", SelectorError::Code(IoReturn::NOT_ATTACHED));
         // SAFETY: the matching dictionary is consumed by the look-up, which gives one reference.
         let found: io_service_t = unsafe {
             let matching = IORegistryEntryIDMatching(service);
@@ -323,8 +324,8 @@ unsafe extern "C" fn interest(
 }
 
 impl IoKitClient {
-    fn open(service: &Object, kind: u32) -> Result<Self, CallError> {
-        let failed = |error: std::io::Error| CallError::Invalid(error.to_string());
+    fn open(service: &Object, kind: u32) -> Result<Self, SelectorError> {
+        let failed = |error: std::io::Error| SelectorError::Invalid(error.to_string());
         let completion = Event::new().map_err(failed)?;
         let completed = completion.signaller().map_err(failed)?;
         let (liveness, alive) = rustix::pipe::pipe().map_err(|error| failed(error.into()))?;
@@ -340,7 +341,7 @@ impl IoKitClient {
         // SAFETY: the default port is a constant of the system's.
         let port = unsafe { IONotificationPortCreate(kIOMasterPortDefault) };
         if port.is_null() {
-            return Err(CallError::Invalid("no notification port".to_owned()));
+            return Err(SelectorError::Invalid("no notification port".to_owned()));
         }
         let context = Box::new(Context { completed, alive: Mutex::new(Some(alive)) });
         let context = NonNull::from(Box::leak(context));
@@ -366,7 +367,12 @@ impl IoKitClient {
         Ok(client)
     }
 
-    fn scalars(&self, selector: u32, inputs: &[u64], out: &mut [u64]) -> Result<u32, CallError> {
+    fn scalars(
+        &self,
+        selector: u32,
+        inputs: &[u64],
+        out: &mut [u64],
+    ) -> Result<u32, SelectorError> {
         let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         let mut given = count(out.len());
         // SAFETY: both slices live through the call, and their lengths are given.
@@ -404,12 +410,12 @@ impl UserClient for IoKitClient {
         outputs: &mut [u64],
         // The kernel looks at this task itself.
         _behind: Option<Behind<'_>>,
-    ) -> Result<(), CallError> {
+    ) -> Result<(), SelectorError> {
         let given = self.scalars(selector, inputs, outputs)? as usize;
-        CallError::unless_filled(given, outputs.len())
+        SelectorError::unless_filled(given, outputs.len())
     }
 
-    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError> {
+    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), SelectorError> {
         let mut reference = [0; REFERENCES];
         let callback: unsafe extern "C" fn(*mut c_void, KernelReturn) = completed;
         reference[CALLBACK] = callback as usize as u64;
@@ -433,7 +439,7 @@ impl UserClient for IoKitClient {
         })
     }
 
-    fn map(&mut self, kind: u32) -> Result<Mapped, CallError> {
+    fn map(&mut self, kind: u32) -> Result<Mapped, SelectorError> {
         let (mut address, mut size) = (0, 0);
         let options = self.options(kind);
         // SAFETY: our own connection and task; places for what was mapped.
@@ -450,12 +456,12 @@ impl UserClient for IoKitClient {
         let mapping = Mapping { connect: Arc::clone(&self.connect), kind, address };
         let base = usize::try_from(address).ok().and_then(|at| NonNull::new(at as *mut u8));
         let (Some(base), Ok(length)) = (base, usize::try_from(size)) else {
-            return Err(CallError::Invalid(format!("mapped at {address:#x}, {size:#x} bytes")));
+            return Err(SelectorError::Invalid(format!("mapped at {address:#x}, {size:#x} bytes")));
         };
         // SAFETY: the kernel mapped `length` bytes there, readable and writable; they stay for as
         // long as `mapping` lives, which the window keeps.
         let window = unsafe { Window::foreign(base, length, Access::ReadWrite, Box::new(mapping)) };
-        let window = window.map_err(|error| CallError::Invalid(error.to_string()))?;
+        let window = window.map_err(|error| SelectorError::Invalid(error.to_string()))?;
         // Device memory has no descriptor: it is handed on by memory entries.
         Ok(Mapped { window, memory: None })
     }

@@ -145,7 +145,7 @@ fn said(code: Option<IoReturn>) -> String {
 
 /// What a call came back with; the typed client adds who and what.
 #[derive(Debug)]
-pub enum CallError {
+pub enum SelectorError {
     /// A code other than success.
     Code(IoReturn),
     /// No answer.
@@ -154,7 +154,7 @@ pub enum CallError {
     Invalid(String),
 }
 
-impl CallError {
+impl SelectorError {
     /// A method that fills less than it must gave an answer that cannot be.
     pub(crate) fn unless_filled(given: usize, wanted: usize) -> Result<(), Self> {
         if given >= wanted {
@@ -176,29 +176,29 @@ pub struct Mapped {
 /// One connection to one service: an `io_connect_t`.
 pub trait UserClient: Send {
     /// IOConnectCallMethod with scalars. `outputs` is filled as far as the dext fills it; a method
-    /// that fills less than it must is [`CallError::Invalid`].
+    /// that fills less than it must is [`SelectorError::Invalid`].
     ///
     /// # Errors
-    /// [`CallError`].
+    /// [`SelectorError`].
     fn call(
         &mut self,
         selector: u32,
         inputs: &[u64],
         outputs: &mut [u64],
         behind: Option<Behind<'_>>,
-    ) -> Result<(), CallError>;
+    ) -> Result<(), SelectorError>;
 
     /// IOConnectCallAsyncScalarMethod; the completion signals [`UserClient::completion`].
     ///
     /// # Errors
-    /// [`CallError`]; no completion comes then.
-    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError>;
+    /// [`SelectorError`]; no completion comes then.
+    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), SelectorError>;
 
     /// IOConnectMapMemory64 into this process.
     ///
     /// # Errors
-    /// [`CallError`].
-    fn map(&mut self, kind: u32) -> Result<Mapped, CallError>;
+    /// [`SelectorError`].
+    fn map(&mut self, kind: u32) -> Result<Mapped, SelectorError>;
 
     /// Signalled by asynchronous completions.
     fn completion(&self) -> &Event;

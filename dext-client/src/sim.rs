@@ -11,7 +11,7 @@ use ipc::wire::dext::{Backing, IoReturn, Reply, Request, Service};
 use ipc::wire::handshake::Role;
 use ipc::{Access, Deadline, Event, Handles, SharedMemory, Tube, TubeError};
 
-use crate::{Behind, CallError, DextError, Mapped, Registry, UserClient};
+use crate::{Behind, DextError, Mapped, Registry, SelectorError, UserClient};
 
 /// How long the dext may take: a reset of a real device takes up to a second.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,13 +44,13 @@ impl Registry for SimulatedRegistry {
         let mut socket = Socket { tube: self.connect()?, next: 1 };
         match socket.exchange(&Request::Services, &[]) {
             Ok((Reply::Services(services), _)) => Ok(services),
-            Ok(_) => Err(naming("Services", CallError::Invalid("another reply".to_owned()))),
-            Err(error) => Err(naming("Services", CallError::Tube(error))),
+            Ok(_) => Err(naming("Services", SelectorError::Invalid("another reply".to_owned()))),
+            Err(error) => Err(naming("Services", SelectorError::Tube(error))),
         }
     }
 
     fn open(&self, service: u64, kind: u32) -> Result<Box<dyn UserClient>, DextError> {
-        let no_event = |error: std::io::Error| naming("Open", CallError::Tube(error.into()));
+        let no_event = |error: std::io::Error| naming("Open", SelectorError::Tube(error.into()));
         let completion = Event::new().map_err(no_event)?;
         let signaller = completion.signaller().map_err(no_event)?;
         let mut socket = Socket { tube: self.connect()?, next: 1 };
@@ -61,7 +61,7 @@ impl Registry for SimulatedRegistry {
     }
 }
 
-fn naming(operation: &'static str, error: CallError) -> DextError {
+fn naming(operation: &'static str, error: SelectorError) -> DextError {
     crate::client::named("dext", operation, error)
 }
 
@@ -93,15 +93,15 @@ impl Socket {
         request: &Request,
         handles: &[BorrowedFd<'_>],
         outputs: &mut [u64],
-    ) -> Result<Handles, CallError> {
-        let (reply, handles) = self.exchange(request, handles).map_err(CallError::Tube)?;
+    ) -> Result<Handles, SelectorError> {
+        let (reply, handles) = self.exchange(request, handles).map_err(SelectorError::Tube)?;
         let Reply::Return { code, outputs: filled } = reply else {
-            return Err(CallError::Invalid("another reply than asked for".to_owned()));
+            return Err(SelectorError::Invalid("another reply than asked for".to_owned()));
         };
         if code != IoReturn::SUCCESS {
-            return Err(CallError::Code(code));
+            return Err(SelectorError::Code(code));
         }
-        CallError::unless_filled(filled.len(), outputs.len())?;
+        SelectorError::unless_filled(filled.len(), outputs.len())?;
         for (output, value) in outputs.iter_mut().zip(filled) {
             *output = value;
         }
@@ -121,7 +121,7 @@ impl UserClient for SimulatedClient {
         inputs: &[u64],
         outputs: &mut [u64],
         behind: Option<Behind<'_>>,
-    ) -> Result<(), CallError> {
+    ) -> Result<(), SelectorError> {
         let request = Request::Call {
             selector,
             inputs: inputs.to_vec(),
@@ -133,15 +133,15 @@ impl UserClient for SimulatedClient {
         self.socket.call(&request, handle.as_slice(), outputs).map(drop)
     }
 
-    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError> {
+    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), SelectorError> {
         let request = Request::CallAsync { selector, inputs: inputs.to_vec() };
         self.socket.call(&request, &[], &mut []).map(drop)
     }
 
-    fn map(&mut self, kind: u32) -> Result<Mapped, CallError> {
+    fn map(&mut self, kind: u32) -> Result<Mapped, SelectorError> {
         let mut size = [0];
         let handles = self.socket.call(&Request::Map { kind }, &[], &mut size)?;
-        let invalid = |why: String| CallError::Invalid(why);
+        let invalid = |why: String| SelectorError::Invalid(why);
         let fd = handles.one().map_err(|error| invalid(error.to_string()))?;
         let memory = SharedMemory::from_peer(fd).map_err(|error| invalid(error.to_string()))?;
         if memory.size() != size[0] {

@@ -54,7 +54,7 @@ pub enum Mode {
 
 /// Whether a layer holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum LayerState {
     /// In force, with what there is to say of it.
     Enforced(String),
     /// In force as far as the kernel knows it, or as whoever started the process could make it; says
@@ -68,7 +68,7 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Layers in the order of application.
-    pub layers: Vec<(Layer, State)>,
+    pub layers: Vec<(Layer, LayerState)>,
     /// System calls on the allow-list.
     pub syscalls: usize,
 }
@@ -89,7 +89,7 @@ pub enum ConfineError {
 /// Collects layers, and stops at the first missing one in strict mode.
 pub(crate) struct Collector {
     mode: Mode,
-    layers: Vec<(Layer, State)>,
+    layers: Vec<(Layer, LayerState)>,
 }
 
 impl Collector {
@@ -97,9 +97,9 @@ impl Collector {
         Self { mode, layers: Vec::new() }
     }
 
-    pub(crate) fn add(&mut self, layer: Layer, state: State) -> Result<(), ConfineError> {
+    pub(crate) fn add(&mut self, layer: Layer, state: LayerState) -> Result<(), ConfineError> {
         match state {
-            State::Missing(why) if self.mode == Mode::Strict => {
+            LayerState::Missing(why) if self.mode == Mode::Strict => {
                 Err(ConfineError::Missing { layer, why })
             }
             state => {
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn strict_refuses_what_relaxed_reports() {
-        let missing = || State::Missing("no such kernel".to_owned());
+        let missing = || LayerState::Missing("no such kernel".to_owned());
         assert!(Collector::new(Mode::Strict).add(Layer::Landlock, missing()).is_err());
         let mut relaxed = Collector::new(Mode::Relaxed);
         relaxed.add(Layer::Landlock, missing()).unwrap();

@@ -5,7 +5,9 @@
 
 use cordon_tests::{Simulator, address, announce, eventually};
 use dext_client::sim::SimulatedRegistry;
-use dext_client::{Behind, CallError, DextError, Mapped, Registry as _, UserClient, open_function};
+use dext_client::{
+    Behind, DextError, Mapped, Registry as _, SelectorError, UserClient, open_function,
+};
 use ipc::wire::dext::{ENABLED_WORDS, IoReturn, memory, selector};
 use ipc::{Access, Deadline, SharedMemory, Window};
 use std::time::Duration;
@@ -57,9 +59,9 @@ fn get<const N: usize>(
     code(connection.call(selector, inputs, &mut out, None)).map(|()| out)
 }
 
-fn code<T>(result: Result<T, CallError>) -> Result<T, IoReturn> {
+fn code<T>(result: Result<T, SelectorError>) -> Result<T, IoReturn> {
     result.map_err(|error| match error {
-        CallError::Code(code) => code,
+        SelectorError::Code(code) => code,
         other => panic!("{other:?}"),
     })
 }
@@ -684,7 +686,7 @@ rows! {
         let dext = Dext::with(&["--fault=die:selector=17,nth=1"]);
         let mut c = dext.claimed(NVME);
         let died = c.call(selector::RESET_DEVICE, &[], &mut [], None).unwrap_err();
-        assert!(matches!(died, CallError::Tube(ipc::TubeError::Disconnected)), "{died:?}");
+        assert!(matches!(died, SelectorError::Tube(ipc::TubeError::Disconnected)), "{died:?}");
     };
     a_function_that_ends_answers_one_code_to_everything_and_hangs_nothing_up: || {
         for (ending, code) in [

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cordon_tests::{Simulator, address, eventually, program, start_copy};
 use dext_client::sim::SimulatedRegistry;
-use dext_client::{Behind, CallError, Client, Registry as _, UserClient, open_function};
+use dext_client::{Behind, Client, Registry as _, SelectorError, UserClient, open_function};
 use ipc::poll::{self, Source};
 use ipc::wire::dext::{CLIENT_TYPE, IoReturn, Reply, Request, memory, selector};
 use ipc::wire::handshake::Role;
@@ -128,7 +128,7 @@ fn memory_that_is_shortened_after_it_was_registered_fails_its_own_dma_only() {
     service.call(selector::REGISTER_DMA_REGION, &inputs, &mut [0; 3], Some(behind)).unwrap();
     rustix::fs::ftruncate(&short, 0).unwrap();
     let probed = service.call(selector::PROBE_DMA_REGION, &[0x2000_0000, 0], &mut value, None);
-    assert!(matches!(probed, Err(CallError::Code(IoReturn::NO_MEMORY))), "{probed:?}");
+    assert!(matches!(probed, Err(SelectorError::Code(IoReturn::NO_MEMORY))), "{probed:?}");
     works(&mut other);
     works(&mut ill);
 }
@@ -202,7 +202,7 @@ fn buffers_of_all_clients_of_a_function_are_as_much_as_one_may_be() {
     let mut other = raw(&simulator, 0);
     allocate(&mut first, 1 << 30).unwrap();
     let refused = allocate(&mut second, 1 << 30).unwrap_err();
-    assert!(matches!(refused, CallError::Code(IoReturn::NO_MEMORY)), "{refused:?}");
+    assert!(matches!(refused, SelectorError::Code(IoReturn::NO_MEMORY)), "{refused:?}");
     allocate(&mut second, 1 << 29).unwrap();
     allocate(&mut other, 3 << 29).unwrap();
     // It replaces its own.

@@ -28,7 +28,7 @@ pub(crate) enum Call {
     Disable(InterruptIndex),
 }
 
-struct State {
+struct FakeState {
     config: Vec<u8>,
     calls: Vec<Call>,
     /// Config reads, which are not noted one by one.
@@ -44,7 +44,7 @@ struct State {
 /// See the module.
 pub(crate) struct Fake {
     info: DeviceInfo,
-    state: Mutex<State>,
+    state: Mutex<FakeState>,
 }
 
 impl Fake {
@@ -53,7 +53,7 @@ impl Fake {
         let identity = Identity { address, vendor: 0xc0d0, device: 2, class: 0xff_00_00 };
         let info =
             DeviceInfo { name: "fake".to_owned(), identity, bars, msix: None, resettable: true };
-        let state = State {
+        let state = FakeState {
             config,
             calls: Vec::new(),
             config_reads: 0,

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// Who has a seat.
 #[derive(Default)]
-struct State {
+struct SeatState {
     taken: bool,
     /// How many have had it.
     number: u64,
@@ -18,7 +18,7 @@ struct State {
 
 /// The one client that a server has.
 pub(super) struct Seat {
-    state: Mutex<State>,
+    state: Mutex<SeatState>,
     changed: Condvar,
     /// Signalled when whoever has the seat is to leave.
     leave: Event,
@@ -38,7 +38,7 @@ impl Seat {
         let mut state = self.state.lock();
         // What the one before was told is not for this one.
         let _ = self.leave.clear();
-        *state = State { taken: true, number: state.number + 1 };
+        *state = SeatState { taken: true, number: state.number + 1 };
         Taken(self)
     }
 

@@ -76,12 +76,12 @@ struct Region {
 }
 
 #[derive(Default)]
-struct State {
+struct ContainerState {
     regions: BTreeMap<u64, Region>,
     members: Vec<Membership>,
 }
 
-impl State {
+impl ContainerState {
     fn find(&mut self, member: &Member) -> Option<&mut Membership> {
         let is_it = |one: &&mut Membership| one.member.is(member.address, &member.connection);
         self.members.iter_mut().find(is_it)
@@ -125,7 +125,7 @@ impl State {
 /// (`Step`), and whoever needs the same region of the same function waits for that alone.
 pub struct Container {
     mode: DmaMode,
-    state: Mutex<State>,
+    state: Mutex<ContainerState>,
     changed: Condvar,
 }
 
@@ -376,11 +376,11 @@ impl Container {
     /// Waits until nobody gives or takes this region of this member, or it is not a member any more.
     fn settled<'s>(
         &self,
-        mut state: MutexGuard<'s, State>,
+        mut state: MutexGuard<'s, ContainerState>,
         member: &Member,
         base: u64,
         deadline: Deadline,
-    ) -> (MutexGuard<'s, State>, Option<Step>) {
+    ) -> (MutexGuard<'s, ContainerState>, Option<Step>) {
         loop {
             let step = state.find(member).and_then(|one| one.steps.get(&base).copied());
             match step {

@@ -54,7 +54,7 @@ fn ones() -> Result<&'static SharedMemory, DeviceError> {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct WindowsState {
     memory: Vec<BarMemory>,
     mapped: Vec<Weak<GuestWindow>>,
     away: bool,
@@ -63,15 +63,15 @@ struct State {
 
 /// All windows of a function.
 #[derive(Debug)]
-pub(crate) struct Windows(Mutex<State>);
+pub(crate) struct Windows(Mutex<WindowsState>);
 
 impl Windows {
     /// As the connection process exported them, and [`crate::window_check`] found good.
     pub(crate) fn new(memory: Vec<BarMemory>) -> Self {
-        Self(Mutex::new(State { memory, ..State::default() }))
+        Self(Mutex::new(WindowsState { memory, ..WindowsState::default() }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WindowsState> {
         self.0.lock()
     }
 

@@ -9,7 +9,7 @@ use ipc::wire::common::{BarInfo, Identity};
 use ipc::{DeviceMemory, Event, PciAddress, SharedMemory, Window};
 
 use super::description::FakeInterrupts;
-use super::state::{Claim, FunctionState, Holder, Notified, Shared, State};
+use super::state::{Claim, FakeShared, FakeState, FunctionState, Holder, Notified};
 use super::{NOT_CLAIMED, ON_PURPOSE, Operation};
 use crate::Source;
 use crate::error::{BackendError, ErrorKind};
@@ -19,7 +19,7 @@ use crate::interrupts::{Delivery, VectorSet};
 
 /// One function, open in one process.
 pub(super) struct Handle {
-    shared: Arc<Shared>,
+    shared: Arc<FakeShared>,
     pub(super) holder: Holder,
     life: u64,
     identity: Identity,
@@ -36,8 +36,8 @@ pub(super) struct Handle {
 
 impl Handle {
     pub(super) fn new(
-        shared: &Arc<Shared>,
-        state: &State,
+        shared: &Arc<FakeShared>,
+        state: &FakeState,
         function: &FunctionState,
         holder: Holder,
     ) -> io::Result<Self> {
@@ -110,7 +110,7 @@ impl Handle {
     }
 
     /// A call begins: it waits if it is stalled, and fails if it is to.
-    fn enter(&self, operation: Operation) -> Result<MutexGuard<'_, State>, BackendError> {
+    fn enter(&self, operation: Operation) -> Result<MutexGuard<'_, FakeState>, BackendError> {
         let mut state = self.shared.state();
         loop {
             if state.is_dead() || state.life != self.life {

@@ -25,7 +25,7 @@ pub use description::{
 
 use self::group::FakeGroup;
 use self::handle::Handle;
-use self::state::{FunctionState, Holder, Shared};
+use self::state::{FakeShared, FunctionState, Holder};
 use crate::error::{BackendError, ErrorKind};
 use crate::group::{BusRange, OpenGroup};
 use crate::{Backend, Listed, ServedFunction, Source, VectorSet};
@@ -88,7 +88,7 @@ impl Operation {
 
 /// The host.
 #[derive(Clone)]
-pub struct Fake(Arc<Shared>);
+pub struct Fake(Arc<FakeShared>);
 
 impl Fake {
     /// A host with these functions. Those of one bus:device are one group.
@@ -96,7 +96,7 @@ impl Fake {
     /// # Errors
     /// When the system has no memory or descriptors left.
     pub fn new(functions: impl IntoIterator<Item = FakeFunction>) -> io::Result<Self> {
-        Shared::new(functions.into_iter().collect()).map(Self)
+        FakeShared::new(functions.into_iter().collect()).map(Self)
     }
 
     /// The backend as a new process sees it.
@@ -240,7 +240,7 @@ impl Fake {
 /// The backend as one process sees it.
 #[derive(Clone)]
 pub struct FakeProcess {
-    shared: Arc<Shared>,
+    shared: Arc<FakeShared>,
     number: u64,
 }
 

@@ -17,24 +17,24 @@ use crate::group::BusRange;
 use crate::interrupts::VectorSet;
 
 /// What all handles share.
-pub(super) struct Shared {
-    state: Mutex<State>,
+pub(super) struct FakeShared {
+    state: Mutex<FakeState>,
     /// Something that a stalled call may wait for has changed.
     pub(super) changed: Condvar,
 }
 
-impl Shared {
+impl FakeShared {
     pub(super) fn new(functions: Vec<FakeFunction>) -> io::Result<Arc<Self>> {
-        let state = State::new(functions)?;
+        let state = FakeState::new(functions)?;
         Ok(Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, FakeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state, once a process is not suspended, or is dead.
-    pub(super) fn while_suspended(&self, process: u64) -> MutexGuard<'_, State> {
+    pub(super) fn while_suspended(&self, process: u64) -> MutexGuard<'_, FakeState> {
         let mut state = self.state();
         while state.suspended.contains(&process) && !state.dead.contains(&process) {
             state = self.wait(state);
@@ -42,7 +42,7 @@ impl Shared {
         state
     }
 
-    pub(super) fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+    pub(super) fn wait<'s>(&self, state: MutexGuard<'s, FakeState>) -> MutexGuard<'s, FakeState> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -63,7 +63,7 @@ pub(super) enum Claim {
 }
 
 /// All of it.
-pub(super) struct State {
+pub(super) struct FakeState {
     /// Hangs up the liveness of every handle when it is dropped; `None` while the fake is dead.
     alive: Option<UnixStream>,
     /// The other end, duplicated for each handle.
@@ -80,7 +80,7 @@ pub(super) struct State {
     pub(super) calls: BTreeMap<(PciAddress, Operation), u64>,
 }
 
-impl State {
+impl FakeState {
     fn new(functions: Vec<FakeFunction>) -> io::Result<Self> {
         let (alive, liveness) = UnixStream::pair()?;
         let made = functions.into_iter().map(|function| {

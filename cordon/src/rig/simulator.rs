@@ -40,11 +40,11 @@ pub(crate) struct FunctionState {
 
 #[derive(Deserialize)]
 struct Answer {
-    state: State,
+    state: Running,
 }
 
 #[derive(Deserialize)]
-struct State {
+struct Running {
     functions: Vec<FunctionState>,
 }
 

@@ -30,14 +30,14 @@ const IN_ORDER: Duration = Duration::from_millis(1500);
 pub(super) const WRITING: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
-struct Shared {
+struct StopShared {
     /// Files to remove when it does not stop in order.
     files: Mutex<Vec<PathBuf>>,
     finished: AtomicBool,
     forced: AtomicBool,
 }
 
-impl Shared {
+impl StopShared {
     fn files(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -46,13 +46,13 @@ impl Shared {
 /// Whether and how the program is to stop.
 pub(super) struct Stop {
     interrupt: Interrupt,
-    shared: Arc<Shared>,
+    shared: Arc<StopShared>,
 }
 
 impl Stop {
     /// Catches signals from here on.
     pub(super) fn catch(sink: &Sink) -> Result<Self, Failure> {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<StopShared>::default();
         let interrupt = Interrupt::catch()?;
         let (held, sink) = (Arc::clone(&shared), sink.clone());
         interrupt.when_raised(move |urgency| {

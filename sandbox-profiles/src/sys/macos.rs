@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::process::{Resource, Rlimit};
 
-use crate::{Collector, ConfineError, Layer, Mode, Report, Role, State, seatbelt};
+use crate::{Collector, ConfineError, Layer, LayerState, Mode, Report, Role, seatbelt};
 
 // libSystem exports these; no header declares the first.
 unsafe extern "C" {
@@ -52,7 +52,7 @@ pub fn machine_memory() -> u64 {
 
 /// Nothing is open but 0, 1, 2 and `keep`. The system's libraries open kernel queues of their own,
 /// which lead nowhere: they are told, not refused.
-fn descriptors(keep: &[RawFd]) -> State {
+fn descriptors(keep: &[RawFd]) -> LayerState {
     let is_open = |fd: &RawFd| {
         // SAFETY: only asks whether the number is open; nothing is done to it.
         rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(*fd) }).is_ok()
@@ -71,13 +71,13 @@ fn descriptors(keep: &[RawFd]) -> State {
         }
     }
     if stray.is_empty() {
-        State::Enforced(format!("{open} open, {queues} of them kernel queues"))
+        LayerState::Enforced(format!("{open} open, {queues} of them kernel queues"))
     } else {
-        State::Missing(format!("unexpected descriptors are open: {}", stray.join(", ")))
+        LayerState::Missing(format!("unexpected descriptors are open: {}", stray.join(", ")))
     }
 }
 
-fn limits() -> State {
+fn limits() -> LayerState {
     let limits = [
         (Resource::Core, 0),
         (Resource::Nproc, 0),
@@ -90,10 +90,10 @@ fn limits() -> State {
         let most = Some(most.min(hard));
         let limit = Rlimit { current: most, maximum: most };
         if let Err(error) = rustix::process::setrlimit(resource, limit) {
-            return State::Missing(format!("{resource:?}: {error}"));
+            return LayerState::Missing(format!("{resource:?}: {error}"));
         }
     }
-    State::Enforced("no core file, no process, no file; few descriptors".to_owned())
+    LayerState::Enforced("no core file, no process, no file; few descriptors".to_owned())
 }
 
 /// Whether a profile applies already: a process cannot be confined twice.
@@ -103,16 +103,16 @@ fn is_confined() -> bool {
     unsafe { sandbox_check(own, std::ptr::null(), 0) == 1 }
 }
 
-fn launched() -> State {
-    State::Partial(
+fn launched() -> LayerState {
+    LayerState::Partial(
         "by whoever started it (sandbox-exec), with what it needed to start still allowed"
             .to_owned(),
     )
 }
 
-fn apply(profile: &str) -> State {
+fn apply(profile: &str) -> LayerState {
     let Ok(profile) = CString::new(profile) else {
-        return State::Missing("the profile has a NUL".to_owned());
+        return LayerState::Missing("the profile has a NUL".to_owned());
     };
     let parameters = [std::ptr::null()];
     let mut error: *mut c_char = std::ptr::null_mut();
@@ -122,7 +122,7 @@ fn apply(profile: &str) -> State {
         sandbox_init_with_parameters(profile.as_ptr(), 0, parameters.as_ptr(), &raw mut error)
     };
     if applied == 0 {
-        return State::Enforced("deny by default; nothing can be opened".to_owned());
+        return LayerState::Enforced("deny by default; nothing can be opened".to_owned());
     }
     let why = if error.is_null() {
         std::io::Error::last_os_error().to_string()
@@ -134,7 +134,7 @@ fn apply(profile: &str) -> State {
             why
         }
     };
-    State::Missing(why)
+    LayerState::Missing(why)
 }
 
 /// Whether the system would let process `pid` do what a probe asks; `None` for what it cannot be

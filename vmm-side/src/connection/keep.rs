@@ -9,12 +9,12 @@ use ipc::event::Signaller;
 use ipc::{Deadline, Event};
 use parking_lot::Mutex;
 
-use super::{Link, Shared, State};
+use super::{ConnectionShared, ConnectionState, Link};
 use crate::child::{Cause, ConnectionProtocol, Death, Spec};
 use crate::keeper::{Keeper, KeeperEvent, KeeperParts, ReadyChild, StartError};
 use crate::recovery::{Backoff, Deaths, Recovery};
 
-type Started = Result<Arc<Shared>, Arc<Death>>;
+type Started = Result<Arc<ConnectionShared>, Arc<Death>>;
 
 /// Starts the process, tells how that went, and keeps it until it is told to stop.
 pub(super) fn run(
@@ -39,8 +39,8 @@ pub(super) fn run(
         Err(StartError::Stopped) => return,
     };
     let nobody = Arc::new(Death::of_connection(&spec.subject, Cause::Stopped));
-    let state = State::new(Arc::clone(&kept.child), ready, Link::Up(0, nobody));
-    let shared = Arc::new(Shared { spec, recovery, own, state: Mutex::new(state), died });
+    let state = ConnectionState::new(Arc::clone(&kept.child), ready, Link::Up(0, nobody));
+    let shared = Arc::new(ConnectionShared { spec, recovery, own, state: Mutex::new(state), died });
     keeper.keep(kept);
     if started.send(Ok(Arc::clone(&shared))).is_ok() {
         keep(&shared, &mut keeper);
@@ -51,7 +51,7 @@ pub(super) fn run(
     shared.died.signal();
 }
 
-fn keep(shared: &Shared, keeper: &mut Keeper<ConnectionProtocol>) {
+fn keep(shared: &ConnectionShared, keeper: &mut Keeper<ConnectionProtocol>) {
     let mut deaths = Deaths::new(&shared.recovery);
     loop {
         let death = match keeper.wait() {
@@ -72,13 +72,14 @@ fn keep(shared: &Shared, keeper: &mut Keeper<ConnectionProtocol>) {
                 keeper.keep(kept);
                 shared.change(|state| {
                     let generation = state.generation + 1;
-                    let mut next = State::new(process, ready, Link::Up(generation, death));
+                    let mut next =
+                        ConnectionState::new(process, ready, Link::Up(generation, death));
                     next.generation = generation;
                     next.attached = std::mem::take(&mut state.attached);
                     next.reserved = std::mem::take(&mut state.reserved);
                     next.closed = state.closed;
                     next.watchers = std::mem::take(&mut state.watchers);
-                    let State { free, attached, reserved, .. } = &mut next;
+                    let ConnectionState { free, attached, reserved, .. } = &mut next;
                     free.retain(|one| !attached.contains(one) && !reserved.contains(one));
                     *state = next;
                 });
@@ -98,7 +99,7 @@ fn keep(shared: &Shared, keeper: &mut Keeper<ConnectionProtocol>) {
 /// Another process that has every function that is attached; `None` when it is not wanted any
 /// more. The dext may be gone for a while as well.
 fn replace(
-    shared: &Shared,
+    shared: &ConnectionShared,
     keeper: &Keeper<ConnectionProtocol>,
 ) -> Result<Option<ReadyChild<ConnectionProtocol>>, Arc<Death>> {
     let deadline = Deadline::after(shared.recovery.away);

@@ -53,7 +53,7 @@ pub struct Claimed {
     pub windows: Vec<BarMemory>,
 }
 
-struct State {
+struct ConnectionState {
     link: Link,
     process: Arc<Process>,
     functions: Vec<Identity>,
@@ -70,7 +70,7 @@ struct State {
     generation: u64,
 }
 
-impl State {
+impl ConnectionState {
     fn new(process: Arc<Process>, ready: Ready, link: Link) -> Self {
         let free = ready.functions.iter().map(|identity| identity.address.function()).collect();
         let (attached, reserved, watchers) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
@@ -90,18 +90,18 @@ impl State {
     }
 }
 
-struct Shared {
+struct ConnectionShared {
     spec: Spec,
     recovery: Recovery,
     /// The dext, if the VMM maps windows by a connection of its own.
     own: Option<OsString>,
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
     died: Signaller,
 }
 
-impl Shared {
+impl ConnectionShared {
     /// Changes the state and tells everybody who holds a function through it.
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut ConnectionState)) {
         let mut state = self.state.lock();
         change(&mut state);
         state.watchers.iter().for_each(|(_, watcher)| watcher.signal());
@@ -112,7 +112,7 @@ impl Shared {
 /// dext did. What it held is lost with it, so those who hold functions through it watch the link
 /// and claim them anew.
 pub struct Connection {
-    shared: Arc<Shared>,
+    shared: Arc<ConnectionShared>,
     thread: KeeperThread,
     died: Event,
 }

@@ -10,7 +10,7 @@ use ipc::wire::common::FailureKind;
 use ipc::wire::function::{AddMemory, Companion, Doorbell, Layout, RemoveMemory};
 use ipc::{Deadline, Tube};
 
-use super::{Function, Process, Shared, no_descriptor};
+use super::{Function, FunctionShared, Process, no_descriptor};
 use crate::child::CallError;
 use crate::error::{DeviceError, ErrorKind};
 use crate::memory::{GuestRegion, RingReader};
@@ -20,7 +20,7 @@ use crate::memory::{GuestRegion, RingReader};
 const ABANDON: Duration = Duration::from_millis(250);
 
 /// Whoever serves a function, now and later.
-struct Reader(Weak<Shared>);
+struct Reader(Weak<FunctionShared>);
 
 impl RingReader for Reader {
     fn give(&self, region: Arc<GuestRegion>, deadline: Deadline) -> Result<(), DeviceError> {
@@ -117,7 +117,7 @@ impl Function {
     }
 }
 
-impl Shared {
+impl FunctionShared {
     /// Has the batch undone that failed without the function process knowing, if there is one. It did not
     /// start, or what became of it is unknown: its guest was told that nothing of it was done.
     fn abandon(&self, deadline: Deadline) -> Result<(), DeviceError> {

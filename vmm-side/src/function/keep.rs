@@ -13,7 +13,7 @@ use ipc::{Deadline, Event};
 use parking_lot::{Condvar, Mutex};
 
 use super::machine::{Action, FunctionEvent, FunctionState, Machine};
-use super::{MAX_REMEMBERED, Parts, Shared, State, assign};
+use super::{FunctionShared, MAX_REMEMBERED, Parts, Serving, assign};
 use crate::child::start::Kept;
 use crate::child::{CallError, Cause, Death, FunctionProtocol, Spec};
 use crate::connection::{Claimed, Link};
@@ -24,7 +24,7 @@ use crate::text::printable;
 use crate::window_check;
 use crate::windows::Windows;
 
-type Started = Result<Arc<Shared>, Arc<Death>>;
+type Started = Result<Arc<FunctionShared>, Arc<Death>>;
 
 /// Why a process was not replaced.
 enum Failed {
@@ -46,7 +46,7 @@ fn backoff(first: Duration) -> Backoff {
 
 /// The thread's state.
 struct FunctionKeeper {
-    shared: Arc<Shared>,
+    shared: Arc<FunctionShared>,
     keeper: Keeper<FunctionProtocol>,
     /// The generation of the connection process that the function was claimed through.
     generation: u64,
@@ -83,14 +83,14 @@ pub(super) fn run(
     let size = ready.max_read_request;
     spec.arguments.extend(size.map(|size| format!("--max-read-request={size}").into()));
     let generation = connection.watch(address, watcher);
-    let state = State {
+    let state = Serving {
         machine: Machine::new(&recovery),
         process: Arc::clone(&kept.child),
         generation: 0,
         returns: 0,
         recoveries: VecDeque::new(),
     };
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(FunctionShared {
         address,
         spec,
         recovery,

@@ -74,7 +74,7 @@ pub(crate) struct Parts {
 }
 
 /// What callers and the function's thread share.
-pub(crate) struct Shared {
+pub(crate) struct FunctionShared {
     address: PciAddress,
     spec: Spec,
     recovery: Recovery,
@@ -82,7 +82,7 @@ pub(crate) struct Shared {
     container: Arc<Container>,
     windows: Windows,
     ready: Ready,
-    state: Mutex<State>,
+    state: Mutex<Serving>,
     changed: Condvar,
     journal: Mutex<Journal>,
     /// Doorbells rung so far.
@@ -96,7 +96,7 @@ pub(crate) struct Shared {
     news: Signaller,
 }
 
-struct State {
+struct Serving {
     machine: Machine,
     process: Arc<Process>,
     generation: u64,
@@ -126,7 +126,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// process. Detach it with [`Host::detach`](crate::Host::detach); dropping the last handle without
 /// that ends its processes too.
 pub struct Function {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<FunctionShared>,
     thread: KeeperThread,
     info: DeviceInfo,
     died: Event,
@@ -302,7 +302,7 @@ impl Function {
     }
 }
 
-impl Shared {
+impl FunctionShared {
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock()
     }
@@ -313,7 +313,7 @@ impl Shared {
     }
 
     /// Changes the state and tells everybody who waits for it.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Serving) -> T) -> T {
         let changed = change(&mut self.state.lock());
         self.changed.notify_all();
         self.news.signal();
@@ -356,7 +356,7 @@ impl Shared {
         }
     }
 
-    /// [`Shared::ask`] for an access, which has a shorter way.
+    /// [`FunctionShared::ask`] for an access, which has a shorter way.
     fn access(&self, access: &Access, deadline: Deadline) -> Result<u64, CallError> {
         let mut tries = Tries::new(Call::<Request>::name(access));
         loop {
@@ -508,7 +508,7 @@ impl Tries {
     }
 }
 
-impl State {
+impl Serving {
     /// Counts the processes that have served.
     fn served(&self) -> u64 {
         self.generation + self.returns

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cordon_backend::{Backend, BackendError};
 use cordon_device_proc::hooks::{self, Hooks, Route};
-use dext_client::{Behind, CallError, Dext, DextError, Endpoint, Mapped, Registry, UserClient};
+use dext_client::{Behind, Dext, DextError, Endpoint, Mapped, Registry, SelectorError, UserClient};
 use ipc::Event;
 use ipc::wire::common::Failure;
 use ipc::wire::dext::{IoReturn, Service};
@@ -77,9 +77,9 @@ struct FaultyClient {
 }
 
 impl FaultyClient {
-    fn check(&self, called: u32) -> Result<(), CallError> {
+    fn check(&self, called: u32) -> Result<(), SelectorError> {
         match lock(&self.selector).take_if(|(selector, _)| *selector == called) {
-            Some((_, code)) => Err(CallError::Code(code)),
+            Some((_, code)) => Err(SelectorError::Code(code)),
             None => Ok(()),
         }
     }
@@ -92,17 +92,17 @@ impl UserClient for FaultyClient {
         inputs: &[u64],
         outputs: &mut [u64],
         behind: Option<Behind<'_>>,
-    ) -> Result<(), CallError> {
+    ) -> Result<(), SelectorError> {
         self.check(selector)?;
         self.client.call(selector, inputs, outputs, behind)
     }
 
-    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), CallError> {
+    fn call_async(&mut self, selector: u32, inputs: &[u64]) -> Result<(), SelectorError> {
         self.check(selector)?;
         self.client.call_async(selector, inputs)
     }
 
-    fn map(&mut self, kind: u32) -> Result<Mapped, CallError> {
+    fn map(&mut self, kind: u32) -> Result<Mapped, SelectorError> {
         self.client.map(kind)
     }
 

@@ -2,16 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::State;
+use crate::LayerState;
 
 /// What the kernel says of the group; never missing, since the limits of the process hold without.
-pub(super) fn group() -> State {
+pub(super) fn group() -> LayerState {
     match own() {
-        Some((memory, processes)) => State::Enforced(format!(
+        Some((memory, processes)) => LayerState::Enforced(format!(
             "{} MiB of memory, the kernel's for it included; {processes} process",
             memory >> 20
         )),
-        None => State::Partial(
+        None => LayerState::Partial(
             "none of its own could be made, so its page tables and other memory of the kernel's are \
              bounded only by its budget of addresses"
                 .to_owned(),

@@ -5,13 +5,13 @@ use landlock::{
     RulesetAttr as _, RulesetError, RulesetStatus, Scope,
 };
 
-use crate::State;
+use crate::LayerState;
 
 /// The newest interface this build asks for; older kernels enforce what they know of it.
 const NEWEST: ABI = ABI::V6;
 
 /// A rule set without a rule denies all that it handles.
-pub(super) fn restrict() -> State {
+pub(super) fn restrict() -> LayerState {
     let restricted = || -> Result<_, RulesetError> {
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
@@ -24,7 +24,7 @@ pub(super) fn restrict() -> State {
     let status = match restricted() {
         Ok(status) => status,
         Err(error) => {
-            return State::Missing(format!(
+            return LayerState::Missing(format!(
                 "{error}; a seccomp filter over this process must not forbid it, and at most 16 rule \
                  sets may be over it"
             ));
@@ -43,15 +43,15 @@ pub(super) fn restrict() -> State {
     };
     match status.ruleset {
         RulesetStatus::FullyEnforced => {
-            State::Enforced(format!("ABI {abi}: files, network, signals, abstract sockets"))
+            LayerState::Enforced(format!("ABI {abi}: files, network, signals, abstract sockets"))
         }
         RulesetStatus::PartiallyEnforced => {
-            State::Partial(format!("the kernel's ABI {abi} lacks some of {NEWEST:?}"))
+            LayerState::Partial(format!("the kernel's ABI {abi} lacks some of {NEWEST:?}"))
         }
         RulesetStatus::NotEnforced => missing("the kernel enforced nothing; a newer one is needed"),
     }
 }
 
-fn missing(why: &str) -> State {
-    State::Missing(why.to_owned())
+fn missing(why: &str) -> LayerState {
+    LayerState::Missing(why.to_owned())
 }

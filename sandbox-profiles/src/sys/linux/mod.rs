@@ -8,7 +8,7 @@ mod seccomp;
 
 use std::os::fd::RawFd;
 
-use crate::{Collector, ConfineError, Layer, Mode, Report, Role, State, policy};
+use crate::{Collector, ConfineError, Layer, LayerState, Mode, Report, Role, policy};
 
 /// Confines the calling process for good. `keep` are the descriptors that it has open beside
 /// 0, 1 and 2. `later` are the bytes of memory that it will be handed and map afterwards.
@@ -49,10 +49,10 @@ pub fn machine_memory() -> u64 {
 }
 
 /// A layer that is either in force or not; `cure` says what helps when it is not.
-fn outcome<E: std::fmt::Display>(result: Result<(), E>, said: &str, cure: &str) -> State {
+fn outcome<E: std::fmt::Display>(result: Result<(), E>, said: &str, cure: &str) -> LayerState {
     match result {
-        Ok(()) => State::Enforced(said.to_owned()),
-        Err(error) => State::Missing(format!("{error}; {cure}")),
+        Ok(()) => LayerState::Enforced(said.to_owned()),
+        Err(error) => LayerState::Missing(format!("{error}; {cure}")),
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::{FORBIDDEN, outcome};
 use crate::policy::{self, MAX_DESCRIPTORS, MAX_STACK};
-use crate::{Role, State};
+use crate::{LayerState, Role};
 
 /// What helps when /proc does not say what it must.
 const NO_PROC: &str = "mount /proc where this process runs";
@@ -18,11 +18,13 @@ const NO_PROC: &str = "mount /proc where this process runs";
 const NOT_BORN_IN: &str = "the process was not started in one; its VMM side makes it";
 
 /// Nothing is open but 0, 1, 2 and `keep`.
-pub(super) fn descriptors(keep: &[RawFd]) -> State {
+pub(super) fn descriptors(keep: &[RawFd]) -> LayerState {
     let open = match open_descriptors() {
         Ok(open) => open,
         Err(error) => {
-            return State::Missing(format!("cannot list the open descriptors: {error}; {NO_PROC}"));
+            return LayerState::Missing(format!(
+                "cannot list the open descriptors: {error}; {NO_PROC}"
+            ));
         }
     };
     let stray: Vec<String> = open
@@ -34,10 +36,10 @@ pub(super) fn descriptors(keep: &[RawFd]) -> State {
         })
         .collect();
     if stray.is_empty() {
-        State::Enforced(format!("{} open, all expected", open.len()))
+        LayerState::Enforced(format!("{} open, all expected", open.len()))
     } else {
         let stray = stray.join(", ");
-        State::Missing(format!(
+        LayerState::Missing(format!(
             "unexpected descriptors are open: {stray}; whoever starts this process must close them"
         ))
     }
@@ -63,30 +65,32 @@ fn open_descriptors() -> io::Result<Vec<RawFd>> {
 }
 
 /// The initial user namespace maps every id; ours maps one.
-pub(super) fn user_namespace() -> State {
+pub(super) fn user_namespace() -> LayerState {
     match std::fs::read_to_string("/proc/self/uid_map") {
         Ok(map) => {
             let fields: Vec<&str> = map.split_whitespace().collect();
             if let ["0", _, "1"] = fields[..] {
-                State::Enforced("one id mapped".to_owned())
+                LayerState::Enforced("one id mapped".to_owned())
             } else {
-                State::Missing(NOT_BORN_IN.to_owned())
+                LayerState::Missing(NOT_BORN_IN.to_owned())
             }
         }
-        Err(error) => State::Missing(format!("cannot read /proc/self/uid_map: {error}; {NO_PROC}")),
+        Err(error) => {
+            LayerState::Missing(format!("cannot read /proc/self/uid_map: {error}; {NO_PROC}"))
+        }
     }
 }
 
 /// In its own pid namespace a process is number 1 and can name nobody else.
-pub(super) fn pid_namespace() -> State {
+pub(super) fn pid_namespace() -> LayerState {
     match rustix::process::getpid().as_raw_nonzero().get() {
-        1 => State::Enforced("process 1 of its own".to_owned()),
-        _ => State::Missing(NOT_BORN_IN.to_owned()),
+        1 => LayerState::Enforced("process 1 of its own".to_owned()),
+        _ => LayerState::Missing(NOT_BORN_IN.to_owned()),
     }
 }
 
 /// Limits that hold even against code that gets past everything else.
-pub(super) fn limits(role: Role) -> State {
+pub(super) fn limits(role: Role) -> LayerState {
     let limits = [
         (Resource::Core, 0),
         (Resource::Nproc, 0),
@@ -118,11 +122,11 @@ pub(super) fn mapped() -> io::Result<u64> {
 
 /// A budget of addresses: what is in use, its private memory and stack, and what is mapped `later`.
 /// It bounds what no other limit counts: how often shared memory is mapped, and with it page tables.
-pub(super) fn address_space(role: Role, mapped: io::Result<u64>, later: u64) -> State {
+pub(super) fn address_space(role: Role, mapped: io::Result<u64>, later: u64) -> LayerState {
     let mapped = match mapped {
         Ok(mapped) => mapped,
         Err(error) => {
-            return State::Missing(format!("cannot tell what is in use: {error}; {NO_PROC}"));
+            return LayerState::Missing(format!("cannot tell what is in use: {error}; {NO_PROC}"));
         }
     };
     let own = policy::private_memory(role) + MAX_STACK;
@@ -145,7 +149,7 @@ pub(super) fn machine_memory() -> u64 {
 }
 
 /// Drops every capability, ambient and bounding sets included.
-pub(super) fn capabilities() -> State {
+pub(super) fn capabilities() -> LayerState {
     let drop = || -> io::Result<()> {
         rustix::thread::clear_ambient_capability_set()?;
         let bounding = drop_bounding_set();
@@ -155,13 +159,13 @@ pub(super) fn capabilities() -> State {
         bounding
     };
     match drop() {
-        Ok(()) => State::Enforced("none, bounding set empty".to_owned()),
+        Ok(()) => LayerState::Enforced("none, bounding set empty".to_owned()),
         // Without a user namespace only the bounding set is out of reach, and without
         // capabilities and new privileges it means nothing.
         Err(error) if has_no_capabilities() => {
-            State::Partial(format!("none held, but the bounding set stays: {error}"))
+            LayerState::Partial(format!("none held, but the bounding set stays: {error}"))
         }
-        Err(error) => State::Missing(format!("{error}; {FORBIDDEN}")),
+        Err(error) => LayerState::Missing(format!("{error}; {FORBIDDEN}")),
     }
 }
 
@@ -184,17 +188,17 @@ fn drop_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn no_new_privileges() -> State {
+pub(super) fn no_new_privileges() -> LayerState {
     outcome(rustix::thread::set_no_new_privs(true), "for good", FORBIDDEN)
 }
 
-pub(super) fn not_dumpable() -> State {
+pub(super) fn not_dumpable() -> LayerState {
     let set = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     outcome(set, "no core, no attaching", FORBIDDEN)
 }
 
 /// A stopped or looping process would not see its tube close.
-pub(super) fn death_with_parent() -> State {
+pub(super) fn death_with_parent() -> LayerState {
     let set = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     outcome(set, "killed when the VMM side dies", FORBIDDEN)
 }

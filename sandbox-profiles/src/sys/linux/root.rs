@@ -9,10 +9,10 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
 use super::{FORBIDDEN, outcome};
-use crate::{Layer, State};
+use crate::{Layer, LayerState};
 
 /// Leaves the mount, network, ipc and uts namespaces of the VMM.
-pub(super) fn namespaces() -> Vec<(Layer, State)> {
+pub(super) fn namespaces() -> Vec<(Layer, LayerState)> {
     [
         (Layer::MountNamespace, UnshareFlags::NEWNS, "user.max_mnt_namespaces"),
         (Layer::NetworkNamespace, UnshareFlags::NEWNET, "user.max_net_namespaces"),
@@ -35,10 +35,10 @@ pub(super) fn namespaces() -> Vec<(Layer, State)> {
 }
 
 /// Makes an empty file system the root and lets go of the old one.
-pub(super) fn empty() -> State {
+pub(super) fn empty() -> LayerState {
     match replace_root() {
-        Ok(0) => State::Enforced("tmpfs, read-only, one inode".to_owned()),
-        Ok(left) => State::Missing(format!("{left} entries are left in /")),
+        Ok(0) => LayerState::Enforced("tmpfs, read-only, one inode".to_owned()),
+        Ok(left) => LayerState::Missing(format!("{left} entries are left in /")),
         Err((what, error)) => {
             let cure = match error {
                 // Neither is, in a chroot and on the root file system of an early boot.
@@ -49,7 +49,7 @@ pub(super) fn empty() -> State {
                 Errno::NODEV => "a kernel with tmpfs is needed",
                 _ => FORBIDDEN,
             };
-            State::Missing(format!("cannot {what}: {}; {cure}", io::Error::from(error)))
+            LayerState::Missing(format!("cannot {what}: {}; {cure}", io::Error::from(error)))
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | [`lane`] | hot small requests of several threads, in shared memory beside the tube |
 //! | [`event`] | a wake-up that crosses processes (eventfd; on macOS a pipe) |
 //! | [`rights`] | bytes with descriptors beside them, over a local socket |
+//! | [`spin`] | how long to look before sleeping |
 //! | [`shm`] | shared memory that a distrusted peer cannot shrink |
 //! | [`peer_memory`] | memory that its owner may shorten, for device models |
 //! | [`window`] | checked volatile access to shared memory |
@@ -32,6 +33,7 @@ pub mod rights;
 pub mod root_bridge;
 pub mod shm;
 pub mod socket_file;
+pub mod spin;
 mod sys;
 pub mod tube;
 pub mod window;

@@ -80,6 +80,16 @@ impl<'d> Session<'d> {
         self.socket.as_fd()
     }
 
+    /// Whether something of the next message is here already, so that no wait would show it.
+    pub(super) fn is_begun(&self) -> bool {
+        self.socket.is_begun()
+    }
+
+    /// Receives the beginning of the next message if it has come; whether there is one.
+    pub(super) fn look(&mut self) -> bool {
+        self.socket.look()
+    }
+
     /// Receives one message and answers it; what to report of it, if anything.
     pub(super) fn serve_one(&mut self) -> Result<Option<String>, SocketError> {
         let message = match self.socket.receive() {

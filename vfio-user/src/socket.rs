@@ -50,10 +50,33 @@ impl From<Errno> for SocketError {
     }
 }
 
+/// Bytes that are asked for at first: the header and the body of what is sent most often, a read or a write
+/// of a register, so that one call receives it.
+const FIRST: usize = 64;
+
+/// What came of the next message already.
+#[derive(Debug)]
+struct Ahead {
+    bytes: [u8; FIRST],
+    have: usize,
+    descriptors: Vec<OwnedFd>,
+    too_many: bool,
+    /// Instead of more, this came.
+    ended: Option<SocketError>,
+}
+
+impl Ahead {
+    fn new() -> Self {
+        let descriptors = Vec::new();
+        Self { bytes: [0; FIRST], have: 0, descriptors, too_many: false, ended: None }
+    }
+}
+
 /// A connected client.
 #[derive(Debug)]
 pub(super) struct Socket<'s> {
     stream: UnixStream,
+    ahead: Ahead,
     /// Readable when the server stops: a client that is waited for in the middle of a message is then
     /// waited for no longer.
     stopped: &'s Event,
@@ -68,7 +91,29 @@ enum Token {
 
 impl<'s> Socket<'s> {
     pub(super) fn new(stream: UnixStream, stopped: &'s Event) -> Self {
-        Self { stream, stopped }
+        Self { stream, ahead: Ahead::new(), stopped }
+    }
+
+    /// Whether something of the next message is here already, so that no wait would show it.
+    pub(super) fn is_begun(&self) -> bool {
+        self.ahead.have > 0 || self.ahead.ended.is_some()
+    }
+
+    /// Receives the beginning of the next message if it has come; whether there is one.
+    pub(super) fn look(&mut self) -> bool {
+        if self.is_begun() {
+            return true;
+        }
+        match rights::receive(&self.stream, &mut self.ahead.bytes) {
+            Err(Errno::AGAIN) => return false,
+            Err(error) => self.ahead.ended = Some(error.into()),
+            Ok(came) if came.bytes == 0 => self.ahead.ended = Some(SocketError::EndOfFile),
+            Ok(came) => {
+                self.ahead.have = came.bytes;
+                take(came, &mut self.ahead.descriptors, &mut self.ahead.too_many);
+            }
+        }
+        true
     }
 
     /// Waits for the client, or for the stop.
@@ -84,22 +129,41 @@ impl<'s> Socket<'s> {
     }
 
     /// The next message, of which at least one byte has come.
-    pub(super) fn receive(&self) -> Result<Message, SocketError> {
+    ///
+    /// A client that does not wait for its answers may have sent the beginning of the message after it too.
+    /// Descriptors that came with that are that one's: the system ends a read where they came, and a
+    /// message is sent with its own.
+    pub(super) fn receive(&mut self) -> Result<Message, SocketError> {
         let deadline = Deadline::after(TIMEOUT);
-        let mut bytes = [0; HEADER];
-        let (mut descriptors, mut too_many) = (Vec::new(), false);
-        let mut have = 0;
+        let Ahead { mut bytes, mut have, mut descriptors, mut too_many, ended } =
+            std::mem::replace(&mut self.ahead, Ahead::new());
+        if let Some(ended) = ended {
+            return Err(ended);
+        }
+        // How many descriptors there were before the last read.
+        let mut before = 0;
         while have < HEADER {
+            before = descriptors.len();
             have += self.read(&mut bytes[have..], &mut descriptors, &mut too_many, deadline)?;
         }
-        let header = Header::parse(&bytes);
+        let Some((header, _)) = bytes.split_first_chunk() else { return Err(SocketError::Stalled) };
+        let header = Header::parse(header);
         let size = usize::try_from(header.size).unwrap_or(usize::MAX);
         if !(HEADER..=MAX_MESSAGE).contains(&size) {
             let (id, command, size) = (header.id, header.command, header.size);
             return Err(SocketError::Size { id, command, size });
         }
         let mut body = vec![0; size - HEADER];
-        let mut have = 0;
+        if have > size {
+            let rest = have - size;
+            self.ahead.bytes[..rest].copy_from_slice(&bytes[size..have]);
+            self.ahead.have = rest;
+            self.ahead.descriptors = descriptors.split_off(before.min(descriptors.len()));
+            self.ahead.too_many = std::mem::take(&mut too_many);
+            have = size;
+        }
+        body[..have - HEADER].copy_from_slice(&bytes[HEADER..have]);
+        let mut have = have - HEADER;
         while have < body.len() {
             have += self.read(&mut body[have..], &mut descriptors, &mut too_many, deadline)?;
         }
@@ -116,17 +180,11 @@ impl<'s> Socket<'s> {
     ) -> Result<usize, SocketError> {
         loop {
             match rights::receive(&self.stream, into) {
+                Ok(came) if came.bytes == 0 => return Err(SocketError::EndOfFile),
                 Ok(came) => {
-                    descriptors.extend(came.handles);
-                    if came.handles_truncated || descriptors.len() > MAX_DESCRIPTORS {
-                        descriptors.clear();
-                        *too_many = true;
-                    }
-                    return if came.bytes == 0 {
-                        Err(SocketError::EndOfFile)
-                    } else {
-                        Ok(came.bytes)
-                    };
+                    let bytes = came.bytes;
+                    take(came, descriptors, too_many);
+                    return Ok(bytes);
                 }
                 Err(Errno::AGAIN) => {
                     self.wait(Source::readable(&self.stream, Token::Client), deadline)?;
@@ -179,6 +237,15 @@ impl<'s> Socket<'s> {
             }
         }
         Ok(())
+    }
+}
+
+/// Takes the descriptors of what came, or closes them all when they are too many.
+fn take(came: rights::Came, descriptors: &mut Vec<OwnedFd>, too_many: &mut bool) {
+    descriptors.extend(came.handles);
+    if came.handles_truncated || descriptors.len() > MAX_DESCRIPTORS {
+        descriptors.clear();
+        *too_many = true;
     }
 }
 

@@ -43,6 +43,12 @@ enum Task {
     Policy,
     /// Lint and link everything for macOS (aarch64-apple-darwin), with a toolchain that is fetched.
     Macos,
+    /// Measure what an access, a recovery and a client's command cost, beside baselines in the same run.
+    Bench {
+        /// Passed on: --json, --quick, --only THEME, --svg FILE.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Everything CI runs: format, lints, dependency policy, documentation, packages, macOS, demo,
     /// tests.
     Test,
@@ -60,6 +66,7 @@ fn carry_out(task: Task) -> Result {
         Task::Guest { prepare: false } => guest::interactive(),
         Task::Policy => policy().and_then(|()| package::check()),
         Task::Macos => macos::check(),
+        Task::Bench { arguments } => bench(&arguments),
         Task::Test => test(),
     }
 }
@@ -108,6 +115,20 @@ fn demo(arguments: &[String]) -> Result {
     let mut command = Command::new(target().join("release/cordon"));
     command.arg("demo").args(arguments);
     run("cordon demo", command)
+}
+
+/// Prints nothing of its own: with `--json` the output is the benches'.
+fn bench(arguments: &[String]) -> Result {
+    let mut build = cargo(&["build", "--release", "--quiet", "--workspace", "--bins"]);
+    let built = process::status("building the programs", &mut build)?;
+    if !built.success() {
+        return Err(format!("building the programs failed: {built}").into());
+    }
+    let programs = target().join("release");
+    let mut command = Command::new(programs.join("bench"));
+    command.args(arguments).env("CORDON_BIN_DIR", &programs);
+    let status = process::status("bench", &mut command)?;
+    if status.success() { Ok(()) } else { Err(format!("bench failed: {status}").into()) }
 }
 
 fn test() -> Result {

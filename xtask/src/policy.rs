@@ -48,6 +48,18 @@ const EDGES: &[(&str, &[&str])] = &[
             "cordon-vmm",
         ],
     ),
+    (
+        "cordon-bench",
+        &[
+            "cordon-backend",
+            "cordon-console",
+            "cordon-dext-client",
+            "cordon-ipc",
+            "cordon-tests",
+            "cordon-vfio-user",
+            "cordon-vmm",
+        ],
+    ),
     ("cordon-examples", &["cordon-vmm"]),
     ("guest-agent", &[]),
     ("xtask", &["cordon-console"]),

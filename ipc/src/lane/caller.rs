@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::protocol::{SLOTS, WORDS, calling};
-use super::spin::Spin;
 use crate::event::{Event, Signaller};
 use crate::poll::{self, Source};
+use crate::spin::{self, Spin};
 use crate::wire::common::Failure;
 use crate::wire::function::Access;
 use crate::{Deadline, SharedMemory, Window, window};
@@ -135,7 +135,7 @@ impl Caller {
             slots,
             free: AtomicU32::new(ALL),
             abandoned: Mutex::default(),
-            spin: Spin::new(if has_processors() { LONGEST_LOOK } else { Duration::ZERO }),
+            spin: Spin::new(if spin::has_processors() { LONGEST_LOOK } else { Duration::ZERO }),
         };
         Ok((caller, handles))
     }
@@ -270,28 +270,15 @@ impl Caller {
     }
 }
 
-/// Whether this machine has processors to look with: another for whoever is looked at.
-#[must_use]
-pub fn has_processors() -> bool {
-    spinners() > 0
-}
-
 /// Threads of this process that look for an answer.
 static SPINNING: AtomicUsize = AtomicUsize::new(0);
-
-/// How many may: each needs another processor for whoever answers it.
-fn spinners() -> usize {
-    static PROCESSORS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    let count = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    *PROCESSORS.get_or_init(count) / 2
-}
 
 /// One of them.
 struct Spinner;
 
 impl Spinner {
     fn enter() -> Option<Self> {
-        if SPINNING.fetch_add(1, Ordering::Relaxed) < spinners() {
+        if SPINNING.fetch_add(1, Ordering::Relaxed) < spin::pairs_of_processors() {
             return Some(Self);
         }
         SPINNING.fetch_sub(1, Ordering::Relaxed);

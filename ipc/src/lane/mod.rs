@@ -4,7 +4,7 @@
 //! an event that wakes whoever serves, and one for each slot that wakes its caller. It hands them over by
 //! the tube. A caller takes a slot, writes one [`Access`](crate::wire::function::Access), and
 //! publishes it with the number of the request; the server writes the outcome and publishes it with the
-//! same number. Each side looks for a bounded time before it sleeps ([`spin`]), and only a side that says
+//! same number. Each side looks for a bounded time before it sleeps ([`spin`](crate::spin)), and only a side that says
 //! that it sleeps is woken, so that a hot access needs no system call.
 //!
 //! ```text
@@ -30,9 +30,8 @@
 mod caller;
 mod protocol;
 mod server;
-pub mod spin;
 
-pub use caller::{Caller, LaneError, LaneHandles, MadeError, Wait, has_processors};
+pub use caller::{Caller, LaneError, LaneHandles, MadeError, Wait};
 pub use protocol::{MAX_TEXT, SLOTS};
 pub use server::{JoinError, Server, Taken};
 

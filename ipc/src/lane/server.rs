@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::protocol::{SLOTS, WORDS, serving};
-use super::spin::Spin;
 use crate::event::{Signaller, signal_all};
+use crate::spin::Spin;
 use crate::wire::common::Failure;
 use crate::wire::function::Access;
 use crate::{Handles, SharedMemory, Window, sys, window};

@@ -51,6 +51,26 @@ fn commands_in_one_piece_or_byte_by_byte_are_answered_in_order() {
 }
 
 #[test]
+fn descriptors_are_those_of_their_own_message_however_the_bytes_come_together() {
+    let served = Served::probe();
+    let mut client = served.client();
+    let memory = ram(1 << 20);
+    for number in 0..30u64 {
+        // Short ones, so that the beginning of the last is received together with them.
+        let mut ids: Vec<u16> = (0..3).map(|_| client.send(99, 0, &[], &[])).collect();
+        let region = map(3, 0, number << 20, 1 << 20);
+        ids.push(client.send(DMA_MAP, 0, &region, &[memory.as_fd()]));
+        ids.push(client.send(99, 0, &[], &[]));
+        for (at, id) in ids.into_iter().enumerate() {
+            let (header, reply) = client.receive();
+            assert_eq!((header.id, reply.error == 0), (id, at == 3), "{number}: {at}");
+        }
+    }
+    // Memory that came without a descriptor would not be registered.
+    assert_eq!(served.simulator.held("01:00.1").2, 30);
+}
+
+#[test]
 fn sizes_that_cannot_be_are_told_and_end_the_connection() {
     let served = Served::probe();
     for size in [0, 1, 15, u32::try_from(MAX_MESSAGE).unwrap() + 1, u32::MAX] {

@@ -8,12 +8,12 @@ use std::cell::Cell;
 use std::os::fd::AsFd as _;
 use std::time::Instant;
 
-use ipc::Deadline;
-use ipc::lane::{self, Caller, LaneError, Wait};
+use ipc::lane::{Caller, LaneError, Wait};
 use ipc::wire::call::Call as _;
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::Point;
 use ipc::wire::function::{Access, Request, UseLane};
+use ipc::{Deadline, spin};
 
 use super::channel::{Channel, Failed, Line};
 use super::{Cause, FunctionProtocol, Protocol};
@@ -21,7 +21,7 @@ use super::{Cause, FunctionProtocol, Protocol};
 impl<P: Protocol> Channel<P> {
     /// Gives the child a lane, if its kind serves one. Without descriptors or memory it goes without.
     pub(super) fn open_lane(&self, line: &mut Line) {
-        let Some(request) = P::use_lane(UseLane { looks: lane::has_processors() }) else { return };
+        let Some(request) = P::use_lane(UseLane { looks: spin::has_processors() }) else { return };
         let (caller, handles) = match Caller::new() {
             Ok(made) => made,
             Err(error) => {

@@ -5,8 +5,22 @@
 //! longer the next time, one that found nothing only for half as long. So a side that is idle soon does not
 //! look at all, and tries again now and then.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+/// Two processors for each: one for whoever looks and one for whoever is looked for.
+pub(crate) fn pairs_of_processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    let count = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    *PROCESSORS.get_or_init(count) / 2
+}
+
+/// Whether this machine has processors to look with. Asks the system, so not in a confined process.
+#[must_use]
+pub fn has_processors() -> bool {
+    pairs_of_processors() > 0
+}
 
 /// Between two looks at the clock.
 const LOOKS: u32 = 16;

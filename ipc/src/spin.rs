@@ -9,17 +9,23 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Two processors for each: one for whoever looks and one for whoever is looked for.
-pub(crate) fn pairs_of_processors() -> usize {
+/// How many processors this process may run on. Asks the system, so not in a confined process.
+fn processors() -> usize {
     static PROCESSORS: OnceLock<usize> = OnceLock::new();
     let count = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    *PROCESSORS.get_or_init(count) / 2
+    *PROCESSORS.get_or_init(count)
 }
 
-/// Whether this machine has processors to look with. Asks the system, so not in a confined process.
+/// How many threads may look at once: each needs another processor for whoever is looked for.
+pub(crate) fn most_lookers() -> usize {
+    processors() / 2
+}
+
+/// Whether this machine has processors for `parties` that hand work to each other and look for it: one
+/// each, or whoever looks is in the way of whoever works. Not in a confined process.
 #[must_use]
-pub fn has_processors() -> bool {
-    pairs_of_processors() > 0
+pub fn has_processors_for(parties: usize) -> bool {
+    processors() >= parties
 }
 
 /// Between two looks at the clock.

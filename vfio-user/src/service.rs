@@ -191,11 +191,14 @@ impl<L: Fn(Event)> Service<L> {
     }
 
     fn converse(&self, session: &mut Session<'_>, entrance: &mut Entrance) -> io::Result<End> {
-        let spin = Spin::new(if spin::has_processors() { LONGEST_LOOK } else { Duration::ZERO });
+        // Beside the client and the function process, which looks for the next access itself.
+        let looks = spin::has_processors_for(3);
+        let spin = Spin::new(if looks { LONGEST_LOOK } else { Duration::ZERO });
         let mut in_a_row = 0;
         loop {
             // A guest's accesses come one after the other: a look is cheaper than a sleep in between.
-            if (1..MOST_IN_A_ROW).contains(&in_a_row) && spin.look(|| session.look()) {
+            let may_come = looks && (1..MOST_IN_A_ROW).contains(&in_a_row);
+            if may_come && spin.look(|| session.look()) {
                 in_a_row += 1;
                 if let Some(end) = self.serve_message(session) {
                     return Ok(end);

@@ -254,3 +254,53 @@ impl AsFd for Socket<'_> {
         self.stream.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::protocol::command;
+
+    fn message(id: u16, body: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(HEADER + body.len()).unwrap();
+        let header = Header { id, command: command::GET_INFO, size, flags: 0, error: 0 };
+        [&header.to_bytes()[..], body].concat()
+    }
+
+    #[test]
+    fn what_a_look_received_is_the_beginning_of_the_next_message() {
+        let stopped = Event::new().unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut socket = Socket::new(near, &stopped);
+        assert!(!socket.look() && !socket.is_begun());
+        // Less than a header, one whole, several at once, more than is received at first.
+        let long = vec![7; 3 * FIRST];
+        let sent = [message(1, &[1; 20]), message(2, &[]), message(3, &[3; 4]), message(4, &long)];
+        far.write_all(&sent[0][..5]).unwrap();
+        assert!(socket.look() && socket.is_begun());
+        far.write_all(&sent[0][5..]).unwrap();
+        sent[1..].iter().for_each(|one| far.write_all(one).unwrap());
+        for (id, body) in [(1, &[1; 20][..]), (2, &[]), (3, &[3; 4]), (4, &long)] {
+            assert!(socket.look());
+            let message = socket.receive().unwrap();
+            assert_eq!((message.header.id, &message.body[..]), (id, body));
+        }
+        assert!(!socket.look() && !socket.is_begun());
+        drop(far);
+        assert!(socket.look() && socket.is_begun());
+        assert!(matches!(socket.receive(), Err(SocketError::EndOfFile)));
+    }
+
+    #[test]
+    fn a_message_that_stays_incomplete_is_waited_for_until_the_stop() {
+        let stopped = Event::new().unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut socket = Socket::new(near, &stopped);
+        far.write_all(&message(1, &[1; 20])[..30]).unwrap();
+        assert!(socket.look());
+        stopped.signaller().unwrap().signal();
+        assert!(matches!(socket.receive(), Err(SocketError::Stopped)));
+    }
+}

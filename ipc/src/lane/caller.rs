@@ -135,7 +135,11 @@ impl Caller {
             slots,
             free: AtomicU32::new(ALL),
             abandoned: Mutex::default(),
-            spin: Spin::new(if spin::has_processors() { LONGEST_LOOK } else { Duration::ZERO }),
+            spin: Spin::new(if spin::has_processors_for(2) {
+                LONGEST_LOOK
+            } else {
+                Duration::ZERO
+            }),
         };
         Ok((caller, handles))
     }
@@ -278,7 +282,7 @@ struct Spinner;
 
 impl Spinner {
     fn enter() -> Option<Self> {
-        if SPINNING.fetch_add(1, Ordering::Relaxed) < spin::pairs_of_processors() {
+        if SPINNING.fetch_add(1, Ordering::Relaxed) < spin::most_lookers() {
             return Some(Self);
         }
         SPINNING.fetch_sub(1, Ordering::Relaxed);

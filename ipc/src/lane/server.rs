@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::protocol::{SLOTS, WORDS, serving};
-use crate::event::{Signaller, signal_all};
+use crate::event::Signaller;
 use crate::spin::Spin;
 use crate::wire::common::Failure;
 use crate::wire::function::Access;
@@ -110,8 +110,8 @@ impl Server {
     }
 
     fn wake(&self, taken: &Taken, asleep: bool) {
-        if asleep {
-            signal_all(self.callers.get(taken.at));
+        if let (true, Some(caller)) = (asleep, self.callers.get(taken.at)) {
+            caller.signal_trusted();
         }
     }
 

@@ -16,7 +16,7 @@ pub const FUNCTION: &[Syscall] = &[
         name: "ppoll",
         number: libc::SYS_ppoll,
         conditions: &[],
-        needed_by: "the one wait of the main loop: tube, completion event, dext",
+        needed_by: "the one wait of the main loop: tube, lane, completion event, dext",
     },
     Syscall {
         name: "recvmsg",
@@ -35,13 +35,13 @@ pub const FUNCTION: &[Syscall] = &[
         name: "read",
         number: libc::SYS_read,
         conditions: &[],
-        needed_by: "completion event: taking the signal",
+        needed_by: "completion event and lane: taking the signal",
     },
     Syscall {
         name: "write",
         number: libc::SYS_write,
         conditions: &[],
-        needed_by: "signallers: interrupts to the VMM; standard error: log lines",
+        needed_by: "signallers: interrupts to the VMM, callers in the lane that sleep; standard error: log lines",
     },
     Syscall {
         name: "close",
@@ -71,7 +71,7 @@ pub const FUNCTION: &[Syscall] = &[
             (2, Condition::Is(READ_WRITE)),
             (3, Condition::Is(SHARED)),
         ],
-        needed_by: "windows, of descriptors: guest memory, BARs, the interrupt page",
+        needed_by: "windows, of descriptors: guest memory, BARs, the interrupt page, the lane",
     },
     Syscall {
         name: "mmap",

@@ -21,7 +21,9 @@ use super::{Cause, FunctionProtocol, Protocol};
 impl<P: Protocol> Channel<P> {
     /// Gives the child a lane, if its kind serves one. Without descriptors or memory it goes without.
     pub(super) fn open_lane(&self, line: &mut Line) {
-        let Some(request) = P::use_lane(UseLane { looks: spin::has_processors() }) else { return };
+        let Some(request) = P::use_lane(UseLane { looks: spin::has_processors_for(2) }) else {
+            return;
+        };
         let (caller, handles) = match Caller::new() {
             Ok(made) => made,
             Err(error) => {

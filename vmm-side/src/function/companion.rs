@@ -10,7 +10,8 @@ use ipc::wire::common::FailureKind;
 use ipc::wire::function::{AddMemory, Companion, Doorbell, Layout, RemoveMemory};
 use ipc::{Deadline, Tube};
 
-use super::{Function, FunctionShared, Process, no_descriptor};
+use super::calls::no_descriptor;
+use super::{Function, FunctionShared, Process};
 use crate::child::CallError;
 use crate::error::{DeviceError, ErrorKind};
 use crate::memory::{GuestRegion, RingReader};

@@ -12,8 +12,9 @@ use ipc::wire::function::{InterruptAction, Interrupts, Ready, TakeOver};
 use ipc::{Deadline, Event};
 use parking_lot::{Condvar, Mutex};
 
+use super::calls::assign;
 use super::machine::{Action, FunctionEvent, FunctionState, Machine};
-use super::{FunctionShared, MAX_REMEMBERED, Parts, Serving, assign};
+use super::{FunctionShared, MAX_REMEMBERED, Parts, Serving};
 use crate::child::start::Kept;
 use crate::child::{CallError, Cause, Death, FunctionProtocol, Spec};
 use crate::connection::{Claimed, Link};

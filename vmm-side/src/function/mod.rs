@@ -24,32 +24,26 @@
 //! claimed, reset and given its memory, a function process is started, the journal is replayed.
 //! What comes next is decided in `machine`, without I/O.
 
+mod calls;
 mod companion;
 mod device;
 mod journal;
 mod keep;
 mod machine;
 
-use std::borrow::Borrow;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use ipc::event::Signaller;
-use ipc::wire::call::Call;
-use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::function::{
-    Access, GetStatistics, InterruptAction, InterruptIndex, Interrupts, MAX_ASSIGN, Ready, Request,
-    Statistics,
-};
+use ipc::wire::function::{GetStatistics, Ready, Statistics};
 use ipc::wire::sandbox::SandboxReport;
 use ipc::{Deadline, Event, PciAddress};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::child::{CallError, Cause, Child, Death, FunctionProtocol, Spec, channel};
+use crate::child::{Cause, Child, Death, FunctionProtocol, Spec};
 use crate::connection::{Claimed, Connection};
 use crate::container::Container;
 use crate::device::DeviceInfo;
@@ -320,191 +314,9 @@ impl FunctionShared {
         changed
     }
 
-    /// Asks whoever serves the function, and again whoever comes after it.
-    fn ask<C: Call<Request>>(&self, call: &C, deadline: Deadline) -> Result<C::Reply, CallError> {
-        self.call(call, || Ok(Vec::new()), deadline)
-    }
-
-    /// Asks whoever serves the function, and again whoever comes after it, each with `handles`.
-    fn call<C: Call<Request>>(
-        &self,
-        call: &C,
-        mut handles: impl FnMut() -> std::io::Result<Vec<OwnedFd>>,
-        deadline: Deadline,
-    ) -> Result<C::Reply, CallError> {
-        self.call_each::<C, &C>(call.name(), || Ok((call, handles()?)), deadline)
-    }
-
-    /// Asks whoever serves the function, and again whoever comes after it, each for what `call` makes for
-    /// it and with the handles that go beside.
-    fn call_each<C: Call<Request>, B: Borrow<C>>(
-        &self,
-        name: &'static str,
-        mut call: impl FnMut() -> std::io::Result<(B, Vec<OwnedFd>)>,
-        deadline: Deadline,
-    ) -> Result<C::Reply, CallError> {
-        let mut tries = Tries::new(name);
-        loop {
-            let (process, generation) = self.serving(tries.after, deadline, name)?;
-            let (call, handles) = call().map_err(|error| no_descriptor(&error))?;
-            let borrowed: Vec<_> = handles.iter().map(|handle| handle.as_fd()).collect();
-            match process.channel.call(call.borrow(), &borrowed, deadline) {
-                Ok((reply, _)) => return Ok(reply),
-                Err(failed) => self.on_failed(&process, failed, &mut tries)?,
-            }
-            tries.after = Some(generation);
-        }
-    }
-
-    /// [`FunctionShared::ask`] for an access, which has a shorter way.
-    fn access(&self, access: &Access, deadline: Deadline) -> Result<u64, CallError> {
-        let mut tries = Tries::new(Call::<Request>::name(access));
-        loop {
-            let (process, generation) = self.serving(tries.after, deadline, tries.request)?;
-            match process.channel.access(access, deadline) {
-                Ok(value) => return Ok(value),
-                Err(failed) => self.on_failed(&process, failed, &mut tries)?,
-            }
-            tries.after = Some(generation);
-        }
-    }
-
-    /// Whether a request that `process` did not answer goes to whoever comes after it.
-    fn on_failed(
-        &self,
-        process: &Process,
-        failed: channel::Failed,
-        tries: &mut Tries,
-    ) -> Result<(), CallError> {
-        match failed {
-            channel::Failed::Refused(failure) => {
-                let is_end = self.recovery.is_on() && are_last_words(&failure);
-                if !is_end || !ends_soon(process) {
-                    return Err(CallError::Refused(failure));
-                }
-            }
-            channel::Failed::TimedOut => return Err(self.timed_out(tries.request)),
-            channel::Failed::Lost { .. } if !self.recovery.is_on() => {
-                return Err(CallError::Dead(process.fate.wait_for_death()));
-            }
-            // Condemned over somebody else's request, or before this one was sent.
-            channel::Failed::Lost { sent: false } => {}
-            channel::Failed::Lost { sent: true } => {
-                let death = process.fate.wait_for_death();
-                if !death.is_from_outside() && std::mem::replace(&mut tries.blamed, true) {
-                    return Err(CallError::Refused(self.blame(tries.request, &death)));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A request that ended two processes is not sent to a third.
-    fn blame(&self, request: &'static str, death: &Death) -> Failure {
-        let message = format!(
-            "Function {}: {request} ended the process that carried it out, twice: {death}",
-            self.address
-        );
-        tracing::warn!("{message}");
-        Failure { kind: FailureKind::Io, code: None, message }
-    }
-
-    fn timed_out(&self, request: &'static str) -> CallError {
-        let process = format!("function process of {}", self.spec.subject);
-        CallError::TimedOut { process, request }
-    }
-
-    /// Whoever serves the function, of a later generation than `after`; waits for it.
-    fn serving(
-        &self,
-        after: Option<u64>,
-        deadline: Deadline,
-        request: &'static str,
-    ) -> Result<(Arc<Process>, u64), CallError> {
-        let mut state = self.state.lock();
-        loop {
-            match state.machine.state() {
-                FunctionState::Dead(death)
-                | FunctionState::Away(death)
-                | FunctionState::Returning(death) => {
-                    return Err(CallError::Dead(Arc::clone(death)));
-                }
-                FunctionState::Serving if after.is_none_or(|after| state.served() > after) => {
-                    return Ok((Arc::clone(&state.process), state.served()));
-                }
-                FunctionState::Serving | FunctionState::Recovering => {}
-            }
-            if self.changed.wait_until(&mut state, deadline.instant()).timed_out() {
-                return Err(self.timed_out(request));
-            }
-        }
-    }
-
     fn is_away(&self) -> bool {
         let state = self.state.lock();
         matches!(state.machine.state(), FunctionState::Away(_) | FunctionState::Returning(_))
-    }
-
-    /// Assigns signallers, or takes them away; kept for whoever serves the function next, also
-    /// while nobody does.
-    fn assign(
-        &self,
-        index: InterruptIndex,
-        start: u16,
-        signallers: Vec<Option<Signaller>>,
-    ) -> Result<(), CallError> {
-        let signallers: Vec<_> = signallers.into_iter().map(|one| one.map(Arc::new)).collect();
-        // Before it is asked: a process that dies right after must not take it along.
-        let before = self.journal().assign(index, start, &signallers);
-        let deadline = self.usual();
-        let done = assign(index, start, &signallers, |call, handles| {
-            self.call(call, || duplicate(handles), deadline)
-        });
-        match done {
-            Err(CallError::Refused(_)) => self.journal().restore(before),
-            Err(CallError::Dead(_)) if self.is_away() => return Ok(()),
-            _ => {}
-        }
-        done
-    }
-
-    /// Changes the interrupt setup otherwise.
-    fn act(&self, index: InterruptIndex, action: InterruptAction) -> Result<(), CallError> {
-        // Before it is asked: a process that dies right after must not take it along.
-        let masked = match action {
-            InterruptAction::Mask => self.journal().mask(index, true),
-            InterruptAction::Unmask => self.journal().mask(index, false),
-            _ => None,
-        };
-        let disable = action == InterruptAction::Disable;
-        if disable {
-            self.journal().disable(index);
-        }
-        let is_kept = disable || masked.is_some();
-        let done = self.ask(&Interrupts { index, action }, self.usual());
-        match (done, masked) {
-            (Err(CallError::Dead(_)), _) if is_kept && self.is_away() => Ok(()),
-            (Err(refused @ CallError::Refused(_)), Some(before)) => {
-                self.journal().restore(before);
-                Err(refused)
-            }
-            (done, _) => done,
-        }
-    }
-}
-
-/// How often a request was tried so far.
-struct Tries {
-    request: &'static str,
-    /// The last generation that it was sent to.
-    after: Option<u64>,
-    /// A process ended over it.
-    blamed: bool,
-}
-
-impl Tries {
-    fn new(request: &'static str) -> Self {
-        Self { request, after: None, blamed: false }
     }
 }
 
@@ -513,41 +325,4 @@ impl Serving {
     fn served(&self) -> u64 {
         self.generation + self.returns
     }
-}
-
-/// Assigns in pieces that fit beside one message each.
-fn assign(
-    index: InterruptIndex,
-    start: u16,
-    signallers: &[Option<Arc<Signaller>>],
-    call: impl Fn(&Interrupts, &[&Signaller]) -> Result<(), CallError>,
-) -> Result<(), CallError> {
-    let mut first = start;
-    for part in signallers.chunks(MAX_ASSIGN) {
-        let present = part.iter().map(Option::is_some).collect();
-        let handles: Vec<&Signaller> = part.iter().flatten().map(Arc::as_ref).collect();
-        let action = InterruptAction::Assign { start: first, present };
-        call(&Interrupts { index, action }, &handles)?;
-        first = first.saturating_add(u16::try_from(part.len()).unwrap_or(u16::MAX));
-    }
-    Ok(())
-}
-
-/// Whether a process says that its dext is gone, after which it ends.
-fn are_last_words(failure: &Failure) -> bool {
-    failure.kind == FailureKind::Lost
-}
-
-/// Whether a process ends within [`LAST_WORDS`].
-fn ends_soon(process: &Process) -> bool {
-    ipc::poll::wait_readable(process.died(), Deadline::after(LAST_WORDS)).unwrap_or(false)
-}
-
-fn duplicate(signallers: &[&Signaller]) -> std::io::Result<Vec<OwnedFd>> {
-    signallers.iter().map(|one| one.as_fd().try_clone_to_owned()).collect()
-}
-
-fn no_descriptor(error: &std::io::Error) -> CallError {
-    let message = format!("No descriptor left to send: {error}");
-    CallError::Refused(Failure { kind: FailureKind::NoSpace, code: None, message })
 }

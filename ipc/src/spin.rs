@@ -1,9 +1,9 @@
 //! How long to look before sleeping.
 //!
 //! Looking costs a processor, sleeping and being woken costs some microseconds; which is cheaper depends
-//! on how soon the other side answers, and that is learned: a look that found something may go on for
-//! longer the next time, one that found nothing only for half as long. So a side that is idle soon does not
-//! look at all, and tries again now and then.
+//! on how soon the other side answers, and that is learned: after a look that found something the next one
+//! may go on for as long as any, after one that found nothing for half as long as that one. So a side that is
+//! idle soon does not look at all; now and then it tries again, as long as it may.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,8 +32,6 @@ pub fn has_processors_for(parties: usize) -> bool {
 const LOOKS: u32 = 16;
 /// Looks that are left out before another is tried.
 const LEFT_OUT: u32 = 32;
-/// What is tried then, and what each success adds, in nanoseconds.
-const STEP: u32 = 4_000;
 /// Below this, in nanoseconds, looking is pointless.
 const LEAST: u32 = 500;
 
@@ -68,14 +66,14 @@ impl Spin {
         loop {
             for _ in 0..LOOKS {
                 if found() {
-                    self.learn(budget, true);
+                    self.learn(true);
                     return true;
                 }
                 std::hint::spin_loop();
             }
             let began = *began.get_or_insert_with(Instant::now);
             if began.elapsed().as_nanos() >= budget.into() {
-                self.learn(budget, false);
+                self.learn(false);
                 return false;
             }
         }
@@ -91,12 +89,12 @@ impl Spin {
         let left_out = self.left_out.load(Ordering::Relaxed) + 1;
         let again = left_out >= LEFT_OUT;
         self.left_out.store(if again { 0 } else { left_out }, Ordering::Relaxed);
-        if again { STEP.min(self.most) } else { 0 }
+        if again { self.most } else { 0 }
     }
 
-    fn learn(&self, budget: u32, found: bool) {
+    fn learn(&self, found: bool) {
         let now = self.now.load(Ordering::Relaxed);
-        let next = if found { (budget + STEP).min(self.most) } else { now / 2 };
+        let next = if found { self.most } else { now / 2 };
         if next != now {
             self.now.store(next, Ordering::Relaxed);
         }
@@ -124,17 +122,16 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_is_looked_for_longer_up_to_the_most() {
-        let spin = Spin::new(Duration::from_micros(20));
-        spin.now.store(1_000, Ordering::Relaxed);
-        for _ in 0..10 {
-            let mut count = 0;
-            assert!(spin.look(|| {
-                count += 1;
-                count > 3
-            }));
-        }
-        assert_eq!(spin.now.load(Ordering::Relaxed), 20_000);
+    fn what_comes_at_last_is_looked_for_as_long_as_anything_again() {
+        let spin = Spin::new(Duration::from_millis(1));
+        spin.now.store(0, Ordering::Relaxed);
+        // Later than half of what is left after any failure, and sooner than the most.
+        let found = (0..LEFT_OUT).filter(|_| {
+            let began = Instant::now();
+            spin.look(|| began.elapsed() > Duration::from_micros(100))
+        });
+        assert_eq!(found.count(), 1);
+        assert_eq!(spin.now.load(Ordering::Relaxed), 1_000_000);
     }
 
     #[test]

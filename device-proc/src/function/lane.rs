@@ -14,7 +14,7 @@ use crate::hooks::{Hooks, Route};
 use crate::start::{self, RoleError};
 
 /// How long the lane is served before there is a look at everything else: so long an interrupt waits at
-/// most, and one access that is under way.
+/// most, and for one access that is under way or one look for another.
 const SLICE: Duration = Duration::from_micros(20);
 
 /// A lane, and whether it is in use just now.

@@ -14,8 +14,9 @@ use crate::wire::common::Failure;
 use crate::wire::function::Access;
 use crate::{Deadline, SharedMemory, Window, window};
 
-/// How long a caller looks for its answer before it sleeps, at most.
-const LONGEST_LOOK: Duration = Duration::from_micros(40);
+/// How long a caller looks for its answer before it sleeps, at most: longer than it takes to wake a process on a
+/// machine that is itself virtual (some 40 us), or two sides that sleep would never find each other awake.
+const LONGEST_LOOK: Duration = Duration::from_micros(100);
 
 /// All slots are free.
 const ALL: u32 = (1 << SLOTS) - 1;

@@ -12,8 +12,9 @@ use crate::wire::common::Failure;
 use crate::wire::function::Access;
 use crate::{Handles, SharedMemory, Window, sys, window};
 
-/// How long a server looks for another request before it sleeps, at most. An interrupt may wait for as long.
-const LONGEST_LOOK: Duration = Duration::from_micros(30);
+/// How long a server looks for another request before it sleeps, at most: longer than a client of vfio-user takes
+/// from an answer to its next command. An interrupt may wait for as long.
+const LONGEST_LOOK: Duration = Duration::from_micros(60);
 
 /// A lane that cannot be joined.
 #[derive(Debug, thiserror::Error)]

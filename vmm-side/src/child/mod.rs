@@ -144,6 +144,8 @@ pub struct Spec {
     pub arguments: Vec<OsString>,
     /// Whether the child must be isolated, or is started without when that cannot be had.
     pub strict: bool,
+    /// Whether a function process is handed a lane beside its tube.
+    pub lane: bool,
     /// What it serves, for people: "01:00.0".
     pub subject: String,
     /// How long things may take.
@@ -165,6 +167,7 @@ impl Spec {
             before: Vec::new(),
             arguments: Vec::new(),
             strict: true,
+            lane: ipc::spin::has_processors_for(2),
             subject: subject.into(),
             deadlines: Deadlines::default(),
             expendable: false,

@@ -99,6 +99,8 @@ enum Expected {
 pub(crate) struct Starting<P: Protocol> {
     pub(crate) kept: Kept<P>,
     expected: Expected,
+    /// Whether it is handed a lane as soon as it is ready.
+    lane: bool,
     pub(crate) deadline: Deadline,
 }
 
@@ -155,7 +157,7 @@ impl<P: Protocol> Starting<P> {
         let child = Arc::new(Child { channel, fate, memories });
         let kept =
             Kept { child, stderr: StderrForwarder::new(stderr), who, expendable: spec.expendable };
-        Ok(Self { kept, expected: Expected::Greeting, deadline })
+        Ok(Self { kept, expected: Expected::Greeting, lane: spec.lane, deadline })
     }
 
     /// What to wait for, with `token` around it, on `tube` from [`Starting::tube`].
@@ -195,7 +197,9 @@ impl<P: Protocol> Starting<P> {
             Ok(received) => match received.message {
                 Ok(ready) => {
                     line.hook.at(Point::After, &self.kept.child.fate);
-                    self.kept.child.channel.open_lane(line);
+                    if self.lane {
+                        self.kept.child.channel.open_lane(line);
+                    }
                     Progress::Ready(ready)
                 }
                 Err(failure) => Progress::Failed(Cause::StartFailed(printable(&failure.message))),

@@ -46,6 +46,9 @@ pub struct HostConfig {
     pub dext: OsString,
     /// Refuse to start a process without a layer of its sandbox: the default.
     pub strict: bool,
+    /// Whether trapped accesses go by the lane, which is fast where whoever asks and whoever serves have a
+    /// processor each: by default where the machine has two.
+    pub lane: bool,
     /// How long things may take.
     pub deadlines: Deadlines,
     /// Whether and how a dead process is replaced: by default it is.
@@ -73,6 +76,7 @@ impl HostConfig {
             device_proc: device_proc.into(),
             dext: dext.into(),
             strict: true,
+            lane: ipc::spin::has_processors_for(2),
             deadlines: Deadlines::default(),
             recovery: Recovery::default(),
             windows: WindowRoute::Handed,
@@ -81,6 +85,13 @@ impl HostConfig {
             launch: Arc::new(Processes),
             children: Arc::default(),
         }
+    }
+
+    /// Whether trapped accesses go by the lane.
+    #[must_use]
+    pub fn with_lane(mut self, lane: bool) -> Self {
+        self.lane = lane;
+        self
     }
 
     /// Whether to refuse a process without a layer of its sandbox.
@@ -156,6 +167,7 @@ impl HostConfig {
             before,
             arguments,
             strict: self.strict,
+            lane: self.lane,
             subject: address.map_or_else(|| "the dext".to_owned(), |address| address.to_string()),
             deadlines: self.deadlines,
             expendable: false,

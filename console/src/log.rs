@@ -59,6 +59,8 @@ fn subscriber(spool: &Arc<Spool<String>>, level: Level) -> impl Subscriber + Sen
         .with_writer(Lines(Arc::clone(spool)))
         .with_target(false)
         .without_time()
+        // Whatever somebody else in the build has the library do.
+        .with_ansi(false)
         .log_internal_errors(false);
     tracing_subscriber::registry()
         .with(LevelFilter::from_level(level))

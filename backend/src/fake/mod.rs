@@ -265,6 +265,12 @@ impl FakeProcess {
         state.suspended.contains(&self.number) && !state.dead.contains(&self.number)
     }
 
+    /// Whether it was killed.
+    #[must_use]
+    pub fn is_killed(&self) -> bool {
+        self.shared.state().dead.contains(&self.number)
+    }
+
     /// Waits for as long as the process is suspended and not killed.
     pub fn wait_while_suspended(&self) {
         drop(self.shared.while_suspended(self.number));

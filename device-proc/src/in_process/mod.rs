@@ -251,7 +251,8 @@ impl Hooks for ThreadHooks {
             }
         }
         self.process.wait_while_suspended();
-        answered
+        // Who is killed says nothing any more, in a lane either.
+        answered || self.process.is_killed()
     }
 }
 

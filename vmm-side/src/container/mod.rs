@@ -113,7 +113,7 @@ impl ContainerState {
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let container = Container::new(DmaMode::Direct);
-/// let memory = SharedMemory::create("guest-ram", 64 << 20)?;
+/// let memory = SharedMemory::create("guest-ram", 64 << 20)?.into();
 /// container.map(GuestRegion { iova: 1 << 31, size: 64 << 20, memory, offset: 0, writable: true })?;
 /// assert_eq!(container.usage(), (1, 64 << 20));
 /// // Whatever is attached with it from here on may reach that memory, and nothing else.

@@ -166,6 +166,29 @@ fn a_death_ends_a_call_at_once() {
     assert!(matches!(line.call(0, LONG), Err(LaneError::Dead { .. })));
 }
 
+/// A server that wakes its caller all the time and never answers.
+#[test]
+fn a_caller_that_is_only_woken_gives_up_at_its_deadline() {
+    let (line, handles) = Line::new();
+    let wakes = handles.borrowed()[2].try_clone_to_owned().unwrap();
+    let wakes = cordon_ipc::event::Signaller::from_trusted(wakes);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Bounded, so that a caller that never gives up fails and does not hang.
+            let end = Instant::now() + LONG;
+            while !done.load(Ordering::Acquire) && Instant::now() < end {
+                wakes.signal();
+            }
+        });
+        let began = Instant::now();
+        let outcome = line.call(0, Duration::from_millis(20));
+        done.store(true, Ordering::Release);
+        assert!(matches!(outcome, Err(LaneError::TimedOut { .. })), "{outcome:?}");
+        assert!(began.elapsed() < LONG / 2);
+    });
+}
+
 #[test]
 fn what_is_no_lane_is_not_joined() {
     let (_, handles) = Line::new();

@@ -90,6 +90,6 @@ pub(crate) const THEMES: &[(&str, Measure)] = &[
     ("recovery", recovery::measure),
 ];
 
-/// What the issue of speed also asks about and nothing here measures yet.
+/// What costs something too and has no row yet.
 pub(crate) const NOT_MEASURED: &str = "not measured: interrupts from the dext to the VMM, a companion's batch, \
     spawns and memory by themselves, 64 functions, idle processes, a guest's NVMe";

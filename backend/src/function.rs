@@ -59,6 +59,12 @@ pub trait OpenFunction: Send {
     /// How its loss is seen, where that can be waited for; where it cannot, the next call says it.
     fn liveness(&self) -> Option<Liveness<'_>>;
 
+    /// Where the backend has it, in words of its own, for [`Source::OwnAt`](crate::Source::OwnAt);
+    /// `None` where that is of no use.
+    fn place(&self) -> Option<u64> {
+        None
+    }
+
     /// The error for a loss that was seen by waiting, during `operation`.
     fn lost(&self, operation: &'static str) -> BackendError;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipc::{DeviceMemory, SharedMemory, Window};
 
-use crate::error::BackendError;
+use crate::error::{BackendError, ErrorKind};
 use crate::function::{Liveness, OpenFunction, Reset};
 
 /// A group and its functions.
@@ -26,6 +26,15 @@ pub enum Survives<'g> {
     /// The device goes on for as long as somebody keeps duplicates of these. With them a successor
     /// opens the group as [`crate::Source::Adopted`].
     Descriptors(Vec<BorrowedFd<'g>>),
+}
+
+/// What outlives the process, of a function: see [`GroupFunction::survives`].
+#[derive(Debug, Default)]
+pub struct SurvivingFunction<'f> {
+    /// What keeps it open.
+    pub descriptors: Vec<BorrowedFd<'f>>,
+    /// An event that is readable once the function is to be given back.
+    pub request: Option<BorrowedFd<'f>>,
 }
 
 /// What the functions of a group share.
@@ -52,13 +61,29 @@ pub trait GroupFunction: OpenFunction + Reset {
     /// [`BackendError`].
     fn claim(&mut self) -> Result<(), BackendError>;
 
-    /// Gives up the claim, and with it the DMA that is left. It cannot be had again from this
-    /// group.
-    fn release(self: Box<Self>);
+    /// Gives up the claim, and with it the DMA that is left: the device reaches nothing when this returns. The
+    /// function, where it can be claimed again through this group, once it was reset; nothing where it cannot be
+    /// had again from it.
+    ///
+    /// # Errors
+    /// [`BackendError`] when it was not quiet by itself; it is closed, and cannot be had again.
+    fn release(self: Box<Self>) -> Result<Option<Box<dyn GroupFunction>>, BackendError>;
+
+    /// Whether its loss ([`OpenFunction::liveness`]) is its own, and the group goes on without it once it is
+    /// closed. Otherwise it is the group's.
+    fn is_lost_alone(&self) -> bool {
+        false
+    }
 
     /// What the process that serves the function is handed as [`crate::Source::Handed`]; nothing
     /// where it opens the function itself.
     fn handed(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// What a successor needs of it beside what the group leaves ([`Group::survives`]); nothing where that
+    /// is enough.
+    fn survives(&self) -> SurvivingFunction<'_> {
+        SurvivingFunction::default()
+    }
 
     /// Windows begin and end on multiples of this: the page size of the host that maps them (P7.7).
     fn window_granule(&self) -> u64;
@@ -72,13 +97,23 @@ pub trait GroupFunction: OpenFunction + Reset {
     /// What its DMA space is like.
     fn dma_space(&self) -> DmaSpace;
 
-    /// Lets the device reach memory. A range that an adopted function has already is answered as it
-    /// is.
+    /// Lets the device reach memory.
     ///
     /// # Errors
     /// [`BackendError`]: [`crate::ErrorKind::Busy`] when the key is in use,
     /// [`crate::ErrorKind::NoSpace`] and [`crate::ErrorKind::Fragmented`] at the platform's limits.
     fn register_dma(&mut self, range: &DmaRange<'_>) -> Result<BusRange, BackendError>;
+
+    /// Lets an adopted function reach memory that it may reach already: a range that the predecessor
+    /// registered is answered as it is. The caller knows that the predecessor can have registered nothing
+    /// else under this key.
+    ///
+    /// # Errors
+    /// As [`GroupFunction::register_dma`]; [`crate::ErrorKind::Unsupported`] where nothing was adopted.
+    fn adopt_dma(&mut self, _range: &DmaRange<'_>) -> Result<BusRange, BackendError> {
+        let (kind, subject) = (ErrorKind::Unsupported, format!("Function {}", self.address()));
+        Err(BackendError::new(kind, subject, "AdoptDma", "it was not adopted"))
+    }
 
     /// Takes it back; `at` is what [`GroupFunction::register_dma`] answered for `key`. The device
     /// does not reach it any more when this returns.

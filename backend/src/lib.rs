@@ -31,7 +31,7 @@ pub use error::{BackendError, ErrorKind};
 pub use function::{Liveness, OpenFunction, Reset, ResetKind, ServedFunction};
 pub use group::{
     Backing, BarMemory, Behind, BusAddresses, BusRange, DmaRange, DmaSpace, Group, GroupFunction,
-    OpenGroup, Survives,
+    OpenGroup, Survives, SurvivingFunction,
 };
 pub use interrupts::{Delivery, KernelInterrupts, NotifiedInterrupts, VectorSet};
 /// Who has a function open.
@@ -43,12 +43,36 @@ pub use ipc::wire::dext::Client as Peer;
 pub enum Source {
     /// It opens it itself, before it confines itself.
     Own,
+    /// As [`Source::Own`], and looks first at the place where another process found the function
+    /// ([`OpenFunction::place`]). A backend without places, or one that finds something else there, opens
+    /// it as ever.
+    OwnAt(u64),
     /// It is handed descriptors before it confines itself: by the process that holds the group
     /// ([`GroupFunction::handed`]), or by a manager that opens for us.
     Handed(Vec<OwnedFd>),
     /// It takes over what a dead predecessor left ([`Survives::Descriptors`]), as it is: claims and
     /// DMA registrations hold, and nothing is reset.
-    Adopted(Vec<OwnedFd>),
+    Adopted(Left),
+}
+
+/// What a dead process left of an open group.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// Of the group itself ([`Survives::Descriptors`]).
+    pub group: Vec<OwnedFd>,
+    /// Of those of its functions that were claimed ([`GroupFunction::survives`]). The others are opened anew.
+    pub functions: Vec<LeftFunction>,
+}
+
+/// What a dead process left of a function that it had claimed.
+#[derive(Debug)]
+pub struct LeftFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// What keeps it open.
+    pub descriptors: Vec<OwnedFd>,
+    /// An event that is readable once the function is to be given back.
+    pub request: Option<OwnedFd>,
 }
 
 /// A function that was opened to be looked at.
@@ -61,8 +85,24 @@ pub struct Listed {
     pub peers: Vec<Peer>,
 }
 
+/// What the processes over a backend do once they are confined, which is what they are let do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendKind {
+    /// Each has opened for itself, and makes calls of another process.
+    #[default]
+    Calls,
+    /// The kernel's VFIO: the process that holds the group hands devices on
+    /// ([`GroupFunction::handed`], [`Source::Handed`]), and each makes requests of the kernel.
+    Vfio,
+}
+
 /// What gives processes their PCI functions.
 pub trait Backend: Send + Sync {
+    /// Of which kind it is.
+    fn kind(&self) -> BackendKind {
+        BackendKind::default()
+    }
+
     /// Opens every function that there is, at most `limit`, in the order of their addresses. Claims
     /// and changes nothing.
     ///

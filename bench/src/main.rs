@@ -1,8 +1,10 @@
 //! `bench`: what an access, a recovery and a client's command cost, each beside a baseline that is measured in
 //! the same run and in turns with it. Runs the programs of `CORDON_BIN_DIR`; asserts nothing.
 
+mod hops;
 mod measure;
 mod plot;
+mod proc;
 mod raw;
 mod rows;
 
@@ -14,7 +16,7 @@ use clap::Parser;
 use console::{OutputError, complain, exit, say};
 
 use self::measure::Meter;
-use self::rows::{Failure, NOT_MEASURED, Row, THEMES};
+use self::rows::{Failure, Row, THEMES};
 
 /// Measures Cordon beside what it is compared with.
 #[derive(Parser)]
@@ -29,12 +31,16 @@ struct Options {
     /// Milliseconds for each row.
     #[arg(long, default_value_t = 4_000, value_parser = clap::value_parser!(u64).range(20..=600_000))]
     time: u64,
-    /// Only the rows of this theme: access, window, socket or recovery.
+    /// Only the rows of this theme: access, config, window, socket, interrupts, companion, start, scale,
+    /// idle, recovery or guest.
     #[arg(long)]
     only: Option<String>,
     /// Draw the distributions to this file.
     #[arg(long)]
     svg: Option<PathBuf>,
+    /// Pass one event on to another: a part of what an interrupt is compared with.
+    #[arg(long, hide = true)]
+    forward: bool,
 }
 
 fn main() -> ExitCode {
@@ -42,7 +48,8 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(status) => return status,
     };
-    match run(&options) {
+    let done = if options.forward { hops::forward().map_err(Into::into) } else { run(&options) };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<OutputError>() => ExitCode::from(exit::UNWRITTEN),
         Err(error) => {
@@ -72,17 +79,7 @@ fn run(options: &Options) -> Result<(), Failure> {
             if options.json {
                 say!("{}", serde_json::to_string(&line)?)?;
             } else {
-                let mark = if line.ok { "ok " } else { "RED" };
-                say!(
-                    "{mark} {:34} median {:>10} ns  p99 {:>10} ns  {:>8.3} x of {:>10} ns, {} (bar: {})",
-                    line.name,
-                    line.median_ns,
-                    line.p99_ns,
-                    line.ratio,
-                    line.baseline_ns,
-                    line.baseline,
-                    line.bar
-                )?;
+                say!("{line}")?;
             }
             rows.push(row);
             Ok(())
@@ -92,9 +89,9 @@ fn run(options: &Options) -> Result<(), Failure> {
         plot::draw(path, &rows)?;
     }
     if options.json {
-        say!("{}", serde_json::json!({"rows": rows.len(), "ok": reached}))?;
+        say!("{}", serde_json::json!({"type": "summary", "rows": rows.len(), "ok": reached}))?;
     } else {
-        say!("{reached} of {} rows reach their bar; {NOT_MEASURED}", rows.len())?;
+        say!("{reached} of {} rows reach their bar", rows.len())?;
     }
     Ok(())
 }

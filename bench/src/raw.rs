@@ -96,8 +96,11 @@ pub(crate) struct Echo {
 
 impl Echo {
     /// There and back.
-    pub(crate) fn round_trip(&mut self) {
-        let _ = self.near.write_all(&self.request);
-        let _ = self.near.read_exact(&mut self.reply);
+    ///
+    /// # Errors
+    /// When the other side is gone.
+    pub(crate) fn round_trip(&mut self) -> std::io::Result<()> {
+        self.near.write_all(&self.request)?;
+        self.near.read_exact(&mut self.reply)
     }
 }

@@ -43,6 +43,29 @@ impl fmt::Display for Signal {
 #[error("Interrupted by {0}")]
 pub struct Interrupted(pub Signal);
 
+/// Has the signals wait, from when it is made until it is dropped: for what a program must do before it can catch
+/// them, and must not be ended in. Of one thread, and those that it starts meanwhile; programs that it runs are not
+/// concerned. On Linux: elsewhere nothing comes before.
+#[derive(Debug)]
+pub struct Held(());
+
+impl Held {
+    /// They wait from here on.
+    #[must_use]
+    pub fn begin() -> Self {
+        #[cfg(target_os = "linux")]
+        sys::set_waiting(caught(), true);
+        Self(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        #[cfg(target_os = "linux")]
+        sys::set_waiting(caught(), false);
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     /// The number of the last signal; 0 before the first.

@@ -7,6 +7,7 @@
 //! | [`interrupt`] | SIGINT, SIGTERM and SIGHUP as a value and a descriptor to wait for |
 //! | [`log`] | log lines, limited by rate and written by a thread of their own |
 //! | [`output`] | standard output: what cannot be written is an error, never a panic |
+//! | [`progress`] | long work that shows itself |
 //! | [`spool`] | lines on their way to a descriptor, in a bounded queue behind a writer thread |
 //!
 //! Linked by every program of the workspace but the one that runs inside a guest. It trusts whoever
@@ -15,18 +16,21 @@
 pub mod arguments;
 pub mod exit;
 pub mod interrupt;
+mod limits;
 #[cfg(feature = "log")]
 pub mod log;
 pub mod output;
+#[cfg(feature = "progress")]
+pub mod progress;
 mod rate;
 pub mod spool;
 mod sys;
 mod wait;
 
-pub use arguments::parse;
+pub use arguments::{parse, parse_from};
 pub use interrupt::{Interrupt, Interrupted, Signal};
 pub use output::{Output, OutputError, complain, line};
-pub use spool::{LeftOut, Spool};
+pub use spool::{LeftOut, LeftOutTotals, Spool};
 
 /// Writes a line to standard output, formatted as by `format!`; an
 /// [`OutputError`] if it cannot be written.

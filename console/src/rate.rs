@@ -1,17 +1,15 @@
 //! How much each source may say, and how much was left out. No I/O and no clock of its own.
 
+pub(crate) use crate::limits::MAX_BURST as BURST;
+use crate::limits::MAX_SOURCES;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// Lines that a source may say at once.
-pub(crate) const BURST: u32 = 20;
 /// Each of these makes up for one of them.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
 /// What was left out is told this long after the first of it.
 pub(crate) const TELL_AFTER: Duration = Duration::from_secs(1);
-/// Sources that are remembered; what more there are share the allowance of one.
-const MAX_SOURCES: usize = 1024;
 
 #[derive(Debug)]
 struct Bucket {

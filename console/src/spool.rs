@@ -2,6 +2,7 @@
 //!
 //! Whoever has something to say puts it in the queue and goes on, whether or not anybody reads. What
 //! a source says too fast, and what does not fit, is left out and counted; the count is a line too.
+//! Lines are numbered, also those that are left out: whoever reads sees by the gaps what is missing.
 
 use std::collections::VecDeque;
 use std::hash::Hash;
@@ -10,13 +11,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::limits::MAX_AT_ONCE;
+use crate::limits::MAX_WAITING;
 use crate::output::{OutputError, write_all};
 use crate::rate::Limits;
-
-/// Bytes that wait to be written, at most.
-const MAX_WAITING: usize = 256 << 10;
-/// Bytes of whole lines that are written at once, unless a line is longer.
-const MAX_AT_ONCE: usize = 16 << 10;
 
 /// Lines that were left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,16 +23,30 @@ pub struct LeftOut<K> {
     pub source: Option<K>,
     /// How many.
     pub lines: u64,
+    /// The number of the line that says so.
+    pub number: u64,
+}
+
+/// How many lines were left out in all, each counted as soon as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOutTotals {
+    /// Said too fast by their source.
+    pub too_fast: u64,
+    /// Not read fast enough.
+    pub unread: u64,
 }
 
 /// What says in words how many lines were left out.
 type Notice<K> = Box<dyn Fn(LeftOut<K>) -> String + Send>;
 
 struct SpoolState<K> {
+    /// The number of the next line.
+    next: u64,
     waiting: VecDeque<String>,
     bytes: usize,
     /// Lines that did not fit, since the last notice of it.
     unfit: u64,
+    totals: LeftOutTotals,
     limits: Limits<K>,
     notice: Notice<K>,
     writing: bool,
@@ -65,9 +77,11 @@ impl<K: Clone + Eq + Hash + Send + 'static> Spool<K> {
         notice: impl Fn(LeftOut<K>) -> String + Send + 'static,
     ) -> io::Result<Self> {
         let state = SpoolState {
+            next: 1,
             waiting: VecDeque::new(),
             bytes: 0,
             unfit: 0,
+            totals: LeftOutTotals::default(),
             limits: Limits::default(),
             notice: Box::new(notice),
             writing: false,
@@ -84,8 +98,20 @@ impl<K: Clone + Eq + Hash + Send + 'static> Spool<K> {
 
     /// Puts a line in the queue. Never waits for whoever reads.
     pub fn line(&self, line: String) {
+        self.offer(None, |_| line);
+    }
+
+    /// [`Spool::line`] with what `make` makes of its number, counted from 1; nothing is made of what `source`
+    /// says too fast or does not fit, which has a number all the same.
+    pub fn offer(&self, source: Option<K>, make: impl FnOnce(u64) -> String) {
         let mut state = self.0.state();
-        state.put(line);
+        let now = Instant::now();
+        if source.is_none_or(|source| state.limits.admit(source, now)) {
+            state.put(make);
+        } else {
+            state.totals.too_fast += 1;
+            state.number();
+        }
         drop(state);
         self.0.changed.notify_all();
     }
@@ -95,12 +121,19 @@ impl<K: Clone + Eq + Hash + Send + 'static> Spool<K> {
         let mut state = self.0.state();
         let idle = state.limits.next().is_none();
         let admitted = state.limits.admit(source, Instant::now());
+        state.totals.too_fast += u64::from(!admitted);
         drop(state);
         if idle && !admitted {
             // There is something to tell in a while.
             self.0.changed.notify_all();
         }
         admitted
+    }
+
+    /// What was left out so far.
+    #[must_use]
+    pub fn left_out(&self) -> LeftOutTotals {
+        self.0.state().totals
     }
 
     /// Waits until everything was written, for at most `time`.
@@ -147,12 +180,24 @@ impl<K: Clone + Eq + Hash> SpoolState<K> {
         self.bytes < MAX_WAITING
     }
 
-    fn put(&mut self, mut line: String) {
+    fn number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
+    }
+
+    fn put(&mut self, make: impl FnOnce(u64) -> String) {
         self.tell_unfit();
+        let number = self.number();
         if !self.has_room() {
             self.unfit += 1;
+            self.totals.unread += 1;
             return;
         }
+        self.push(make(number));
+    }
+
+    fn push(&mut self, mut line: String) {
         line.push('\n');
         self.bytes += line.len();
         self.waiting.push_back(line);
@@ -161,9 +206,14 @@ impl<K: Clone + Eq + Hash> SpoolState<K> {
     fn tell_unfit(&mut self) {
         if self.unfit > 0 && self.has_room() {
             let lines = std::mem::take(&mut self.unfit);
-            let notice = (self.notice)(LeftOut { source: None, lines });
-            self.put(notice);
+            self.push_notice(None, lines);
         }
+    }
+
+    fn push_notice(&mut self, source: Option<K>, lines: u64) {
+        let number = self.number();
+        let notice = (self.notice)(LeftOut { source, lines, number });
+        self.push(notice);
     }
 
     /// Puts a notice of everything that it is time to tell in the queue.
@@ -173,8 +223,7 @@ impl<K: Clone + Eq + Hash> SpoolState<K> {
         while self.has_room()
             && let Some((source, lines)) = self.limits.take(now)
         {
-            let notice = (self.notice)(LeftOut { source, lines });
-            self.put(notice);
+            self.push_notice(source, lines);
         }
     }
 
@@ -294,11 +343,59 @@ mod tests {
     }
 
     #[test]
+    fn numbers_rise_and_what_is_missing_is_what_was_counted() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let notice = |left: LeftOut<u8>| format!("{} {}", left.number, left.lines);
+        let spool = Spool::start("test", writer, notice).unwrap();
+        for at in 0..20_000u32 {
+            spool.offer((at % 3 == 0).then_some(7), |number| {
+                format!("{number} 0{}", " ".repeat(100))
+            });
+        }
+        let read = std::thread::spawn(move || {
+            let lines = BufReader::new(std::fs::File::from(reader)).lines();
+            lines.map(Result::unwrap).collect::<Vec<String>>()
+        });
+        spool.flush(Duration::from_secs(10)).unwrap();
+        let totals = spool.left_out();
+        drop(spool);
+        let (mut last, mut missing, mut counted) = (0, 0, 0);
+        for line in read.join().unwrap() {
+            let mut fields = line.split(' ').map(|field| field.parse::<u64>().unwrap_or(0));
+            let (number, count) = (fields.next().unwrap(), fields.next().unwrap());
+            assert!(number > last, "{number} after {last}");
+            missing += number - last - 1;
+            counted += count;
+            last = number;
+        }
+        assert_eq!(missing, counted);
+        assert!(missing > 5000, "{missing}");
+        assert_eq!(totals.too_fast + totals.unread, counted);
+        assert!(totals.too_fast > 5000 && totals.unread > 0, "{totals:?}");
+    }
+
+    #[test]
     fn a_reader_that_is_gone_is_an_error_and_nothing_else() {
         let (spool, reader) = spool();
         drop(reader);
         spool.line("x".to_owned());
         let OutputError(error) = spool.flush(Duration::from_secs(10)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn lines_are_written_together_up_to_a_size_and_a_longer_one_by_itself() {
+        let (spool, _reader) = spool();
+        let mut state = spool.0.state();
+        let line = |length: usize| format!("{}\n", "x".repeat(length - 1));
+        let half = MAX_AT_ONCE / 2;
+        for length in [half, half, 1 + MAX_AT_ONCE, half, half + 1] {
+            let line = line(length);
+            state.bytes += line.len();
+            state.waiting.push_back(line);
+        }
+        let taken: Vec<usize> = (0..4).map(|_| state.take().len()).collect();
+        assert_eq!(taken, [MAX_AT_ONCE, 1 + MAX_AT_ONCE, half, half + 1]);
+        assert_eq!(state.bytes, 0);
     }
 }

@@ -6,22 +6,48 @@ use serde::Serialize;
 
 use console::{OutputError, say};
 
-use crate::{Common, Failure, output};
+use crate::host::{Group, Host, HostFunction};
+use crate::names::Ids;
+use crate::{Common, Failure, output, sys};
 
 #[derive(Serialize)]
 struct Listing {
+    #[serde(rename = "type")]
+    kind: &'static str,
     dext: String,
     devices: Vec<Device>,
+    /// With `--all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<OnHost>,
+}
+
+/// What else the host has; `unknown` says why that cannot be told.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum OnHost {
+    Functions(Vec<Other>),
+    Unknown(String),
+}
+
+/// A function that the host has, by names too.
+#[derive(Serialize)]
+struct Other {
+    address: String,
+    #[serde(flatten)]
+    ids: Ids,
+    driver: Option<String>,
+    iommu_group: Option<u32>,
+    /// What a user of VFIO's needs to know of its group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vfio: Option<Group>,
 }
 
 #[derive(Serialize)]
 struct Device {
     address: String,
     root_bridge: Option<String>,
-    vendor: String,
-    device: String,
-    class: String,
-    class_name: &'static str,
+    #[serde(flatten)]
+    ids: Ids,
     bars: Vec<output::Bar>,
     msi_vectors: u16,
     msix_vectors: u16,
@@ -35,19 +61,64 @@ struct Client {
     name: String,
 }
 
-/// Lists what the dext offers.
-pub(crate) fn run(common: &Common, json: bool) -> Result<(), Failure> {
+/// Lists what the dext offers, and with `all` what else the host has.
+pub(crate) fn run(common: &Common, all: bool, json: bool) -> Result<(), Failure> {
     let lister = Lister::start(&common.config()?)?;
     let functions = lister.functions()?;
     let devices: Vec<Device> = functions.iter().map(device).collect();
+    let host = all.then(|| on_host(sys::pci_functions()));
     if json {
-        return output::json(&Listing { dext: common.dext().to_string(), devices });
+        let (kind, dext) = ("devices", common.dext().to_string());
+        return output::json(&Listing { kind, dext, devices, host });
     }
     if devices.is_empty() {
-        say!("The dext at {} offers no function.", common.dext())?;
+        match common.is_vfio() {
+            true => say!(
+                "VFIO has no function: none is bound to vfio-pci (--all lists what there is)."
+            )?,
+            false => say!("The dext at {} offers no function.", common.dext())?,
+        }
     }
     for device in &devices {
         print(device)?;
+    }
+    Ok(host.iter().try_for_each(print_host)?)
+}
+
+fn on_host(host: Host) -> OnHost {
+    let other = |one: HostFunction| Other {
+        ids: Ids::of(one.vendor, one.device, one.class),
+        address: one.address,
+        driver: one.driver,
+        iommu_group: one.iommu_group,
+        vfio: one.iommu_group.and_then(sys::vfio_group),
+    };
+    match host {
+        Ok(functions) => OnHost::Functions(functions.into_iter().map(other).collect()),
+        Err(why) => OnHost::Unknown(why),
+    }
+}
+
+fn print_host(host: &OnHost) -> Result<(), OutputError> {
+    let functions = match host {
+        OnHost::Unknown(why) => return say!("What else the host has cannot be told: {why}"),
+        OnHost::Functions(functions) => functions,
+    };
+    say!("The host itself has {} functions:", functions.len())?;
+    for one in functions {
+        let name = match (one.ids.vendor_name, one.ids.device_name) {
+            (Some(vendor), Some(device)) => format!("{vendor} {device}"),
+            (Some(vendor), None) => format!("{vendor} device"),
+            (None, _) => "unknown device".to_owned(),
+        };
+        let Ids { vendor, device, class_name, .. } = &one.ids;
+        say!("{}  {class_name}: {name} [{vendor}:{device}]", one.address)?;
+        match &one.driver {
+            Some(driver) => say!("    bound to {driver}")?,
+            None => say!("    bound to no driver")?,
+        }
+        let mut lines = one.vfio.iter().flat_map(|group| group.lines(&one.address));
+        lines.try_for_each(|line| say!("    {line}"))?;
     }
     Ok(())
 }
@@ -61,10 +132,7 @@ fn device(function: &Function) -> Device {
     Device {
         address: identity.address.to_string(),
         root_bridge: function.root_bridge.as_ref().map(ToString::to_string),
-        vendor: format!("{:04x}", identity.vendor),
-        device: format!("{:04x}", identity.device),
-        class: format!("{:06x}", identity.class),
-        class_name: class_name(identity.class),
+        ids: Ids::of(identity.vendor, identity.device, identity.class),
         bars: output::bars(&function.bars),
         msi_vectors: function.msi_vectors,
         msix_vectors: function.msix.map_or(0, |msix| msix.vectors),
@@ -74,14 +142,18 @@ fn device(function: &Function) -> Device {
 }
 
 fn print(device: &Device) -> Result<(), OutputError> {
+    let ids = &device.ids;
     say!(
         "{}  {}:{}  class {} ({})",
         device.address,
-        device.vendor,
-        device.device,
-        device.class,
-        device.class_name
+        ids.vendor,
+        ids.device,
+        ids.class,
+        ids.class_name
     )?;
+    if let Some(vendor) = ids.vendor_name {
+        say!("    {vendor} {}", ids.device_name.unwrap_or("device without a name"))?;
+    }
     if let Some(name) = &device.root_bridge {
         say!("    beneath root bridge {name}")?;
     }
@@ -96,27 +168,5 @@ fn print(device: &Device) -> Result<(), OutputError> {
         (true, true) => say!("    claimed"),
         (false, false) => say!("    free; open in {}", clients.join(", ")),
         (false, true) => say!("    free"),
-    }
-}
-
-/// What a class code means, by base class, and the few subclasses that people meet.
-pub(crate) fn class_name(class: u32) -> &'static str {
-    match (class >> 16, (class >> 8) & 0xff) {
-        (0x01, 0x06) => "SATA controller",
-        (0x01, 0x08) => "Non-Volatile memory controller",
-        (0x01, _) => "Mass storage controller",
-        (0x02, 0x00) => "Ethernet controller",
-        (0x02, _) => "Network controller",
-        (0x03, 0x00) => "VGA compatible controller",
-        (0x03, _) => "Display controller",
-        (0x05, _) => "Memory controller",
-        (0x06, _) => "Bridge",
-        (0x07, _) => "Communication controller",
-        (0x08, _) => "System peripheral",
-        (0x0c, 0x03) => "USB controller",
-        (0x0c, _) => "Serial bus controller",
-        (0x12, _) => "Processing accelerator",
-        (0xff, _) => "Unassigned class",
-        _ => "Other class",
     }
 }

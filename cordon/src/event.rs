@@ -1,13 +1,23 @@
 //! What happens to a running `cordon serve`: one type, as a line for people ([`Event`]'s `Display`) and
-//! as an object for programs (serde). It is what `serve` prints, and all that it prints.
+//! as an object for programs (serde). It is what `serve` prints, and all that it prints; with `--events` it
+//! is also written as [`Record`]s. docs/events.md has every kind and field.
+
+mod death;
+mod record;
 
 use std::fmt;
 
 use ipc::PciAddress;
 use serde::{Deserialize, Serialize};
 
+use crate::confinement::Confinement;
+
+pub use death::{DeathCause, LimitName, Limited, ProcessDeath, ProcessKind, Successor};
+pub use record::{Record, SCHEMA};
+
 /// Which of a function's servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// The function itself.
@@ -18,6 +28,7 @@ pub enum Part {
 
 /// What the client of a function sees of it while the device is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ClientView {
     /// No client is connected: the next one sees the device.
@@ -44,12 +55,16 @@ impl fmt::Display for ClientView {
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
+    /// The server is confined, from here on.
+    Confined(Confinement),
     /// A function is attached and its sockets take clients.
     Listening {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// Where; lossy if the path is no text.
         socket: String,
@@ -61,12 +76,21 @@ pub enum Event {
         /// Process id.
         connection_process: u32,
     },
+    /// A function was detached by a command of the control socket, and is not served until another one
+    /// attaches it, which is told as `listening`.
+    Released {
+        /// The function.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+    },
     /// Every function is listening.
     Ready,
     /// A client connected.
     Attach {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// To which server.
         part: Part,
@@ -75,6 +99,7 @@ pub enum Event {
     Detach {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// From which server.
         part: Part,
@@ -85,6 +110,7 @@ pub enum Event {
     Refused {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// By which server.
         part: Part,
@@ -95,6 +121,7 @@ pub enum Event {
     Busy {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// By which server.
         part: Part,
@@ -103,6 +130,7 @@ pub enum Event {
     LeftOut {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// Of which server.
         part: Part,
@@ -120,6 +148,7 @@ pub enum Event {
     Delayed {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// Which server.
         part: Part,
@@ -130,6 +159,7 @@ pub enum Event {
     Withheld {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// Which server.
         part: Part,
@@ -140,6 +170,7 @@ pub enum Event {
     Available {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// Which server.
         part: Part,
@@ -148,16 +179,31 @@ pub enum Event {
     Failed {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// Which server.
         part: Part,
         /// Why.
         why: String,
     },
+    /// The host wants a function back that is in use: it is unplugged, or another driver is to have it (Linux's
+    /// VFIO). Everything of its IOMMU group is given back at once. What follows are `connection-died` and, of each
+    /// function, `away`.
+    Requested {
+        /// The function that the connection process was first started for.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// The process that gives it back.
+        process: u32,
+        /// Which function the host wants.
+        why: String,
+    },
     /// The device is gone and may come back; its client reads all ones.
     Away {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// Whose death it was.
         why: String,
@@ -166,6 +212,7 @@ pub enum Event {
     Back {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// What its client sees.
         client: ClientView,
@@ -174,11 +221,136 @@ pub enum Event {
     GivenUp {
         /// The function.
         #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
         /// The death after which it was given up.
         why: String,
     },
-    /// Every function was given up.
+    /// The function process died that served the function, or one that was being set up to take its place. What
+    /// follows is `recovered`, `away` or `given-up`.
+    FunctionDied {
+        /// The function.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// How it died.
+        #[serde(flatten)]
+        death: ProcessDeath,
+    },
+    /// The connection process died that held the device. What follows is `connection-adopted`,
+    /// `connection-replaced` or `given-up`.
+    ConnectionDied {
+        /// The function that it was first started for.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// How it died.
+        #[serde(flatten)]
+        death: ProcessDeath,
+    },
+    /// A standby died while it waited, or could not take over; another is started.
+    StandbyLost {
+        /// The function.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// How it died.
+        #[serde(flatten)]
+        death: ProcessDeath,
+    },
+    /// Another function process serves in the place of one that died.
+    Recovered {
+        /// The function.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// Process id of the one that serves now.
+        process: u32,
+        /// Function processes of this function that were replaced so far: 1 after the first death.
+        generation: u64,
+        /// From when the death was noticed until the function was served again, in microseconds.
+        microseconds: u64,
+        /// Which process it is.
+        by: Successor,
+    },
+    /// Another connection process holds the device in the place of one that died; its functions come
+    /// `back` one by one.
+    ConnectionReplaced {
+        /// The function that it was first started for.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// Process id of the one that holds it now.
+        process: u32,
+        /// Connection processes of this device that were replaced so far: 1 after the first death.
+        generation: u64,
+        /// From when the death was noticed until the other was ready, in microseconds.
+        microseconds: u64,
+    },
+    /// Another connection process holds the device in the place of one that died, and has taken over what that
+    /// left: functions were served meanwhile, and their DMA went on. Over Linux's VFIO.
+    ConnectionAdopted {
+        /// The function that it was first started for.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// Process id of the one that holds it now.
+        process: u32,
+        /// Connection processes of this device that were replaced so far: 1 after the first death.
+        generation: u64,
+        /// From when the death was noticed until everything was taken over, in microseconds.
+        microseconds: u64,
+    },
+    /// Another function process serves, of another program, in the place of one that gave way to it.
+    Upgraded {
+        /// The function.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// Process id of the one that serves now.
+        process: u32,
+        /// How often that was done for this function so far.
+        upgrades: u64,
+        /// From when requests waited until they were served, in microseconds.
+        microseconds: u64,
+    },
+    /// A limit was reached. Of processes, what it bounds is given up: see the `given-up` that follows. Of a
+    /// client, only what it asked for beyond it is refused, and it is told once for each client and limit: see
+    /// `refused`.
+    Limit {
+        /// By whom: the function, or the one that a connection process was first started for.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// By its processes of this kind, or its client.
+        of: Limited,
+        /// Of a client, of which server.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        part: Option<Part>,
+        /// Which limit.
+        limit: LimitName,
+        /// Of a client, how many it may have.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        most: Option<u64>,
+        /// Of `deaths`, how many there were, the last one among them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deaths: Option<u32>,
+        /// Of processes, within this time, in milliseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        milliseconds: Option<u64>,
+    },
+    /// Deaths and replacements came faster than they could be told. They have no numbers in the sequence.
+    Unobserved {
+        /// How many.
+        count: u64,
+    },
+    /// The process that starts others is gone: none can be replaced any more, so the end is begun.
+    SpawnerLost {
+        /// Its process id.
+        process: u32,
+    },
+    /// Every function was given up. A server with a control socket waits for a command that revives one, unless it was
+    /// started with `--exit-when-given-up`; any other ends.
     NothingLeft,
     /// The end was asked for, or nothing is left.
     Stopping {
@@ -207,7 +379,9 @@ impl Event {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Confined(_) => "confined",
             Self::Listening { .. } => "listening",
+            Self::Released { .. } => "released",
             Self::Ready => "ready",
             Self::Attach { .. } => "attach",
             Self::Detach { .. } => "detach",
@@ -219,9 +393,20 @@ impl Event {
             Self::Withheld { .. } => "withheld",
             Self::Available { .. } => "available",
             Self::Failed { .. } => "failed",
+            Self::Requested { .. } => "requested",
             Self::Away { .. } => "away",
             Self::Back { .. } => "back",
             Self::GivenUp { .. } => "given-up",
+            Self::FunctionDied { .. } => "function-died",
+            Self::ConnectionDied { .. } => "connection-died",
+            Self::StandbyLost { .. } => "standby-lost",
+            Self::Recovered { .. } => "recovered",
+            Self::ConnectionReplaced { .. } => "connection-replaced",
+            Self::ConnectionAdopted { .. } => "connection-adopted",
+            Self::Upgraded { .. } => "upgraded",
+            Self::Limit { .. } => "limit",
+            Self::Unobserved { .. } => "unobserved",
+            Self::SpawnerLost { .. } => "spawner-lost",
             Self::NothingLeft => "nothing-left",
             Self::Stopping { .. } => "stopping",
             Self::Forced => "forced",
@@ -240,7 +425,8 @@ impl Event {
             | Self::Delayed { device, part, .. }
             | Self::Withheld { device, part, .. }
             | Self::Available { device, part }
-            | Self::Busy { device, part } => Some((*device, *part, self.name())),
+            | Self::Busy { device, part }
+            | Self::Limit { device, part: Some(part), .. } => Some((*device, *part, self.name())),
             _ => None,
         }
     }
@@ -256,10 +442,21 @@ impl Event {
             | Self::Withheld { device, part, .. }
             | Self::Available { device, part }
             | Self::LeftOut { device, part, .. }
+            | Self::Limit { device, part: Some(part), .. }
             | Self::Failed { device, part, .. } => Some((*device, *part)),
             Self::Listening { device, .. }
+            | Self::Released { device }
+            | Self::Requested { device, .. }
             | Self::Away { device, .. }
             | Self::Back { device, .. }
+            | Self::FunctionDied { device, .. }
+            | Self::ConnectionDied { device, .. }
+            | Self::StandbyLost { device, .. }
+            | Self::Recovered { device, .. }
+            | Self::ConnectionReplaced { device, .. }
+            | Self::ConnectionAdopted { device, .. }
+            | Self::Upgraded { device, .. }
+            | Self::Limit { device, .. }
             | Self::GivenUp { device, .. } => Some((*device, Part::Function)),
             _ => None,
         }
@@ -289,6 +486,7 @@ impl fmt::Display for Event {
                     "; function process {function_process}, connection process {connection_process}"
                 )
             }
+            Self::Released { .. } => write!(f, "released: detached by a command"),
             Self::Detach { why, .. } => write!(f, "detach: {why}"),
             Self::Refused { why, .. } => write!(f, "refused: {why}"),
             Self::Busy { .. } => write!(f, "busy: another client was sent away"),
@@ -300,9 +498,55 @@ impl fmt::Display for Event {
             Self::Withheld { why, .. } => write!(f, "withheld: {why}"),
             Self::Available { .. } => write!(f, "available again"),
             Self::Failed { why, .. } => write!(f, "failed: {why}"),
+            Self::Requested { process, why, .. } => {
+                write!(f, "requested: the host wants it back from process {process}: {why}")
+            }
             Self::Away { why, .. } => write!(f, "away: {why}"),
             Self::Back { client, .. } => write!(f, "back: {client}"),
             Self::GivenUp { why, .. } => write!(f, "given up: {why}"),
+            // It says which process that was.
+            Self::FunctionDied { death, .. } | Self::ConnectionDied { death, .. } => {
+                write!(f, "{death}")
+            }
+            Self::StandbyLost { death, .. } => write!(f, "standby lost: {death}"),
+            Self::Recovered { process, generation, microseconds, by, .. } => {
+                let by = if *by == Successor::Standby { ", which stood by," } else { "" };
+                write!(
+                    f,
+                    "recovered: process {process}{by} serves after {microseconds} us (replacement \
+                     {generation})"
+                )
+            }
+            Self::ConnectionReplaced { process, generation, microseconds, .. } => write!(
+                f,
+                "connection replaced: process {process} holds the device after {microseconds} us \
+                 (replacement {generation})"
+            ),
+            Self::ConnectionAdopted { process, generation, microseconds, .. } => write!(
+                f,
+                "connection adopted: process {process} holds the device after {microseconds} us, which \
+                 went on meanwhile (replacement {generation})"
+            ),
+            Self::Upgraded { process, upgrades, microseconds, .. } => write!(
+                f,
+                "upgraded: process {process} serves after {microseconds} us (upgrade {upgrades})"
+            ),
+            Self::Limit { of, limit, most, deaths, milliseconds, .. } => {
+                write!(f, "limit reached: {limit} of its {of}: ")?;
+                match (deaths, milliseconds, most) {
+                    (Some(deaths), Some(time), _) => write!(f, "{deaths} within {time} ms"),
+                    (_, Some(time), _) => write!(f, "{time} ms"),
+                    (_, None, most) => write!(f, "{}", most.unwrap_or_default()),
+                }
+            }
+            Self::Unobserved { count } => {
+                write!(f, "left out: {count} deaths and replacements that came too fast")
+            }
+            Self::Confined(confinement) => write!(f, "confined: {confinement}"),
+            Self::SpawnerLost { process } => write!(
+                f,
+                "spawner lost: process {process} ended, no device process can be replaced any more"
+            ),
             Self::NothingLeft => write!(f, "nothing is left to serve"),
             Self::Stopping { signal: Some(signal) } => write!(f, "stopping: {signal}"),
             Self::Forced => write!(f, "forced: child processes are killed"),
@@ -342,64 +586,4 @@ mod as_text {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn all() -> Vec<Event> {
-        let device = "01:00.1".parse().unwrap();
-        let part = Part::Companion;
-        let why = || "because".to_owned();
-        vec![
-            Event::Listening {
-                device,
-                socket: "/s".to_owned(),
-                companion_socket: Some("/c".to_owned()),
-                function_process: 2,
-                connection_process: 3,
-            },
-            Event::Ready,
-            Event::Attach { device, part: Part::Function },
-            Event::Detach { device, part, why: why() },
-            Event::Refused { device, part, why: why() },
-            Event::Busy { device, part },
-            Event::LeftOut { device, part, of: "refused".to_owned(), count: 7 },
-            Event::Unread { count: 7 },
-            Event::Delayed { device, part, why: why() },
-            Event::Withheld { device, part, why: why() },
-            Event::Available { device, part },
-            Event::Failed { device, part, why: why() },
-            Event::Away { device, why: why() },
-            Event::Back { device, client: ClientView::Ones },
-            Event::GivenUp { device, why: why() },
-            Event::NothingLeft,
-            Event::Stopping { signal: Some("SIGTERM".to_owned()) },
-            Event::Stopping { signal: None },
-            Event::Forced,
-            Event::Fault { fault: "function,nth=1,when=before,kill".to_owned(), process: Some(7) },
-            Event::Stopped,
-        ]
-    }
-
-    #[test]
-    fn every_event_is_an_object_with_its_name_and_comes_back_the_same() {
-        for event in all() {
-            let value = serde_json::to_value(&event).unwrap();
-            assert_eq!(value["event"], event.name());
-            let device = event.device().map(|(device, _)| device.to_string());
-            assert_eq!(value["device"].as_str(), device.as_deref());
-            assert_eq!(serde_json::from_value::<Event>(value).unwrap(), event);
-        }
-    }
-
-    #[test]
-    fn every_event_is_one_line_that_names_its_function_first() {
-        for event in all() {
-            let line = event.to_string();
-            assert!(!line.contains('\n') && !line.is_empty());
-            assert_eq!(line.starts_with("01:00.1: "), event.device().is_some(), "{line}");
-        }
-        let client = ClientView::Ones;
-        let back = Event::Back { device: "01:00.0".parse().unwrap(), client }.to_string();
-        assert!(back.contains("all ones") && back.contains("--windows trapped"), "{back}");
-    }
-}
+mod tests;

@@ -4,20 +4,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use cordon_vmm::faults::{Fault, FaultPlan, Faults};
+use cordon_vmm::faults::{Fault, FaultPlan, Faults, GRAMMAR};
 
 use crate::Failure;
 
 /// What is to go wrong.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct FaultOptions {
-    /// A JSON file of faults: {"faults": [...]}, as ARCHITECTURE.md describes.
+    /// A JSON file of faults: {"faults": [{"process": "function", "request": "BarWrite", "nth": 3,
+    /// "when": "during", "what": "kill"}]}; its words are those of --fault.
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// A fault, as function,device=01:00.1,request=BarWrite,nth=3,when=during,kill; repeat it for
+    /// A fault, as function,request=BarWrite,nth=3,when=during,kill; repeat it for
     /// several.
-    #[arg(long = "fault", value_name = "FAULT")]
+    #[arg(long = "fault", value_name = "FAULT", long_help = fault_help())]
     faults: Vec<Fault>,
+}
+
+/// What a fault is, with the grammar that its parser has.
+fn fault_help() -> String {
+    let short =
+        "A fault, as function,request=BarWrite,nth=3,when=during,kill; repeat it for several.";
+    format!("{short}\n\n{GRAMMAR}")
 }
 
 impl FaultOptions {

@@ -1,17 +1,21 @@
-//! The other programs: found beside this one, or where the command line says.
+//! The other programs: found beside this one, where a package puts them, or where the command line says.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use cordon_testkit::programs::beside;
+
 use crate::Failure;
 
-/// The program `name`: `given`, or the one beside this program.
+/// The program `name`: `given`, or the one beside this program, or where a package has it.
 pub(crate) fn find(name: &str, given: Option<&Path>) -> Result<PathBuf, Failure> {
     let path = match given {
         Some(path) => path.to_owned(),
-        None => std::env::current_exe()
-            .map_err(|error| format!("cannot find this program's own path: {error}"))?
-            .with_file_name(name),
+        None => {
+            let own = std::env::current_exe()
+                .map_err(|error| format!("cannot find this program's own path: {error}"))?;
+            beside(&own, name)
+        }
     };
     if path.is_file() {
         return Ok(path);

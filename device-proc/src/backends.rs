@@ -8,5 +8,26 @@ use dext_client::{Dext, Endpoint};
 /// # Errors
 /// [`BackendError`] when this build cannot talk to it.
 pub fn open(endpoint: &Endpoint) -> Result<Box<dyn Backend>, BackendError> {
-    Ok(Box::new(Dext::at(endpoint)?))
+    match endpoint {
+        #[cfg(target_os = "linux")]
+        Endpoint::Vfio => Ok(Box::new(vfio_client::Vfio::default())),
+        endpoint => Ok(Box::new(Dext::at(endpoint)?)),
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use sandbox_profiles::policy::vfio;
+
+    #[test]
+    fn the_policy_lets_through_what_the_vfio_client_asks() {
+        let asked = [
+            vfio_client::DEVICE_SET_IRQS,
+            vfio_client::DEVICE_RESET,
+            vfio_client::IOMMU_MAP_DMA,
+            vfio_client::IOMMU_UNMAP_DMA,
+        ];
+        let allowed = [vfio::SET_INTERRUPTS, vfio::RESET, vfio::MAP_DMA, vfio::UNMAP_DMA];
+        assert_eq!(asked.map(u64::from), allowed);
+    }
 }

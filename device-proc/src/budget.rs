@@ -44,9 +44,11 @@ pub(crate) fn connection(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandbox_profiles::Network;
 
     fn confinement(guest_memory: Option<u64>) -> Confinement {
-        Confinement::Process { mode: sandbox_profiles::Mode::Strict, guest_memory }
+        let (mode, network) = (sandbox_profiles::Mode::Strict, Network::Shared);
+        Confinement::Process { mode, guest_memory, network }
     }
 
     #[test]

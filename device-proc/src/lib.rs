@@ -27,6 +27,7 @@ pub mod hooks;
 #[cfg(any(test, feature = "in-process"))]
 pub mod in_process;
 
+pub mod limits;
 pub mod lister;
 pub mod log;
 pub mod memory;
@@ -34,8 +35,12 @@ pub mod options;
 pub mod panics;
 mod pci;
 pub mod program;
+mod reset;
 pub mod start;
 mod sys;
+#[cfg(target_os = "linux")]
+#[cfg(test)]
+mod vfio_tests;
 
 /// A failure of the backend's as it travels up: what kind it is for an errno, the code, one line.
 pub(crate) fn failure(error: &cordon_backend::BackendError) -> ipc::wire::common::Failure {

@@ -9,7 +9,7 @@ use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
 use ipc::wire::listing::{Function, MAX_FUNCTIONS, Ready, Request};
-use ipc::{Deadline, Handles, Tube};
+use ipc::{Deadline, Handles, PciAddress, Tube};
 
 use crate::function::config;
 use crate::hooks::NoHooks;
@@ -17,15 +17,16 @@ use crate::options::Common;
 use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside};
 use crate::{backends, failure, pci};
 
-/// Runs the role until the VMM side ends it.
+/// Runs the role until the VMM side ends it; of the function at `address` alone, if one is named.
 ///
 /// # Errors
 /// [`RoleError`].
-pub fn run(common: &Common) -> Result<(), RoleError> {
+pub fn run(address: Option<PciAddress>, common: &Common) -> Result<(), RoleError> {
     let mut tube = start::greet(start::inherited_tube(common)?, Role::Lister)?;
     let backend = backends::open(&common.dext).map_err(RoleError::from);
     let confinement = common.confinement();
-    let prepared = backend.and_then(|backend| prepare(backend.as_ref(), confinement, &tube));
+    let prepared =
+        backend.and_then(|backend| prepare(backend.as_ref(), address, confinement, &tube));
     let mut entries = start::announce(&mut tube, prepared)?;
     serve(&mut tube, &mut entries)
 }
@@ -37,20 +38,25 @@ pub fn run(common: &Common) -> Result<(), RoleError> {
 pub fn serve_on(
     tube: Tube,
     backend: &dyn Backend,
+    address: Option<PciAddress>,
     confinement: Confinement,
 ) -> Result<(), RoleError> {
     let mut tube = start::greet(tube, Role::Lister)?;
-    let prepared = prepare(backend, confinement, &tube);
+    let prepared = prepare(backend, address, confinement, &tube);
     let mut entries = start::announce(&mut tube, prepared)?;
     serve(&mut tube, &mut entries)
 }
 
 fn prepare(
     backend: &dyn Backend,
+    address: Option<PciAddress>,
     confinement: Confinement,
     tube: &Tube,
 ) -> Result<(Vec<Listed>, Ready), RoleError> {
-    let entries = backend.list(MAX_FUNCTIONS)?;
+    let mut entries = backend.list(MAX_FUNCTIONS)?;
+    if let Some(address) = address {
+        entries.retain(|entry| entry.function.identity().address == address);
+    }
     let mut open = vec![std::os::fd::AsFd::as_fd(tube)];
     open.extend(entries.iter().flat_map(|entry| entry.function.descriptors()));
     let sandbox = start::confine(confinement, sandbox_profiles::Role::Lister, &open, 0)?;

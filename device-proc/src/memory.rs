@@ -4,22 +4,35 @@
 //! whoever asks; in a function process a companion's rings are read through it.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cordon_backend::Behind;
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::{Access, SharedMemory, Window, WindowError};
 
+pub use crate::limits::MAX_REGIONS;
 use crate::start;
+use crate::sys::Place;
 
-/// Most regions: a VMM has a handful, QEMU's chipset a few dozen.
-pub const MAX_REGIONS: usize = 1024;
+/// Descriptors that are not used for regions: a message brings [`ipc::tube::MAX_HANDLES`] at most, and one that
+/// brings more than there is room for ends the process.
+const KEPT_FREE: u64 = 128;
+
+/// From which descriptor on none is kept for a region.
+static BOUND: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Says how many descriptors this process may have. Regions leave some of them free.
+pub fn bound_descriptors(most: u64) {
+    BOUND.store(most.saturating_sub(KEPT_FREE), Ordering::Relaxed);
+}
 
 struct Region {
     size: u64,
     memory: SharedMemory,
     offset: u64,
-    window: Option<Window>,
+    /// Where it is mapped, and what is known of that to whoever reports a fault there.
+    window: Option<(Window, Place)>,
     writable: bool,
     /// Registrations of it that are left.
     users: u64,
@@ -58,7 +71,7 @@ impl MemoryTable {
     ///
     /// # Errors
     /// [`Failure`] when it is empty, wraps, overlaps another, is more than the descriptor holds,
-    /// or when the table is full.
+    /// when the table is full, or when descriptors are short.
     pub fn add(
         &mut self,
         base: u64,
@@ -79,15 +92,20 @@ impl MemoryTable {
             let message = format!("{said}: {MAX_REGIONS} regions are the limit");
             return Err(Failure { kind: FailureKind::NoSpace, code: None, message });
         }
+        // A new descriptor is the lowest one that is free.
+        if u64::try_from(fd.as_raw_fd()).is_ok_and(|fd| fd >= BOUND.load(Ordering::Relaxed)) {
+            let message = format!("{said}: this process has no descriptors left for memory");
+            return Err(Failure { kind: FailureKind::NoSpace, code: None, message });
+        }
         let access = if writable { Access::ReadWrite } else { Access::ReadOnly };
         let refuse = |why: &str| start::invalid(format!("{said} cannot be mapped: {why}"));
         // The VMM may shorten its own guest's memory; it can end this process anyway.
-        let mapped = SharedMemory::from_trusted(fd).map_err(|error| refuse(&ipc::chain(&error)));
-        let mapped = mapped.and_then(|memory| {
+        let needed =
+            offset.checked_add(size).ok_or_else(|| refuse("it wraps in its descriptor"))?;
+        let mapped = SharedMemory::from_trusted(fd, needed);
+        let mapped = mapped.map_err(|error| refuse(&ipc::chain(&error))).and_then(|memory| {
             if !self.mapped {
-                let held = offset.checked_add(size).is_some_and(|end| end <= memory.size());
-                let short = || refuse(&format!("its descriptor holds {:#x} bytes", memory.size()));
-                return if held { Ok((memory, None)) } else { Err(short()) };
+                return Ok((memory, None));
             }
             let length = usize::try_from(size).map_err(|error| refuse(&error.to_string()))?;
             let window = memory.map(offset, length, access).map_err(|error| match &error {
@@ -97,7 +115,8 @@ impl MemoryTable {
                 }
                 other => refuse(&ipc::chain(other)),
             })?;
-            Ok((memory, Some(window)))
+            let place = Place::new(window.address(), window.length(), base);
+            Ok((memory, Some((window, place))))
         });
         let (memory, window) = mapped?;
         self.regions.insert(base, Region { size, memory, offset, window, writable, users: 0 });
@@ -137,7 +156,7 @@ impl MemoryTable {
         }
         let into = address - base;
         let in_process = usize::try_from(into).map_err(|_| outside())?;
-        let window = region.window.as_ref();
+        let window = region.window.as_ref().map(|(window, _)| window);
         let address = window.map(|window| window.address() + in_process);
         let (memory, writable) = (&region.memory, region.writable);
         let behind = Behind { memory, offset: region.offset + into, writable };
@@ -226,6 +245,26 @@ mod tests {
                 prop_assert_eq!(found.behind.offset, offset);
                 prop_assert_eq!(found.behind.writable, in_first);
             }
+        }
+    }
+
+    #[test]
+    fn one_region_more_than_there_may_be_is_refused_until_another_goes() {
+        let file = ram(0x1000);
+        for mapped in [false, true] {
+            let mut table = MemoryTable::new(mapped);
+            let add = |table: &mut MemoryTable, number: usize| {
+                let file = file.try_clone().unwrap();
+                table.add(0x1000 * number as u64, 0x1000, file, 0, true)
+            };
+            for number in 0..MAX_REGIONS {
+                add(&mut table, number).unwrap();
+            }
+            let refused = add(&mut table, MAX_REGIONS).unwrap_err();
+            assert_eq!(refused.kind, FailureKind::NoSpace);
+            assert!(refused.message.contains("1024 regions are the limit"), "{}", refused.message);
+            table.remove(0).unwrap();
+            add(&mut table, MAX_REGIONS).unwrap();
         }
     }
 }

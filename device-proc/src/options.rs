@@ -4,7 +4,9 @@ use std::ffi::OsString;
 
 pub use dext_client::Endpoint;
 use ipc::PciAddress;
+use ipc::wire::function::Known;
 use lexopt::ValueExt as _;
+use sandbox_profiles::Network;
 
 use crate::start::Confinement;
 
@@ -14,23 +16,42 @@ One confined process of Cordon. Started by the VMM side, of no use by hand.
 
 Usage: device-proc ROLE OPTIONS
 
-  connection  Hold the claim, the DMA registrations and the BAR windows of one device
+  connection  Hold claim, DMA registrations and BAR windows of one device
   function    Serve one function
   lister      Report what the backend offers
   doctor      Say how this program would be confined, and exit
 
 Options of connection, function and lister:
-  --dext=sim:PATH|iokit          Where the dext is; sim@NAME:PATH or iokit@NAME: beneath a root bridge
-  --sandbox=strict|relaxed       Refuse to start without a layer of the sandbox, or report it [strict]
+  --dext=sim:PATH|iokit          Where the dext is; sim@NAME:PATH or iokit@NAME:
+                                 beneath a root bridge
+  --sandbox=strict|relaxed       Refuse to start without a layer of the sandbox,
+                                 or report it [strict]
+  --network=shared|inherited     Whose network namespace it is started in
+                                 [shared]
+  --guest-memory=BYTES           What one function will be handed at most [twice
+                                 the machine's memory]
   --tube-fd=NUMBER               The inherited descriptor of the tube [3]
-  --address=BB:DD.F              connection, function: the function; any one of the device
+  --address=BB:DD.F              connection, function: the function; any one of
+                                 the device. lister: report no other function
   --windows=handed|described|trapped
                                  connection: what becomes of the BARs [handed]
-  --standby                      function: leave the interrupts to the process that serves now
-  --max-read-request=0..7        function: DevCtl's maximum read request size as the host had set it
+  --adopt                        connection: take over what a dead one left,
+                                 which comes first over the tube; open nothing
+  --standby                      function: leave the interrupts to the process
+                                 that serves now
+  --known=HEX                    function: what its first process found, as that
+                                 said it
+  --max-read-request=0..7        function: DevCtl's maximum read request size as
+                                 the host had set it
 
 Options of doctor:
-  --confine=ROLE                 Confine this very process as a role, and ask the system
+  --confine=ROLE                 Confine this very process as a role, say so,
+                                 and wait for the end of standard input
+  --ask=PID                      macOS: ask the system what that process,
+                                 confined as a role, may
+  --report=ROLE                  Confine this very process as a role as far as
+                                 can be, send what came of it over the tube, and
+                                 then make a call that is forbidden
 
   -h, --help                     Print this
   -V, --version                  Print the version
@@ -57,8 +78,8 @@ pub enum Command {
     Connection {
         /// Any function of the device.
         address: PciAddress,
-        /// What becomes of the BARs.
-        windows: Windows,
+        /// How it is held.
+        holding: Holding,
         /// What all roles share.
         common: Common,
     },
@@ -73,13 +94,19 @@ pub enum Command {
     },
     /// Report what the backend offers.
     Lister {
+        /// The one function to report; all of them without.
+        address: Option<PciAddress>,
         /// What all roles share.
         common: Common,
     },
     /// Say how this program would be confined, and exit.
     Doctor {
-        /// Confine this very process as a role, and ask the system what it would be allowed.
+        /// Confine this very process as a role, say so, and wait for the end of standard input.
         confine: Option<String>,
+        /// Ask the system what this process, which is confined, would be allowed.
+        ask: Option<u32>,
+        /// Confine this very process as a role, report over the tube, and make a forbidden call.
+        report: Option<String>,
     },
     /// Print [`USAGE`].
     Help,
@@ -87,14 +114,31 @@ pub enum Command {
     Version,
 }
 
-/// How a function is served.
+/// How a device is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// What becomes of the BARs.
+    pub windows: Windows,
+    /// It is taken over from a process that is dead, as it is, and not opened.
+    pub adopt: bool,
+}
+
+impl From<Windows> for Holding {
+    fn from(windows: Windows) -> Self {
+        Self { windows, adopt: false }
+    }
+}
+
+/// How a function is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Serving {
     /// Leave the interrupts to the process that serves the function now, and take over later.
     pub standby: bool,
     /// Bits 14:12 of DevCtl as the first process of the function found them: a guest, which stays
     /// within them (P6.4), may have lowered them since.
     pub max_read_request: Option<u8>,
+    /// What the first process of the function found, while the claim of then holds.
+    pub known: Option<Known>,
 }
 
 /// What all roles share.
@@ -109,6 +153,8 @@ pub struct Common {
     /// Bytes of guest memory that one function will be handed, at most: counted into the process's
     /// budget of addresses. Twice the machine's memory when it is not said.
     pub guest_memory: Option<u64>,
+    /// The network namespace that it was started in.
+    pub network: Network,
 }
 
 /// What becomes of the BARs that a guest may have.
@@ -146,8 +192,8 @@ impl Common {
     /// How a process with these options is confined.
     #[must_use]
     pub fn confinement(&self) -> Confinement {
-        let guest_memory = self.guest_memory;
-        Confinement::Process { mode: self.sandbox.into(), guest_memory }
+        let Self { guest_memory, network, .. } = *self;
+        Confinement::Process { mode: self.sandbox.into(), guest_memory, network }
     }
 }
 
@@ -158,6 +204,7 @@ pub struct CommonOptions {
     sandbox: Sandbox,
     tube_fd: Option<i32>,
     guest_memory: Option<u64>,
+    network: Network,
 }
 
 impl CommonOptions {
@@ -173,6 +220,10 @@ impl CommonOptions {
                 self.dext = Some(endpoint.map_err(|error| lexopt::Error::Custom(error.into()))?);
             }
             "guest-memory" => self.guest_memory = Some(parser.value()?.parse()?),
+            "network" => {
+                let known = [("shared", Network::Shared), ("inherited", Network::Inherited)];
+                self.network = one_of(parser, known)?;
+            }
             "tube-fd" => self.tube_fd = Some(parser.value()?.parse()?),
             "sandbox" => {
                 let known = [("strict", Sandbox::Strict), ("relaxed", Sandbox::Relaxed)];
@@ -188,9 +239,9 @@ impl CommonOptions {
     /// # Errors
     /// [`UsageError::Missing`].
     pub fn finish(self) -> Result<Common, UsageError> {
-        let Self { dext, sandbox, tube_fd, guest_memory } = self;
+        let Self { dext, sandbox, tube_fd, guest_memory, network } = self;
         let dext = dext.ok_or(UsageError::Missing("--dext"))?;
-        Ok(Common { dext, sandbox, tube_fd: tube_fd.unwrap_or(3), guest_memory })
+        Ok(Common { dext, sandbox, tube_fd: tube_fd.unwrap_or(3), guest_memory, network })
     }
 }
 
@@ -227,8 +278,9 @@ impl Command {
             _ => return Err(UsageError::Role(role)),
         }
         let mut common = CommonOptions::default();
-        let (mut address, mut serving, mut confine) = (None, Serving::default(), None);
-        let mut windows = Windows::default();
+        let (mut address, mut serving) = (None, Serving::default());
+        let (mut confine, mut ask, mut report) = (None, None, None);
+        let mut holding = Holding::default();
         let mut parser = lexopt::Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
             let lexopt::Arg::Long(name) = argument else {
@@ -238,7 +290,9 @@ impl Command {
             match (role.as_str(), name.as_str()) {
                 (_, "help") => return Ok(Self::Help),
                 ("doctor", "confine") => confine = Some(parser.value()?.string()?),
-                ("connection" | "function", "address") => {
+                ("doctor", "ask") => ask = Some(parser.value()?.parse()?),
+                ("doctor", "report") => report = Some(parser.value()?.string()?),
+                ("connection" | "function" | "lister", "address") => {
                     address = Some(parser.value()?.parse()?);
                 }
                 ("connection", "windows") => {
@@ -247,9 +301,15 @@ impl Command {
                         ("described", Windows::Described),
                         ("trapped", Windows::Trapped),
                     ];
-                    windows = one_of(&mut parser, known)?;
+                    holding.windows = one_of(&mut parser, known)?;
                 }
+                ("connection", "adopt") => holding.adopt = true,
                 ("function", "standby") => serving.standby = true,
+                ("function", "known") => {
+                    let text = parser.value()?.string()?;
+                    let known = Known::from_hex(&text).map_err(lexopt::Error::Custom)?;
+                    serving.known = Some(known);
+                }
                 ("function", "max-read-request") => {
                     let mut sizes = 0u8..;
                     let known = ["0", "1", "2", "3", "4", "5", "6", "7"];
@@ -262,15 +322,15 @@ impl Command {
             }
         }
         if role == "doctor" {
-            return Ok(Self::Doctor { confine });
+            return Ok(Self::Doctor { confine, ask, report });
         }
         if role == "lister" {
-            return Ok(Self::Lister { common: common.finish()? });
+            return Ok(Self::Lister { address, common: common.finish()? });
         }
         let address = address.ok_or(UsageError::Missing("--address"))?;
         let common = common.finish()?;
         Ok(if role == "connection" {
-            Self::Connection { address, windows, common }
+            Self::Connection { address, holding, common }
         } else {
             Self::Function { address, serving, common }
         })
@@ -289,13 +349,14 @@ mod tests {
     #[test]
     fn a_role_is_what_its_command_line_says() {
         let dext: Endpoint = "sim:/run/dext".parse().unwrap();
-        let common = Common { dext, sandbox: Sandbox::Strict, tube_fd: 3, guest_memory: None };
+        let (sandbox, network) = (Sandbox::Strict, Network::Shared);
+        let common = Common { dext, sandbox, tube_fd: 3, guest_memory: None, network };
         let address = "01:00.1".parse().unwrap();
         assert_eq!(
             parse("function --dext=sim:/run/dext --address=01:00.1 --standby"),
             Ok(Command::Function {
                 address,
-                serving: Serving { standby: true, max_read_request: None },
+                serving: Serving { standby: true, ..Serving::default() },
                 common: common.clone()
             })
         );
@@ -303,7 +364,7 @@ mod tests {
             parse("function --dext=sim:/run/dext --address=01:00.1 --max-read-request=2"),
             Ok(Command::Function {
                 address,
-                serving: Serving { standby: false, max_read_request: Some(2) },
+                serving: Serving { max_read_request: Some(2), ..Serving::default() },
                 common: common.clone()
             })
         );
@@ -313,16 +374,27 @@ mod tests {
                 "connection --address 01:00.1 --dext sim:/run/dext --sandbox=relaxed --tube-fd=7 \
                  --windows=trapped"
             ),
-            Ok(Command::Connection { address, windows: Windows::Trapped, common: relaxed })
+            Ok(Command::Connection { address, holding: Windows::Trapped.into(), common: relaxed })
+        );
+        let holding = Holding { windows: Windows::Handed, adopt: true };
+        assert_eq!(
+            parse("connection --address 01:00.1 --dext sim:/run/dext --adopt"),
+            Ok(Command::Connection { address, holding, common: common.clone() })
         );
         let some = Common { guest_memory: Some(4096), ..common.clone() };
         assert_eq!(
             parse("lister --dext=sim:/run/dext --guest-memory=4096"),
-            Ok(Command::Lister { common: some })
+            Ok(Command::Lister { address: None, common: some })
         );
-        assert_eq!(parse("lister --dext=sim:/run/dext"), Ok(Command::Lister { common }));
+        assert_eq!(
+            parse("lister --dext=sim:/run/dext"),
+            Ok(Command::Lister { address: None, common })
+        );
         let confine = Some("function".to_owned());
-        assert_eq!(parse("doctor --confine=function"), Ok(Command::Doctor { confine }));
+        let doctor = |confine, ask, report| Ok(Command::Doctor { confine, ask, report });
+        assert_eq!(parse("doctor --confine=function"), doctor(confine, None, None));
+        assert_eq!(parse("doctor --ask=7"), doctor(None, Some(7), None));
+        assert_eq!(parse("doctor --report=lister"), doctor(None, None, Some("lister".to_owned())));
         assert_eq!(parse("--help"), Ok(Command::Help));
         assert_eq!(parse("-V"), Ok(Command::Version));
     }
@@ -337,9 +409,10 @@ mod tests {
             ("function --dext=sim:/x --address=banana", "banana"),
             ("lister --dext=usb:7", "usb:7"),
             ("lister --dext", "--dext"),
-            ("lister --dext=sim:/x --address=01:00.0", "--address"),
+            ("lister --dext=sim:/x --address=banana", "banana"),
             ("connection --dext=sim:/x --address=01:00.0 --standby", "--standby"),
             ("function --dext=sim:/x --address=01:00.0 --standby=yes", "--standby"),
+            ("function --dext=sim:/x --address=01:00.0 --adopt", "--adopt"),
             ("function --dext=sim:/x --address=01:00.0 --max-read-request=8", "6, 7"),
             ("function --dext=sim:/x --address=01:00.0 --misbehave", "--misbehave"),
             ("function --dext=sim:/x --address=01:00.0 --sandbox=loose", "strict, relaxed"),

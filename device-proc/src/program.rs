@@ -4,15 +4,26 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use ipc::wire::common::REQUESTED;
+
 use crate::hooks::Hooks;
 use crate::log::Log;
 use crate::options::{Command, USAGE};
+use crate::start::RoleError;
 use crate::{connection, doctor as findings, function, lister};
 
 /// The exit status of a process that ended in order.
 pub(crate) const DONE: u8 = 0;
 /// The exit status of one that did not.
 pub(crate) const FAILED: u8 = 1;
+/// The exit status for an error.
+pub(crate) fn status(error: &RoleError) -> u8 {
+    match error {
+        RoleError::Requested(_) => REQUESTED,
+        _ => FAILED,
+    }
+}
+
 /// The exit status for a command line that cannot be.
 pub(crate) const BAD_USAGE: u8 = 2;
 /// The exit status when standard output cannot be written.
@@ -30,14 +41,15 @@ pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
         }
     };
     let ended = match command {
-        Command::Connection { address, windows, common } => {
-            connection::run(address, windows, &common, hooks)
+        Command::Connection { address, holding, common } => {
+            connection::run(address, holding, &common, hooks)
         }
         Command::Function { address, serving, common } => {
             function::run(address, serving, &common, hooks)
         }
-        Command::Lister { common } => lister::run(&common),
-        Command::Doctor { confine } => return doctor(confine.as_deref()),
+        Command::Lister { address, common } => lister::run(address, &common),
+        Command::Doctor { report: Some(name), .. } => findings::report(&name),
+        Command::Doctor { confine, ask, report: None } => return doctor(confine.as_deref(), ask),
         Command::Help => return print(USAGE),
         Command::Version => return print(concat!("device-proc ", env!("CARGO_PKG_VERSION"), "\n")),
     };
@@ -45,7 +57,7 @@ pub fn run(hooks: &mut dyn Hooks) -> ExitCode {
         Ok(()) => ExitCode::from(DONE),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "device-proc: {}", ipc::chain(&error));
-            ExitCode::from(FAILED)
+            ExitCode::from(status(&error))
         }
     }
 }
@@ -57,20 +69,34 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// Prints what is found.
-fn doctor(confine: Option<&str>) -> ExitCode {
-    let found = match confine {
-        None => findings::profiles(),
-        Some(name) => match findings::ROLES.iter().find(|(known, _)| *known == name) {
-            Some((name, role)) => findings::confine_and_ask(name, *role),
+/// Prints what is found. Confined, it then stays for as long as standard input is open, to be asked
+/// about.
+fn doctor(confine: Option<&str>, ask: Option<u32>) -> ExitCode {
+    let found = match (confine, ask) {
+        (None, None) => findings::profiles(),
+        (None, Some(pid)) => findings::ask(pid),
+        (Some(name), _) => match findings::ROLES.iter().find(|(known, _)| *known == name) {
+            Some((name, role)) => {
+                // A person's shell started this, by way of cordon: what that leaves open is not ours.
+                crate::sys::close_inherited();
+                findings::confine(name, *role)
+            }
             None => vec![(false, format!("there is no role '{name}'"))],
         },
     };
     let mut output = std::io::stdout().lock();
+    let mut print = |line: &str| writeln!(output, "{line}").and_then(|()| output.flush());
     for (good, text) in &found {
-        if writeln!(output, "{} {text}", if *good { "ok   " } else { "WRONG" }).is_err() {
+        if print(&format!("{} {text}", if *good { "ok   " } else { "WRONG" })).is_err() {
             return ExitCode::from(UNWRITTEN);
         }
+    }
+    if confine.is_some() {
+        // An empty line: there is nothing more to come.
+        if print("").is_err() {
+            return ExitCode::from(UNWRITTEN);
+        }
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     }
     if found.iter().all(|(good, _)| *good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

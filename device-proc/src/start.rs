@@ -3,17 +3,21 @@
 //!
 //! What fails before confinement is told to the VMM side as one line; the process then exits.
 
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use cordon_backend::BackendError;
+use cordon_backend::{Backend, BackendError, BackendKind, Left, LeftFunction};
 use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, FailureKind};
+use ipc::wire::connection::Escrowed;
 use ipc::wire::faults::{Misbehave, Point};
+use ipc::wire::function::Handed;
 use ipc::wire::handshake::Role;
 use ipc::wire::sandbox::{Layer, LayerKind, LayerState, SandboxReport};
 use ipc::{Deadline, Handles, Tube, TubeError};
-use sandbox_profiles::{ConfineError, Layer as Kind, Mode};
+use rustix::process::{Resource, getrlimit};
+use sandbox_profiles::limits::MAX_DESCRIPTORS;
+use sandbox_profiles::{ConfineError, Given, Layer as Kind, Mode, Network};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -38,6 +42,9 @@ pub enum RoleError {
     /// The backend refused at the start, or is gone.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The host wants a function back that is in use.
+    #[error(transparent)]
+    Requested(BackendError),
     /// The backend or its device is gone, as a call of it showed.
     #[error("{0}")]
     Lost(String),
@@ -47,6 +54,12 @@ pub enum RoleError {
     /// There is no timer to bound signals with.
     #[error("No timer for signals")]
     Timer(#[source] std::io::Error),
+    /// Faults of memory and forbidden calls could not be reported as what they are.
+    #[error("No handler for faults of memory and forbidden system calls")]
+    Faults(#[source] std::io::Error),
+    /// The VMM side handed on other than it said.
+    #[error("The function was not handed on")]
+    Handed(#[source] ipc::handles::HandleCountError),
     /// The lane cannot be served.
     #[error("Cannot join the lane")]
     Lane(#[from] ipc::lane::JoinError),
@@ -60,7 +73,14 @@ pub enum RoleError {
 /// # Errors
 /// [`RoleError::NoTube`].
 pub fn inherited_tube(common: &Common) -> Result<Tube, RoleError> {
-    let number = common.tube_fd;
+    tube_at(common.tube_fd)
+}
+
+/// Takes over the tube at descriptor `number`.
+///
+/// # Errors
+/// [`RoleError::NoTube`].
+pub(crate) fn tube_at(number: i32) -> Result<Tube, RoleError> {
     let fd = crate::sys::inherited(number).map_err(|error| RoleError::NoTube(number, error))?;
     Ok(Tube::from_fd(fd))
 }
@@ -72,6 +92,37 @@ pub fn inherited_tube(common: &Common) -> Result<Tube, RoleError> {
 pub fn greet(mut tube: Tube, role: Role) -> Result<Tube, RoleError> {
     tube.handshake(role, Role::Vmm, Deadline::after(PEER_TIMEOUT))?;
     Ok(tube)
+}
+
+/// What a function process is handed before it opens anything, where the backend hands functions on.
+///
+/// # Errors
+/// [`RoleError`] when the VMM side hands nothing on in time, or other than it says.
+pub fn handed(backend: &dyn Backend, tube: &mut Tube) -> Result<Option<Vec<OwnedFd>>, RoleError> {
+    if backend.kind() != BackendKind::Vfio {
+        return Ok(None);
+    }
+    let received = tube.receive::<Handed>(Deadline::after(PEER_TIMEOUT))?;
+    received.handles.expect(received.message.descriptors.into()).map_err(RoleError::Handed)?;
+    Ok(Some(received.handles.collect()))
+}
+
+/// What a connection process takes over that does not open a group: what one before it left.
+///
+/// # Errors
+/// [`RoleError`] when the VMM side hands nothing on in time, or other than it says.
+pub fn left(tube: &mut Tube) -> Result<Left, RoleError> {
+    let received = tube.receive::<Escrowed>(Deadline::after(PEER_TIMEOUT))?;
+    let (escrowed, mut handles) = (received.message, received.handles);
+    handles.expect(escrowed.descriptors()).map_err(RoleError::Handed)?;
+    let mut next = |count: u8| -> Vec<OwnedFd> { handles.by_ref().take(count.into()).collect() };
+    let group = next(escrowed.group);
+    let functions = escrowed.functions.into_iter().map(|one| LeftFunction {
+        address: one.address,
+        descriptors: next(one.descriptors),
+        request: next(one.request.into()).pop(),
+    });
+    Ok(Left { functions: functions.collect(), group })
 }
 
 /// Tells the VMM side that the role is ready to serve, or why it cannot start; gives back the role's
@@ -106,6 +157,8 @@ pub enum Confinement {
         mode: Mode,
         /// See above.
         guest_memory: Option<u64>,
+        /// The network namespace that it was started in.
+        network: Network,
     },
     /// It is a thread of its VMM's process, for tests, and cannot be confined.
     Thread(Mode),
@@ -122,12 +175,15 @@ pub fn confine(
     open: &[BorrowedFd<'_>],
     later: u64,
 ) -> Result<SandboxReport, RoleError> {
-    let mode = match confinement {
-        Confinement::Process { mode, .. } => mode,
+    let (mode, network) = match confinement {
+        Confinement::Process { mode, network, .. } => (mode, network),
         Confinement::Thread(mode) => return not_confined(mode),
     };
+    crate::sys::report_faults().map_err(RoleError::Faults)?;
+    let system = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    crate::memory::bound_descriptors(system.min(MAX_DESCRIPTORS));
     let keep: Vec<i32> = open.iter().map(|fd| fd.as_raw_fd()).collect();
-    let report = sandbox_profiles::confine(role, mode, &keep, later)?;
+    let report = sandbox_profiles::confine(role, mode, &keep, Given { later, network })?;
     let state = |state| match state {
         sandbox_profiles::LayerState::Enforced(said) => LayerState::Enforced(said),
         sandbox_profiles::LayerState::Partial(said) => LayerState::Partial(said),
@@ -174,6 +230,7 @@ fn kind(layer: Kind) -> LayerKind {
         Kind::Seccomp => LayerKind::Seccomp,
         Kind::Seatbelt => LayerKind::Seatbelt,
         Kind::Process => LayerKind::Process,
+        Kind::UnprivilegedUser => LayerKind::UnprivilegedUser,
     }
 }
 

@@ -13,13 +13,11 @@ use cordon_backend::{
     OpenGroup, Reset, ResetKind, ServedFunction, Source, Survives, VectorSet,
 };
 use ipc::wire::common::{BarInfo, Identity};
-use ipc::wire::dext::{CLIENT_TYPE, IoReturn, SERVICE_CLASS, Service};
+use ipc::wire::dext::{CLIENT_TYPE, ENABLED_WORDS, IoReturn, SERVICE_CLASS, Service};
 use ipc::{DeviceMemory, Event, PciAddress, Window};
 
-use crate::{Client, DextError, Endpoint, Registry, open_device, open_function};
-
-/// Mappings that the platform has for one device.
-const MAX_MAPPINGS: u64 = 65_536;
+use crate::limits::MAX_MAPPINGS;
+use crate::{Client, DextError, Endpoint, Registry, open_device, open_function, open_function_at};
 
 /// A dext as a backend.
 pub struct Dext(Box<dyn Registry>);
@@ -85,7 +83,7 @@ impl From<DextError> for BackendError {
 /// Nothing that this process did not open itself is of use.
 fn own(source: &Source) -> Result<(), BackendError> {
     match source {
-        Source::Own => Ok(()),
+        Source::Own | Source::OwnAt(_) => Ok(()),
         Source::Handed(_) | Source::Adopted(_) => Err(BackendError::new(
             ErrorKind::Unsupported,
             "dext",
@@ -97,7 +95,7 @@ fn own(source: &Source) -> Result<(), BackendError> {
 
 impl Backend for Dext {
     fn list(&self, limit: usize) -> Result<Vec<Listed>, BackendError> {
-        let mut listed = Vec::new();
+        let (mut listed, mut passed_over) = (Vec::new(), None);
         for service in self.0.services()? {
             if service.class != SERVICE_CLASS || listed.len() == limit {
                 continue;
@@ -109,8 +107,15 @@ impl Backend for Dext {
                 }
                 Err(error) if error.is_service_gone() => {}
                 // The others are listed all the same.
-                Err(error) => tracing::warn!("a function cannot be listed: {error}"),
+                Err(error) => {
+                    tracing::warn!("a function cannot be listed: {error}");
+                    passed_over = passed_over.or(Some(error));
+                }
             }
+        }
+        // If none can be, why is what there is to say.
+        if let Some(error) = passed_over.filter(|_| listed.is_empty()) {
+            return Err(error.into());
         }
         listed.sort_by(|one, other| {
             let key = |one: &Listed| (one.function.address(), one.root_bridge.clone());
@@ -125,7 +130,10 @@ impl Backend for Dext {
         source: Source,
     ) -> Result<Box<dyn ServedFunction>, BackendError> {
         own(&source)?;
-        Ok(Box::new(open_function(self.0.as_ref(), address)?))
+        Ok(Box::new(match source {
+            Source::OwnAt(place) => open_function_at(self.0.as_ref(), address, place)?,
+            _ => open_function(self.0.as_ref(), address)?,
+        }))
     }
 
     fn open_group(&self, address: PciAddress, source: Source) -> Result<OpenGroup, BackendError> {
@@ -176,6 +184,10 @@ impl OpenFunction for Client {
 
     fn liveness(&self) -> Option<Liveness<'_>> {
         Self::liveness(self).map(Liveness::Hangup)
+    }
+
+    fn place(&self) -> Option<u64> {
+        self.service
     }
 
     fn lost(&self, operation: &'static str) -> BackendError {
@@ -244,7 +256,7 @@ impl ServedFunction for Client {
                 None
             }
         };
-        self.set_irq_mask([0; 4])?;
+        self.set_mask(VectorSet::default())?;
         self.wait_interrupt()?;
         Ok(vectors)
     }
@@ -286,7 +298,14 @@ impl NotifiedInterrupts for Client {
     }
 
     fn set_mask(&mut self, recorded: VectorSet) -> Result<(), BackendError> {
-        Ok(self.set_irq_mask(recorded.words())?)
+        let Some(page) = &self.mapped.interrupts else {
+            return Ok(self.set_irq_mask(recorded.words())?);
+        };
+        for (at, word) in (0..).zip(recorded.words()) {
+            // The page is 16 KiB, so the word is there.
+            let _ = page.store_u64(ENABLED_WORDS + 8 * at, word);
+        }
+        Ok(())
     }
 }
 
@@ -296,7 +315,9 @@ impl GroupFunction for Client {
     }
 
     /// Closing the connection is the only way: the dext then releases what it held.
-    fn release(self: Box<Self>) {}
+    fn release(self: Box<Self>) -> Result<Option<Box<dyn GroupFunction>>, BackendError> {
+        Ok(None)
+    }
 
     fn handed(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()

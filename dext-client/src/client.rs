@@ -15,6 +15,8 @@ pub struct Client {
     connection: Box<dyn UserClient>,
     identity: Identity,
     subject: String,
+    /// The registry's number of the service, where it was opened from one.
+    pub(crate) service: Option<u64>,
     /// What the backend traits have mapped: see [`crate::backend`].
     pub(crate) mapped: MappedHere,
     /// Interrupts were set up on this connection.
@@ -116,7 +118,7 @@ impl Client {
         let class = class.ok_or_else(invalid)?;
         let identity = Identity { address, vendor: half(3)?, device: half(4)?, class };
         let (subject, mapped) = (format!("Function {address}"), MappedHere::nothing());
-        Ok(Self { connection, identity, subject, mapped, interrupts: false })
+        Ok(Self { connection, identity, subject, service: None, mapped, interrupts: false })
     }
 
     /// The function as errors name it.
@@ -396,6 +398,18 @@ mod tests {
                 }
                 fake.recover(selector);
             }
+        }
+    }
+
+    #[test]
+    fn what_the_signature_lacks_is_named() {
+        let (fake, mut client) = Fake::client();
+        for (code, name) in
+            [(0xe000_02e2, "kIOReturnNotPermitted"), (0xe000_02bc, "kIOReturnError")]
+        {
+            fake.fail(selector::CLAIM, IoReturn(code));
+            let text = client.claim().unwrap_err().to_string();
+            assert!(text.contains(&format!("{name} ({code:#010x})")), "{text}");
         }
     }
 

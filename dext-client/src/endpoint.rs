@@ -1,4 +1,4 @@
-//! Where a dext is.
+//! Where a dext is, or what else gives functions in its place.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -7,13 +7,15 @@ use std::str::FromStr;
 
 use ipc::RootBridge;
 
-/// Where the dext is.
+/// Where functions come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// A simulated dext that listens at this path.
     Simulated(PathBuf),
     /// The real one.
     IoKit,
+    /// No dext: Linux's VFIO.
+    Vfio,
     /// What one of these offers beneath one root bridge of the host, where addresses are unique.
     Beneath(RootBridge, Box<Endpoint>),
 }
@@ -21,7 +23,8 @@ pub enum Endpoint {
 /// A string that names no dext.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "'{}' names no dext: sim:PATH or iokit, or beneath one root bridge sim@NAME:PATH or iokit@NAME",
+    "'{}' names no dext: sim:PATH or iokit, or beneath one root bridge sim@NAME:PATH or iokit@NAME; vfio \
+     is Linux's VFIO",
     Path::new(.0).display()
 )]
 pub struct EndpointError(OsString);
@@ -47,6 +50,7 @@ impl TryFrom<&OsStr> for Endpoint {
                 Self::Simulated(OsStr::from_bytes(path).into())
             }
             ("iokit", None) => Self::IoKit,
+            ("vfio", None) if root.is_none() => Self::Vfio,
             _ => return Err(none()),
         };
         Ok(match root {
@@ -74,14 +78,26 @@ mod tests {
         let place = Endpoint::Simulated(OsStr::from_bytes(b"/tmp/\xff\xfe").into());
         assert_eq!(Endpoint::try_from(path), Ok(place));
         assert_eq!("iokit".parse(), Ok(Endpoint::IoKit));
+        assert_eq!("vfio".parse(), Ok(Endpoint::Vfio));
         let beneath = |root: &str, place| Endpoint::Beneath(root.parse().unwrap(), Box::new(place));
         let root = "apciec1@30000000";
         assert_eq!("iokit@apciec1@30000000".parse(), Ok(beneath(root, Endpoint::IoKit)));
         let place = Endpoint::Simulated("/tmp/a@b:c".into());
         assert_eq!("sim:/tmp/a@b:c".parse(), Ok(place.clone()));
         assert_eq!("sim@r:/tmp/a@b:c".parse(), Ok(beneath("r", place)));
-        let nothing =
-            ["", "sim:", "iokit ", "usb:7", "iokit@", "iokit@a b", "iokit@x:/y", "sim@x", "@x"];
+        let nothing = [
+            "",
+            "sim:",
+            "iokit ",
+            "usb:7",
+            "iokit@",
+            "iokit@a b",
+            "iokit@x:/y",
+            "sim@x",
+            "@x",
+            "vfio:/x",
+            "vfio@x",
+        ];
         for nothing in nothing {
             assert!(nothing.parse::<Endpoint>().is_err(), "{nothing}");
         }

@@ -10,7 +10,7 @@
 #![allow(missing_docs, reason = "for unit tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use ipc::event::Signaller;
@@ -37,6 +37,7 @@ struct FakeState {
     asserts: bool,
     page: Option<Window>,
     completion: Option<Signaller>,
+    fires_before_arming: Vec<u16>,
 }
 
 /// The test's side.
@@ -60,11 +61,17 @@ const BARS: [Option<[u64; 3]>; 6] = [
 
 impl Fake {
     pub fn client() -> (Self, Client) {
+        let (fake, connection) = Self::connection();
+        let client = Client::new(connection).unwrap();
+        (fake, client)
+    }
+
+    pub fn connection() -> (Self, Box<dyn UserClient>) {
         let fake = Self(Arc::default());
         let event = Event::new().unwrap();
         fake.state().completion = Some(event.signaller().unwrap());
-        let client = Client::new(Box::new(Connection { state: fake.clone(), event })).unwrap();
-        (fake, client)
+        let connection = Box::new(Connection { state: fake.clone(), event });
+        (fake, connection)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, FakeState> {
@@ -105,14 +112,24 @@ impl Fake {
         self.state().registered.iter().map(|(key, size)| (*key, *size)).collect()
     }
 
+    /// The words of the interrupt page that say which vectors are recorded.
+    #[must_use]
+    pub fn enabled_words(&self) -> Vec<u64> {
+        let state = self.state();
+        let page = state.page.as_ref().unwrap();
+        [0, 8, 16, 24].map(|word| page.load_u64(ENABLED_WORDS + word).unwrap()).to_vec()
+    }
+
     /// The device fires vectors, masked or not.
     pub fn pend(&self, vectors: &[u16]) {
         let state = self.state();
-        let page = state.page.as_ref().unwrap();
-        for vector in vectors {
-            page.set_bits_u64(u64::from(vector / 64) * 8, 1 << (vector % 64)).unwrap();
-        }
+        state.pend(vectors);
         state.completion.as_ref().unwrap().signal();
+    }
+
+    /// The device fires vectors just before the next notification is armed.
+    pub fn fire_before_arming(&self, vectors: &[u16]) {
+        self.state().fires_before_arming = vectors.to_vec();
     }
 
     /// Whether STATUS shows that the device asserts its pin.
@@ -138,6 +155,23 @@ impl Fake {
 }
 
 impl FakeState {
+    fn pend(&self, vectors: &[u16]) {
+        let Some(page) = &self.page else { return };
+        for vector in vectors {
+            page.set_bits_u64(u64::from(vector / 64) * 8, 1 << (vector % 64)).unwrap();
+        }
+    }
+
+    /// Arms a notification, which completes at once when a bit is pending.
+    fn arm(&mut self) {
+        let fires = std::mem::take(&mut self.fires_before_arming);
+        self.pend(&fires);
+        let Some(page) = &self.page else { return };
+        if [0, 8, 16, 24].iter().any(|word| page.load_u64(*word).unwrap() != 0) {
+            self.completion.as_ref().unwrap().signal();
+        }
+    }
+
     fn answer(&mut self, selector: u32, inputs: &[u64]) -> Result<Vec<u64>, IoReturn> {
         if let Some(code) = self.fails.get(&selector) {
             return Err(*code);
@@ -165,10 +199,15 @@ impl FakeState {
                 }
                 vec![]
             }
+            selector::WAIT_INTERRUPT => {
+                self.arm();
+                vec![]
+            }
             selector::REGISTER_DMA_REGION => {
-                if self.registered.insert(inputs[0], inputs[2]).is_some() {
+                if self.registered.contains_key(&inputs[0]) {
                     return Err(IoReturn::STILL_OPEN);
                 }
+                self.registered.insert(inputs[0], inputs[2]);
                 vec![1, inputs[0], inputs[2]]
             }
             selector::UNREGISTER_DMA_REGION => {
@@ -231,6 +270,6 @@ impl UserClient for Connection {
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.event.as_fd()]
+        self.event.descriptors()
     }
 }

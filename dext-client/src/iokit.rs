@@ -3,14 +3,16 @@
 //! Scalars go through `IOConnectCallScalarMethod` with the numbers of the ABI, memory through
 //! `IOConnectMapMemory64` into this task, the one asynchronous method through a notification port
 //! on a serial queue, whose callback signals the [`Event`] that the process waits for. The end of
-//! the service closes a pipe, which hangs up.
+//! the service shuts a pair of sockets down, which hangs up; as a rule a call says it earlier.
 //!
 //! A connection is opened by the process that uses it and goes nowhere else: its port cannot be
 //! moved. Only opening is mediated by the sandbox, so what is open works on after confinement.
 #![expect(unsafe_code, reason = "IOKit, CoreFoundation and Mach are C interfaces")]
 
 use std::ffi::{CStr, c_char, c_void};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -41,7 +43,6 @@ use ipc::wire::common::BarInfo;
 use ipc::wire::dext::{Client as Peer, IoReturn, Service, memory, selector};
 use ipc::{Access, Event, RootBridge, Window};
 use mach2::traps::mach_task_self;
-use parking_lot::Mutex;
 
 use crate::{Behind, DextError, Mapped, Registry, SelectorError, UserClient};
 
@@ -84,6 +85,8 @@ const _: () = {
     assert!(IoReturn::NOT_ATTACHED.0 == ret::kIOReturnNotAttached.cast_unsigned());
     assert!(IoReturn::NO_SPACE.0 == ret::kIOReturnNoSpace.cast_unsigned());
     assert!(IoReturn::OVERRUN.0 == ret::kIOReturnOverrun.cast_unsigned());
+    assert!(IoReturn::NOT_PERMITTED.0 == ret::kIOReturnNotPermitted.cast_unsigned());
+    assert!(IoReturn::ERROR.0 == ret::kIOReturnError.cast_unsigned());
     assert!(IoReturn::NOT_FOUND.0 == ret::kIOReturnNotFound.cast_unsigned());
     assert!(IoReturn::PORT_DEAD.0 == mach2::message::MACH_SEND_INVALID_DEST.cast_unsigned());
 };
@@ -274,8 +277,9 @@ impl Registry for IoKitRegistry {
 /// What callbacks on the queue need. Freed only after the queue was drained.
 struct Context {
     completed: Signaller,
-    /// Closed when the service is gone.
-    alive: Mutex<Option<OwnedFd>>,
+    /// Shut down when the service is gone. It stays open for as long as the client does, so that which
+    /// descriptors a client has never changes.
+    alive: UnixStream,
 }
 
 /// A connection of the kernel's. Closed on drop, which unmaps nothing that is still referenced.
@@ -296,7 +300,7 @@ struct IoKitClient {
     queue: DispatchRetained<DispatchQueue>,
     context: NonNull<Context>,
     completion: Event,
-    liveness: OwnedFd,
+    liveness: UnixStream,
 }
 
 // SAFETY: the port and the context are used by this value and by callbacks on its own queue only;
@@ -319,7 +323,7 @@ unsafe extern "C" fn interest(
     if message == SERVICE_IS_TERMINATED {
         // SAFETY: as in `completed`.
         let alive = unsafe { &(*context.cast::<Context>()).alive };
-        drop(alive.lock().take());
+        let _ = alive.shutdown(Shutdown::Both);
     }
 }
 
@@ -328,11 +332,7 @@ impl IoKitClient {
         let failed = |error: std::io::Error| SelectorError::Invalid(error.to_string());
         let completion = Event::new().map_err(failed)?;
         let completed = completion.signaller().map_err(failed)?;
-        let (liveness, alive) = rustix::pipe::pipe().map_err(|error| failed(error.into()))?;
-        for end in [&liveness, &alive] {
-            let set = rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC);
-            set.map_err(|error| failed(error.into()))?;
-        }
+        let (liveness, alive) = UnixStream::pair().map_err(failed)?;
         let mut connect = 0;
         // SAFETY: a service that we hold, our own task, a place for the connection.
         check(unsafe { IOServiceOpen(service.0, mach_task_self(), kind, &raw mut connect) })?;
@@ -343,7 +343,7 @@ impl IoKitClient {
         if port.is_null() {
             return Err(SelectorError::Invalid("no notification port".to_owned()));
         }
-        let context = Box::new(Context { completed, alive: Mutex::new(Some(alive)) });
+        let context = Box::new(Context { completed, alive });
         let context = NonNull::from(Box::leak(context));
         // From here on drop takes everything down in order.
         let mut client = Self { connect, port, interest: 0, queue, context, completion, liveness };
@@ -475,11 +475,11 @@ impl UserClient for IoKitClient {
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let mut open = vec![self.completion.as_fd(), self.liveness.as_fd()];
-        // SAFETY: the context lives for as long as this value; its descriptors are closed with it,
-        // or when the service is gone, in which case nobody asks any more.
+        let mut open = self.completion.descriptors();
+        open.push(self.liveness.as_fd());
+        // SAFETY: the context lives for as long as this value, and its descriptors with it.
         let context = unsafe { self.context.as_ref() };
-        open.push(context.completed.as_fd());
+        open.extend([context.completed.as_fd(), context.alive.as_fd()]);
         open
     }
 }

@@ -16,6 +16,7 @@ mod endpoint;
 pub mod fake;
 #[cfg(target_os = "macos")]
 pub mod iokit;
+mod limits;
 pub mod sim;
 
 use std::os::fd::BorrowedFd;
@@ -235,13 +236,18 @@ pub fn registry(endpoint: &Endpoint) -> Result<Box<dyn Registry>, DextError> {
             let (root_bridge, whole) = (root_bridge.clone(), registry(endpoint)?);
             Ok(Box::new(Beneath { root_bridge, whole }))
         }
+        Endpoint::Vfio => Err(DextError::NoDext {
+            place: "vfio".to_owned(),
+            why: "VFIO is no dext: functions of it are opened by no client of a dext".to_owned(),
+        }),
         Endpoint::Simulated(path) => Ok(Box::new(sim::SimulatedRegistry::new(path))),
         #[cfg(target_os = "macos")]
         Endpoint::IoKit => Ok(Box::new(iokit::IoKitRegistry)),
         #[cfg(not(target_os = "macos"))]
         Endpoint::IoKit => Err(DextError::NoDext {
             place: "iokit".to_owned(),
-            why: "this build has no IOKit backend; use sim:PATH with a running dext-sim".to_owned(),
+            why: "this build has no IOKit backend; use sim:PATH with a running dext-sim, or vfio"
+                .to_owned(),
         }),
     }
 }
@@ -283,7 +289,10 @@ fn open_matching(
             continue;
         }
         match registry.open(service.id, CLIENT_TYPE).and_then(Client::new) {
-            Ok(client) if wanted(client.address()) => found.push((client, service.root_bridge)),
+            Ok(mut client) if wanted(client.address()) => {
+                client.service = Some(service.id);
+                found.push((client, service.root_bridge));
+            }
             Ok(_) => {}
             Err(error) if error.is_service_gone() => {}
             Err(error) => passed_over = passed_over.or(Some(error)),
@@ -323,6 +332,25 @@ pub fn open_function(registry: &dyn Registry, address: PciAddress) -> Result<Cli
     let found = open_matching(registry, |found| found == address)?;
     let mut clients = of_one_device(found, address)?;
     clients.pop().ok_or(DextError::NoSuchDevice(address))
+}
+
+/// As [`open_function`], and looks first at the service `place`, where another process of the function found
+/// it: the number of a service means no other one for as long as its registry lives.
+///
+/// # Errors
+/// As [`open_function`].
+pub fn open_function_at(
+    registry: &dyn Registry,
+    address: PciAddress,
+    place: u64,
+) -> Result<Client, DextError> {
+    match registry.open(place, ipc::wire::dext::CLIENT_TYPE).and_then(Client::new) {
+        Ok(mut client) if client.address() == address => {
+            client.service = Some(place);
+            Ok(client)
+        }
+        _ => open_function(registry, address),
+    }
 }
 
 /// Opens the function at `address` and the others of its device that can be opened.

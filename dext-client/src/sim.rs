@@ -29,23 +29,34 @@ impl SimulatedRegistry {
         Self { path: path.to_owned() }
     }
 
-    fn connect(&self) -> Result<Tube, DextError> {
+    /// Connects and asks the first question, which does not wait for the dext to introduce itself.
+    fn ask(
+        &self,
+        operation: &'static str,
+        request: &Request,
+        handles: &[BorrowedFd<'_>],
+    ) -> Result<(Socket, Reply), DextError> {
         let no_dext =
             |why: String| DextError::NoDext { place: format!("sim:{}", self.path.display()), why };
+        let failed = |error| naming(operation, SelectorError::Tube(error));
+        let deadline = Deadline::after(TIMEOUT);
         let mut tube = Tube::connect(&self.path).map_err(|error| no_dext(error.to_string()))?;
-        tube.handshake(Role::DextClient, Role::Dext, Deadline::after(TIMEOUT))
-            .map_err(|error| no_dext(ipc::chain(&error)))?;
-        Ok(tube)
+        tube.introduce(Role::DextClient, deadline).map_err(|error| no_dext(ipc::chain(&error)))?;
+        let mut socket = Socket { tube, next: 1 };
+        let asked = socket.send(request, handles, deadline);
+        // Before whatever became of the question: it says why.
+        let met = socket.tube.meet(Role::DextClient, Role::Dext, deadline);
+        met.map_err(|error| no_dext(ipc::chain(&error)))?;
+        let (reply, _) = asked.and_then(|id| socket.receive(id, deadline)).map_err(failed)?;
+        Ok((socket, reply))
     }
 }
 
 impl Registry for SimulatedRegistry {
     fn services(&self) -> Result<Vec<Service>, DextError> {
-        let mut socket = Socket { tube: self.connect()?, next: 1 };
-        match socket.exchange(&Request::Services, &[]) {
-            Ok((Reply::Services(services), _)) => Ok(services),
-            Ok(_) => Err(naming("Services", SelectorError::Invalid("another reply".to_owned()))),
-            Err(error) => Err(naming("Services", SelectorError::Tube(error))),
+        match self.ask("Services", &Request::Services, &[])? {
+            (_, Reply::Services(services)) => Ok(services),
+            _ => Err(naming("Services", SelectorError::Invalid("another reply".to_owned()))),
         }
     }
 
@@ -53,10 +64,9 @@ impl Registry for SimulatedRegistry {
         let no_event = |error: std::io::Error| naming("Open", SelectorError::Tube(error.into()));
         let completion = Event::new().map_err(no_event)?;
         let signaller = completion.signaller().map_err(no_event)?;
-        let mut socket = Socket { tube: self.connect()?, next: 1 };
-        socket
-            .call(&Request::Open { service, kind }, &[signaller.as_fd()], &mut [])
-            .map_err(|error| naming("Open", error))?;
+        let open = Request::Open { service, kind };
+        let (socket, reply) = self.ask("Open", &open, &[signaller.as_fd()])?;
+        returned(reply, &mut []).map_err(|error| naming("Open", error))?;
         Ok(Box::new(SimulatedClient { socket, completion }))
     }
 }
@@ -71,15 +81,19 @@ struct Socket {
 }
 
 impl Socket {
-    fn exchange(
+    fn send(
         &mut self,
         request: &Request,
         handles: &[BorrowedFd<'_>],
-    ) -> Result<(Reply, Handles), TubeError> {
+        deadline: Deadline,
+    ) -> Result<u32, TubeError> {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
-        let deadline = Deadline::after(TIMEOUT);
         self.tube.send(id, request, handles, deadline)?;
+        Ok(id)
+    }
+
+    fn receive(&mut self, id: u32, deadline: Deadline) -> Result<(Reply, Handles), TubeError> {
         let received = self.tube.receive::<Reply>(deadline)?;
         if received.id == id {
             Ok((received.message, received.handles))
@@ -94,19 +108,29 @@ impl Socket {
         handles: &[BorrowedFd<'_>],
         outputs: &mut [u64],
     ) -> Result<Handles, SelectorError> {
-        let (reply, handles) = self.exchange(request, handles).map_err(SelectorError::Tube)?;
-        let Reply::Return { code, outputs: filled } = reply else {
-            return Err(SelectorError::Invalid("another reply than asked for".to_owned()));
-        };
-        if code != IoReturn::SUCCESS {
-            return Err(SelectorError::Code(code));
-        }
-        SelectorError::unless_filled(filled.len(), outputs.len())?;
-        for (output, value) in outputs.iter_mut().zip(filled) {
-            *output = value;
-        }
+        let deadline = Deadline::after(TIMEOUT);
+        let (reply, handles) = self
+            .send(request, handles, deadline)
+            .and_then(|id| self.receive(id, deadline))
+            .map_err(SelectorError::Tube)?;
+        returned(reply, outputs)?;
         Ok(handles)
     }
+}
+
+/// What a call returned; fills `outputs`.
+fn returned(reply: Reply, outputs: &mut [u64]) -> Result<(), SelectorError> {
+    let Reply::Return { code, outputs: filled } = reply else {
+        return Err(SelectorError::Invalid("another reply than asked for".to_owned()));
+    };
+    if code != IoReturn::SUCCESS {
+        return Err(SelectorError::Code(code));
+    }
+    SelectorError::unless_filled(filled.len(), outputs.len())?;
+    for (output, value) in outputs.iter_mut().zip(filled) {
+        *output = value;
+    }
+    Ok(())
 }
 
 struct SimulatedClient {
@@ -143,10 +167,8 @@ impl UserClient for SimulatedClient {
         let handles = self.socket.call(&Request::Map { kind }, &[], &mut size)?;
         let invalid = |why: String| SelectorError::Invalid(why);
         let fd = handles.one().map_err(|error| invalid(error.to_string()))?;
-        let memory = SharedMemory::from_peer(fd).map_err(|error| invalid(error.to_string()))?;
-        if memory.size() != size[0] {
-            return Err(invalid(format!("size is {}, the dext said {}", memory.size(), size[0])));
-        }
+        let memory = SharedMemory::from_peer(fd, size[0]);
+        let memory = memory.map_err(|error| invalid(error.to_string()))?;
         let window =
             memory.map_all(Access::ReadWrite).map_err(|error| invalid(error.to_string()))?;
         Ok(Mapped { window, memory: Some(memory) })
@@ -161,6 +183,8 @@ impl UserClient for SimulatedClient {
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.socket.tube.as_fd(), self.completion.as_fd()]
+        let mut open = self.completion.descriptors();
+        open.push(self.socket.tube.as_fd());
+        open
     }
 }

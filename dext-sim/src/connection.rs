@@ -6,11 +6,13 @@
 use std::time::Duration;
 
 use ipc::event::Signaller;
+use ipc::tube::HandshakeError;
 use ipc::wire::dext::{Client, IoReturn, MAX_SCALARS, Reply, Request};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, Tube, TubeError};
 
 use crate::limits::Admission;
+use crate::limits::MAX_LINES;
 use crate::server::Registry;
 use crate::sys;
 use crate::user_client::UserClient;
@@ -20,9 +22,6 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client may be connected and have opened nothing.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Most lines that one connection has in the log.
-const MAX_LINES: u32 = 8;
 
 /// One connection.
 pub(crate) struct Connection<'r> {
@@ -50,23 +49,35 @@ impl<'r> Connection<'r> {
     /// Serves the client until it is gone or out of step.
     pub(crate) fn run(&mut self) -> Result<(), Box<dyn std::error::Error>> {
         let looking = Deadline::after(LOOKUP_TIMEOUT);
-        self.tube.handshake(Role::Dext, Role::DextClient, looking)?;
-        loop {
-            // A client that has opened a function may be silent for as long as it lives.
-            let forever = Deadline::after(Duration::MAX);
-            let deadline = if self.client.is_some() { forever } else { looking };
-            let received = match self.tube.receive::<Request>(deadline) {
-                Ok(received) => received,
-                Err(TubeError::Codec(error)) => {
-                    self.complain(&format!("malformed request: {error}"));
-                    self.reply(0, Err(IoReturn::BAD_ARGUMENT))?;
-                    continue;
-                }
-                Err(TubeError::Disconnected) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            };
-            self.handle(received.id, received.message, received.handles)?;
+        self.greet(looking)?;
+        while self.serve_one(looking)? {}
+        Ok(())
+    }
+
+    /// Introduces itself, and has the client do so.
+    pub(crate) fn greet(&mut self, deadline: Deadline) -> Result<(), HandshakeError> {
+        self.tube.handshake(Role::Dext, Role::DextClient, deadline).map(drop)
+    }
+
+    /// Serves one request; `false` when the client is gone. One that has opened nothing is waited for
+    /// until `looking`.
+    pub(crate) fn serve_one(
+        &mut self,
+        looking: Deadline,
+    ) -> Result<bool, Box<dyn std::error::Error>> {
+        // A client that has opened a function may be silent for as long as it lives.
+        let forever = Deadline::after(Duration::MAX);
+        let deadline = if self.client.is_some() { forever } else { looking };
+        match self.tube.receive::<Request>(deadline) {
+            Ok(received) => self.handle(received.id, received.message, received.handles)?,
+            Err(TubeError::Codec(error)) => {
+                self.complain(&format!("malformed request: {error}"));
+                self.reply(0, Err(IoReturn::BAD_ARGUMENT))?;
+            }
+            Err(TubeError::Disconnected) => return Ok(false),
+            Err(error) => return Err(error.into()),
         }
+        Ok(true)
     }
 
     /// A line in the log, within the connection's budget.

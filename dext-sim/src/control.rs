@@ -10,11 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::faults::{Ending, FaultReport, Faults};
 use crate::function::Function;
+use crate::limits::MAX_CONVERSATIONS;
+use crate::limits::MAX_LINE;
 use crate::server::Registry;
 use crate::threads;
-
-/// Longest command line.
-const MAX_LINE: u64 = 4096;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,9 +47,6 @@ enum Answer {
     Done,
     Error(String),
 }
-
-/// Conversations at once: each has a thread, so that one who is silent holds up nobody.
-const MAX_CONVERSATIONS: usize = 16;
 
 /// Listens at `path` in a thread of its own.
 pub(crate) fn start(
@@ -99,13 +95,19 @@ fn converse(stream: &UnixStream, registry: &Registry, faults: &Faults) -> std::i
         if reader.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
             return Ok(());
         }
+        let is_cut = line.len() as u64 == MAX_LINE && !line.ends_with('\n');
         let answer = match serde_json::from_str(&line) {
+            _ if is_cut => Answer::Error(format!("a line has more than {MAX_LINE} bytes")),
             Ok(command) => carry_out(command, registry, faults),
             Err(error) => Answer::Error(error.to_string()),
         };
         let mut bytes = serde_json::to_vec(&answer)?;
         bytes.push(b'\n');
         (&*stream).write_all(&bytes)?;
+        if is_cut {
+            // Its rest would be taken for another command.
+            return Ok(());
+        }
     }
 }
 

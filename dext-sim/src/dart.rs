@@ -12,17 +12,11 @@ use ipc::PeerMemoryError;
 use parking_lot::{Mutex, RwLock};
 
 use crate::interrupts::ClientId;
+pub(crate) use crate::limits::MAX_IDENTITY_MAPPINGS as IDENTITY_MAPPINGS;
+pub(crate) use crate::limits::MAX_STRICT_BYTES as STRICT_BYTES;
+pub(crate) use crate::limits::MAX_STRICT_MAPPINGS as STRICT_MAPPINGS;
 use crate::memory::ClientMemory;
 use crate::options::DartMode;
-
-/// Most bytes mapped at once in strict mode.
-pub(crate) const STRICT_BYTES: u64 = 3 << 29;
-/// Most mappings at once in strict mode.
-pub(crate) const STRICT_MAPPINGS: usize = 65_536;
-/// Most mappings of one function in identity mode, which has no limits of the platform's: enough for
-/// four connections that each hold all they may. It bounds what the clients of one function can have
-/// this program hold.
-pub(crate) const IDENTITY_MAPPINGS: usize = 4 * 65_536;
 
 /// A mapping of the DART.
 #[derive(Clone, Debug)]

@@ -14,11 +14,9 @@ use crate::device::Model;
 use crate::faults::{Ending, Faults};
 use crate::hardware::Hardware;
 use crate::interrupts::ClientId;
+use crate::limits::MAX_CLIENTS;
 use crate::memory::Budget;
 use crate::user_client::MAX_BUFFER;
-
-/// Most connections that one function has open at once: each has a thread here.
-const MAX_CLIENTS: usize = 64;
 
 /// An open connection.
 #[derive(Debug)]

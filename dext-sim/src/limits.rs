@@ -11,6 +11,53 @@ use ipc::tube::MAX_HANDLES;
 use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// Most DMA regions of one connection: what the platform has.
+pub(crate) const MAX_REGIONS: usize = 65_536;
+
+/// Most chunks of one region: what the dext takes.
+pub(crate) const MAX_CHUNKS: u64 = 128;
+
+/// Largest buffer of AllocateDMABuffer, in bytes: 1.5 GiB, what the platform has.
+pub(crate) const MAX_BUFFER: u64 = 3 << 29;
+
+/// Longest time of a fault in milliseconds: ten minutes.
+pub(crate) const MAX_MILLISECONDS: u64 = 600_000;
+
+/// Longest line of the control socket, in bytes: each is one command.
+pub(crate) const MAX_LINE: u64 = 4096;
+
+/// Conversations at once: each has a thread, so that one who is silent holds up nobody.
+pub(crate) const MAX_CONVERSATIONS: usize = 16;
+
+/// Most connections that one function has open at once: each has a thread here.
+pub(crate) const MAX_CLIENTS: usize = 64;
+
+/// Most lines that one connection has in the log: enough to find out what it does.
+pub(crate) const MAX_LINES: u32 = 8;
+
+/// Mappings that all functions together may have: half of what Linux allows a process by default.
+pub(crate) const MAX_MAPPINGS: usize = 32_768;
+
+/// Most mappings of one function: some clients have a file for each huge page.
+pub(crate) const MAX_MAPPINGS_OF_ONE: usize = 4096;
+
+/// Addresses that all functions together may have: half of those of a process.
+pub(crate) const MAX_BYTES: u64 = 1 << 46;
+
+/// Most of them of one function.
+pub(crate) const MAX_BYTES_OF_ONE: u64 = 1 << 42;
+
+/// Most bytes mapped at once in strict mode: 1.5 GiB, what the platform has.
+pub(crate) const MAX_STRICT_BYTES: u64 = 3 << 29;
+
+/// Most mappings at once in strict mode: what the platform has.
+pub(crate) const MAX_STRICT_MAPPINGS: usize = 65_536;
+
+/// Most mappings of one function in identity mode, which has no limits of the platform's: enough for
+/// four connections that each hold all they may. It bounds what the clients of one function can have
+/// this program hold.
+pub(crate) const MAX_IDENTITY_MAPPINGS: usize = 4 * 65_536;
+
 /// Most connections at once.
 const MAX_CONNECTIONS: usize = 1024;
 /// Most of them of one process: one for each function, and looking.
@@ -44,14 +91,19 @@ pub(crate) fn raise_descriptors() -> u64 {
     let now = getrlimit(Resource::Nofile);
     let most = now.maximum.unwrap_or(u64::MAX);
     let current = now.current.unwrap_or(u64::MAX);
-    let wanted = WANTED_DESCRIPTORS.min(most);
-    if wanted <= current {
+    let wanted = wanted(current, most);
+    if wanted == current {
         return current;
     }
     match setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: now.maximum }) {
         Ok(()) => wanted,
         Err(_) => current,
     }
+}
+
+/// What the limit is raised to, of a process that has `current` and may have `most`.
+fn wanted(current: u64, most: u64) -> u64 {
+    WANTED_DESCRIPTORS.min(most).max(current)
 }
 
 /// Why a connection is refused.
@@ -170,5 +222,25 @@ mod tests {
         let error = Admissions::new(1024, 1).unwrap_err().to_string();
         assert!(error.contains("1024 descriptors are too few"), "{error}");
         assert!(error.contains("1192 are needed"), "{error}");
+    }
+
+    #[test]
+    fn one_descriptor_too_few_is_too_few() {
+        for functions in [1, 2, 257] {
+            let needed = OF_THE_REST
+                + OF_A_FUNCTION * functions as u64
+                + OF_A_CONNECTION * MIN_CONNECTIONS as u64;
+            let (enough, _) = admit_all(&Admissions::new(needed, functions).unwrap(), None);
+            assert_eq!(enough.len(), MIN_CONNECTIONS);
+            assert!(Admissions::new(needed - 1, functions).is_err(), "{functions}");
+        }
+    }
+
+    #[test]
+    fn no_more_descriptors_are_asked_for_than_are_of_use_and_none_are_given_up() {
+        assert_eq!(wanted(1024, u64::MAX), WANTED_DESCRIPTORS);
+        assert_eq!(wanted(1024, WANTED_DESCRIPTORS + 1), WANTED_DESCRIPTORS);
+        assert_eq!(wanted(1024, WANTED_DESCRIPTORS - 1), WANTED_DESCRIPTORS - 1);
+        assert_eq!(wanted(WANTED_DESCRIPTORS + 1, u64::MAX), WANTED_DESCRIPTORS + 1);
     }
 }

@@ -8,18 +8,13 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Weak};
 
+use crate::limits::MAX_BYTES;
+use crate::limits::MAX_BYTES_OF_ONE;
+use crate::limits::MAX_MAPPINGS;
+use crate::limits::MAX_MAPPINGS_OF_ONE;
 use ipc::wire::dext::IoReturn;
 use ipc::{Access, PeerMemory, PeerMemoryError};
 use parking_lot::Mutex;
-
-/// Mappings that all functions together may have: half of what Linux allows a process by default.
-const MAX_MAPPINGS: usize = 32_768;
-/// Most mappings of one function: some clients have a file for each huge page.
-const MAX_MAPPINGS_OF_ONE: usize = 4096;
-/// Addresses that all functions together may have: half of those of a process.
-const MAX_BYTES: u64 = 1 << 46;
-/// Most of them of one function.
-const MAX_BYTES_OF_ONE: u64 = 1 << 42;
 
 /// A number of mappings and of bytes that somebody may have.
 #[derive(Debug)]
@@ -46,6 +41,12 @@ impl Budget {
         let mappings = (MAX_MAPPINGS / functions.max(1)).min(MAX_MAPPINGS_OF_ONE);
         let bytes = (MAX_BYTES / functions.max(1) as u64).min(MAX_BYTES_OF_ONE);
         Self::new(mappings, bytes)
+    }
+
+    /// Mappings that somebody has.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn mappings(&self) -> usize {
+        self.used.lock().0
     }
 
     /// Takes one mapping of `bytes` from it, if there is that much left.
@@ -144,5 +145,35 @@ impl Files {
         let memory = Arc::new(ClientMemory::map(fd, size, access, budget)?);
         self.0.insert(key, Arc::downgrade(&memory));
         Ok(memory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What so many functions hold when each has taken all that it may.
+    fn all_of(functions: usize) -> (usize, u64) {
+        let budgets: Vec<_> = (0..functions).map(|_| Budget::of_one_in(functions)).collect();
+        let mut held = Vec::new();
+        for budget in &budgets {
+            // The addresses with one mapping, and then mappings of nothing.
+            held.push(budget.take(budget.bytes).unwrap());
+            assert!(budget.take(1).is_none());
+            held.extend(std::iter::from_fn(|| budget.take(0)));
+            assert_eq!(budget.mappings(), budget.mappings);
+        }
+        (held.len(), held.iter().map(|share| share.bytes).sum())
+    }
+
+    #[test]
+    fn functions_that_each_hold_all_they_may_hold_no_more_than_there_is_together() {
+        // As many as have the full share of each, and one more.
+        assert_eq!(all_of(8), (MAX_MAPPINGS, 8 * MAX_BYTES_OF_ONE));
+        let (mappings, _) = all_of(9);
+        assert!(mappings <= MAX_MAPPINGS && mappings > MAX_MAPPINGS - 9, "{mappings}");
+        assert_eq!(all_of(16).1, MAX_BYTES);
+        let (_, bytes) = all_of(17);
+        assert!(bytes <= MAX_BYTES && bytes > MAX_BYTES - 17, "{bytes:#x}");
     }
 }

@@ -12,7 +12,7 @@ use crate::faults::Fault;
 
 /// A simulated VFIOUserPCIDriver with simulated PCI devices behind it.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = console::exit::HELP)]
+#[command(name = "dext-sim", version, about, after_help = console::exit::HELP)]
 pub(crate) struct Options {
     /// Socket that clients connect to.
     #[arg(long)]

@@ -3,9 +3,10 @@
 //! bincode is unmaintained (RUSTSEC-2025-0141, argued in deny.toml); replacing it means replacing
 //! the functions below and the golden bytes of `tests/golden.rs`.
 //!
-//! Encoding is fixed width and little endian; enum tags are 32 bits. Decoding never allocates
-//! more than the message holds: the length of every sequence is checked against the bytes that are
-//! left, and trailing bytes are an error.
+//! Encoding is fixed width and little endian; enum tags are 32 bits. Decoding reads no further than the
+//! message goes, and trailing bytes are an error. What a length says is not allocated: for a sequence
+//! serde makes room for 1 MiB of elements at most before any has come, and text is as long as what is
+//! left (a fuzz target measures that).
 
 use bincode::Options as _;
 use serde::Serialize;

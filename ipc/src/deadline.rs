@@ -47,12 +47,32 @@ impl Deadline {
         self.remaining().is_none()
     }
 
-    /// Time left as the kernel takes it; zero when passed.
+    /// Time left as the kernel takes it, zero when passed: at most so much that it can be told in milliseconds in
+    /// 32 bits, which is how macOS's `poll` counts. Whoever waits looks again at the deadline afterwards.
     pub(crate) fn timespec(self) -> Timespec {
-        let left = self.remaining().unwrap_or_default();
+        const LONGEST: Duration = Duration::from_secs(86_400);
+        let left = self.remaining().unwrap_or_default().min(LONGEST);
         Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Event;
+    use crate::poll::wait_readable;
+
+    #[test]
+    fn a_deadline_that_never_comes_is_one_that_every_kernel_takes() {
+        let never = Deadline::after(Duration::MAX);
+        let milliseconds = never.timespec().tv_sec.checked_mul(1000);
+        assert!(milliseconds.is_some_and(|count| i32::try_from(count).is_ok()));
+        let event = Event::new().unwrap();
+        event.signaller().unwrap().signal();
+        assert!(wait_readable(&event, never).unwrap());
+        assert_eq!(Deadline::now().timespec().tv_sec, 0);
     }
 }

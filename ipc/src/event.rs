@@ -75,6 +75,14 @@ impl Event {
     }
 }
 
+impl Event {
+    /// Every descriptor that it holds, one or two: for a process that says which are open.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.0.descriptors()
+    }
+}
+
 impl AsFd for Event {
     /// The descriptor to wait on for reading.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -169,6 +177,9 @@ impl Signaller {
         if !eventfd && !flags.contains(OFlags::NONBLOCK) {
             return Err(SignallerError::Blocks(kind));
         }
+        if !eventfd {
+            sys::prepare_pipe(fd.as_fd());
+        }
         Ok(Self::from_trusted(fd))
     }
 
@@ -216,10 +227,7 @@ impl Signaller {
     /// nothing new. Known of an eventfd only, which is both ends; `false` where it is not known.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        let both_ends = rustix::fs::fstat(&self.fd).is_ok_and(|stat| {
-            !matches!(FileType::from_raw_mode(stat.st_mode), FileType::Fifo | FileType::Socket)
-        });
-        both_ends && poll::wait_readable(&self.fd, Deadline::now()).unwrap_or(false)
+        sys::is_pending(self.fd.as_fd())
     }
 
     /// Another handle for the same event.
@@ -352,5 +360,29 @@ mod tests {
         let mut count = [0; 8];
         rustix::io::read(&eventfd, &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 100);
+    }
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_eventfd_is_told_from_other_nameless_objects_and_is_not_signalled_by_that() {
+        for flags in [rustix::event::EventfdFlags::CLOEXEC, rustix::event::EventfdFlags::NONBLOCK] {
+            for count in [0, 7, u32::MAX - 1] {
+                let eventfd = rustix::event::eventfd(count, flags).unwrap();
+                Signaller::from_peer(eventfd.try_clone().unwrap()).unwrap();
+                let pending = sys::is_pending(eventfd.as_fd());
+                assert_eq!(pending, count > 0, "{count}");
+                if count > 0 {
+                    let mut read = [0; 8];
+                    rustix::io::read(&eventfd, &mut read).unwrap();
+                    assert_eq!(u64::from_ne_bytes(read), u64::from(count));
+                }
+            }
+        }
+        let kind = |fd: OwnedFd| Signaller::from_peer(fd).unwrap_err();
+        let nameless = "descriptor of this kind";
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC);
+        assert!(matches!(kind(epoll.unwrap()), SignallerError::Kind(found) if found == nameless));
+        let clock = rustix::time::TimerfdClockId::Monotonic;
+        let timer = rustix::time::timerfd_create(clock, rustix::time::TimerfdFlags::CLOEXEC);
+        assert!(matches!(kind(timer.unwrap()), SignallerError::Kind(found) if found == nameless));
     }
 }

@@ -25,8 +25,13 @@ pub mod codec;
 pub mod deadline;
 mod device_memory;
 pub mod event;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handles;
 pub mod lane;
+pub mod limits;
+mod numbers;
 pub mod peer_memory;
 pub mod poll;
 pub mod rights;
@@ -45,6 +50,7 @@ pub use deadline::Deadline;
 pub use device_memory::DeviceMemory;
 pub use event::Event;
 pub use handles::Handles;
+pub use numbers::numbered;
 pub use peer_memory::{PeerMemory, PeerMemoryError};
 pub use root_bridge::RootBridge;
 pub use shm::SharedMemory;

@@ -36,9 +36,10 @@ impl<'fd, T> Source<'fd, T> {
         Self { fd: fd.as_fd(), token, flags: PollFlags::OUT }
     }
 
-    /// Ready only when the other end is gone.
+    /// Ready only when the other end is gone. Asked for by name: macOS looks at nothing when nothing is
+    /// asked for, not even at that.
     pub fn hangup(fd: &'fd impl AsFd, token: T) -> Self {
-        Self { fd: fd.as_fd(), token, flags: PollFlags::empty() }
+        Self { fd: fd.as_fd(), token, flags: PollFlags::HUP }
     }
 }
 

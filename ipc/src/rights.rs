@@ -7,6 +7,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -14,6 +15,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 
+use crate::deadline::Deadline;
+use crate::poll::{self, Source};
 use crate::sys;
 use crate::tube::MAX_HANDLES;
 
@@ -28,6 +31,13 @@ pub struct Came {
     pub truncated: bool,
     /// More than [`MAX_HANDLES`] descriptors were sent: the rest is closed.
     pub handles_truncated: bool,
+}
+
+/// Makes sure that nothing which is sent over a socket from elsewhere waits or raises a signal: to be
+/// called once for each socket that this crate did not make.
+pub fn prepare(socket: &impl AsFd) {
+    sys::prepare_socket(socket.as_fd());
+    let _ = rustix::io::ioctl_fionbio(socket, true);
 }
 
 /// Receives once, without waiting.
@@ -50,11 +60,14 @@ pub fn receive(socket: &impl AsFd, into: &mut [u8]) -> Result<Came, Errno> {
                     }
                 }
                 handles.iter().for_each(sys::close_on_exec);
+                // How the room for them lies on the stack decides whether one more fits.
+                let too_many = handles.len() > MAX_HANDLES;
+                handles.truncate(MAX_HANDLES);
                 return Ok(Came {
                     bytes: came.bytes,
                     handles,
                     truncated: came.flags.contains(ReturnFlags::TRUNC),
-                    handles_truncated: came.flags.contains(ReturnFlags::CTRUNC),
+                    handles_truncated: too_many || came.flags.contains(ReturnFlags::CTRUNC),
                 });
             }
             Err(Errno::INTR) => {}
@@ -63,7 +76,8 @@ pub fn receive(socket: &impl AsFd, into: &mut [u8]) -> Result<Came, Errno> {
     }
 }
 
-/// Sends once, without waiting and without a signal when the peer is gone; how many bytes went.
+/// Sends once, without waiting and without a signal when the peer is gone; how many bytes went. macOS
+/// has no flags for either: there the socket must have been made so, see [`prepare`].
 /// The descriptors go with the first of them, at most [`MAX_HANDLES`]. Without descriptors it is a
 /// plain `sendto`, so that a process which never sends any can be denied `sendmsg` altogether.
 ///
@@ -85,5 +99,58 @@ pub fn send(socket: &impl AsFd, bytes: &[u8], handles: &[BorrowedFd<'_>]) -> Res
             Err(Errno::INTR) => {}
             other => return other,
         }
+    }
+}
+
+/// How long a socket is left alone that says that it can be written to and then takes no descriptor.
+const NO_ROOM_YET: Duration = Duration::from_millis(1);
+
+/// Whether a send failed only because the socket's buffer is full: AGAIN, and of descriptors also
+/// MSGSIZE, which is what macOS says when the bytes beside them would fit and they would not.
+#[must_use]
+pub fn is_full(error: Errno, handles: &[BorrowedFd<'_>]) -> bool {
+    error == Errno::AGAIN || (error == Errno::MSGSIZE && !handles.is_empty())
+}
+
+/// Waits until there may be room again after [`is_full`]; `false` when the deadline passed first.
+///
+/// # Errors
+/// As [`poll::wait`].
+pub fn wait_for_room(
+    socket: &impl AsFd,
+    error: Errno,
+    deadline: Deadline,
+) -> std::io::Result<bool> {
+    if poll::wait(&[Source::writable(socket, ())], Some(deadline))?.is_empty() {
+        return Ok(false);
+    }
+    if error == Errno::MSGSIZE {
+        // Room for a byte is not room for a descriptor, so the wait alone may come back at once.
+        let pause = Deadline::after(NO_ROOM_YET.min(deadline.remaining().unwrap_or_default()));
+        poll::wait(&[Source::hangup(socket, ())], Some(pause))?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Room for one more than asked for is there or is not, by how it lies on the stack: the answer is the
+    /// same in each build.
+    #[test]
+    fn one_descriptor_too_many_is_told_and_closed() {
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let many = vec![null.as_fd(); MAX_HANDLES + 1];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES + 1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+        let sent =
+            rustix::net::sendmsg(&a, &[IoSlice::new(b"x")], &mut control, SendFlags::empty());
+        assert_eq!(sent, Ok(1));
+        let came = receive(&b, &mut [0; 8]).unwrap();
+        assert!(came.handles_truncated);
+        assert!(came.handles.len() <= MAX_HANDLES, "{}", came.handles.len());
     }
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use crate::limits::MAX_ROOT_BRIDGE_NAME as MAX_NAME;
 use serde::{Deserialize, Serialize};
 
 /// A name: 1 to 63 visible ASCII characters, none of them a colon.
@@ -18,9 +19,6 @@ pub struct RootBridge(String);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{}' is no root bridge: 1 to {MAX_NAME} visible characters without a colon", .0.escape_debug())]
 pub struct RootBridgeError(String);
-
-/// Longest name, in bytes.
-pub const MAX_NAME: usize = 63;
 
 impl RootBridge {
     /// The name.

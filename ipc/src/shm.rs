@@ -26,6 +26,9 @@ pub enum SharedMemoryError {
     /// The peer could still shorten it under a mapping.
     #[error("Shared memory is not sealed against shrinking")]
     NotSealed,
+    /// It is smaller than was said.
+    #[error("Shared memory has fewer than the {0:#x} bytes that it is said to have")]
+    Short(u64),
 }
 
 impl SharedMemory {
@@ -37,27 +40,51 @@ impl SharedMemory {
         sys::create_shared_memory(name, size).map(|fd| Self { fd, size })
     }
 
-    /// Memory from a distrusted peer.
+    /// Memory of `size` bytes from a distrusted peer. The size is to come with the message that the
+    /// descriptor came with, since a process that is confined on macOS cannot ask for it.
     ///
     /// # Errors
-    /// [`SharedMemoryError`] unless it is sealed against shrinking.
-    pub fn from_peer(fd: OwnedFd) -> Result<Self, SharedMemoryError> {
+    /// [`SharedMemoryError`] unless it is sealed against shrinking and has at least these bytes.
+    pub fn from_peer(fd: OwnedFd, size: u64) -> Result<Self, SharedMemoryError> {
         if !sys::cannot_shrink(fd.as_fd()) {
             return Err(SharedMemoryError::NotSealed);
         }
-        Self::from_trusted(fd)
+        Self::from_trusted(fd, size)
     }
 
-    /// Memory from a peer that may as well kill this process outright, sealed or not.
+    /// Memory of `size` bytes from a peer that may as well kill this process outright, sealed or not.
+    ///
+    /// # Errors
+    /// [`SharedMemoryError::Inspect`] when it cannot be told, [`SharedMemoryError::Short`] when the
+    /// memory has fewer.
+    pub fn from_trusted(fd: OwnedFd, size: u64) -> Result<Self, SharedMemoryError> {
+        match sys::holds(fd.as_fd(), size) {
+            Ok(true) => Ok(Self { fd, size }),
+            Ok(false) => Err(SharedMemoryError::Short(size)),
+            Err(error) => Err(SharedMemoryError::Inspect(error)),
+        }
+    }
+
+    /// Memory from a distrusted peer, as large as it is found to be. Not for a process that is confined:
+    /// see [`SharedMemory::from_peer`].
+    ///
+    /// # Errors
+    /// As [`SharedMemory::from_peer`] and [`SharedMemory::size_of`].
+    pub fn measured(fd: OwnedFd) -> Result<Self, SharedMemoryError> {
+        let size = Self::size_of(&fd)?;
+        Self::from_peer(fd, size)
+    }
+
+    /// How many bytes the memory behind a descriptor has. Not for a process that is confined: see
+    /// [`SharedMemory::from_peer`].
     ///
     /// # Errors
     /// [`SharedMemoryError::Inspect`] when the descriptor has no size.
-    pub fn from_trusted(fd: OwnedFd) -> Result<Self, SharedMemoryError> {
+    pub fn size_of(fd: &impl AsFd) -> Result<u64, SharedMemoryError> {
         let inspect = |error| SharedMemoryError::Inspect(error);
-        let stat = rustix::fs::fstat(&fd).map_err(|error| inspect(error.into()))?;
-        let size = u64::try_from(stat.st_size)
-            .map_err(|_| inspect(io::Error::from(io::ErrorKind::InvalidData)))?;
-        Ok(Self { fd, size })
+        let stat = rustix::fs::fstat(fd).map_err(|error| inspect(error.into()))?;
+        u64::try_from(stat.st_size)
+            .map_err(|_| inspect(io::Error::from(io::ErrorKind::InvalidData)))
     }
 
     /// Size in bytes.
@@ -151,7 +178,7 @@ mod tests {
     fn memory_that_its_owner_could_shorten_is_refused() {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let file = rustix::fs::memfd_create("unsealed", flags).unwrap();
-        assert!(matches!(SharedMemory::from_peer(file), Err(SharedMemoryError::NotSealed)));
+        assert!(matches!(SharedMemory::from_peer(file, 0), Err(SharedMemoryError::NotSealed)));
     }
 
     #[cfg(target_os = "linux")]
@@ -159,7 +186,7 @@ mod tests {
     fn created_memory_cannot_be_shortened() {
         let memory = SharedMemory::create("test", 8192).unwrap();
         assert!(rustix::fs::ftruncate(&memory, 0).is_err());
-        assert_eq!(SharedMemory::from_peer(memory.into_fd()).unwrap().size(), 8192);
+        assert_eq!(SharedMemory::from_peer(memory.into_fd(), 8192).unwrap().size(), 8192);
     }
 
     #[test]
@@ -174,6 +201,22 @@ mod tests {
             assert_eq!(window.read::<u8>(at).unwrap(), 0, "{at:#x}");
         }
         assert_eq!(memory.size(), 0x4_1000);
+    }
+
+    #[test]
+    fn memory_has_the_size_that_was_said_if_it_is_that_large() {
+        let page = rustix::param::page_size() as u64;
+        let memory = SharedMemory::create("test", 4 * page).unwrap();
+        let fd = || memory.as_fd().try_clone_to_owned().unwrap();
+        for size in [1, page, 3 * page + 1, 4 * page] {
+            assert_eq!(SharedMemory::from_peer(fd(), size).unwrap().size(), size);
+            assert_eq!(SharedMemory::from_trusted(fd(), size).unwrap().size(), size);
+        }
+        for size in [4 * page + 1, 5 * page, 1 << 40, u64::MAX] {
+            let refused = SharedMemory::from_peer(fd(), size);
+            assert!(matches!(refused, Err(SharedMemoryError::Short(said)) if said == size));
+        }
+        assert_eq!(SharedMemory::size_of(&memory).unwrap(), 4 * page);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketType};
 
@@ -91,6 +91,9 @@ pub enum SocketFileError {
         /// Bytes that it may have.
         max: usize,
     },
+    /// The process that makes sockets for this one could not, and says why.
+    #[error("{0}")]
+    Elsewhere(String),
     /// The system refused.
     #[error("Cannot listen at {}", path.display())]
     System {
@@ -105,37 +108,141 @@ pub enum SocketFileError {
 /// Device and inode: which file it is.
 type Identity = (i128, u64);
 
+/// Who may connect: a group and permission bits of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Permission bits, 0o777 at most.
+    pub mode: u32,
+    /// The file's group; that of the process when it is not said.
+    pub group: Option<u32>,
+}
+
+impl Access {
+    /// As the system takes it, whose number has another width on each.
+    fn mode(self) -> Mode {
+        let bits = [
+            (0o400, Mode::RUSR),
+            (0o200, Mode::WUSR),
+            (0o100, Mode::XUSR),
+            (0o040, Mode::RGRP),
+            (0o020, Mode::WGRP),
+            (0o010, Mode::XGRP),
+            (0o004, Mode::ROTH),
+            (0o002, Mode::WOTH),
+            (0o001, Mode::XOTH),
+        ];
+        bits.into_iter().filter(|(bit, _)| self.mode & bit != 0).map(|(_, mode)| mode).collect()
+    }
+}
+
+impl Default for Access {
+    /// Its owner alone.
+    fn default() -> Self {
+        Self { mode: 0o600, group: None }
+    }
+}
+
+/// Removes the file of a socket that another process made.
+type Remover = Box<dyn Fn() + Send + Sync>;
+
+/// Who removes the file.
+enum Removal {
+    /// This process: the file that it made.
+    Own(Identity),
+    /// Another one, which made it, when it is asked.
+    Asked(Remover),
+    /// Nobody here any more.
+    Left,
+}
+
 /// A listening socket with a file. The file is removed on drop, if it is still the one that was
 /// made.
-#[derive(Debug)]
 pub struct SocketFile {
     socket: OwnedFd,
+    path: PathBuf,
+    removal: Removal,
+}
+
+impl std::fmt::Debug for SocketFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SocketFile").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// The file of a socket that another process has: to be removed while that still holds the socket, so
+/// that its inode cannot be another one's.
+#[derive(Debug)]
+pub struct LeftFile {
     path: PathBuf,
     identity: Identity,
 }
 
+impl LeftFile {
+    /// Removes the file, if it is still the one that was made.
+    pub fn remove(&self) {
+        remove_if(&self.path, self.identity);
+    }
+}
+
 impl SocketFile {
-    /// Listens at `path` for streams.
+    /// Listens at `path` for streams, for its owner alone.
     ///
     /// # Errors
     /// [`SocketFileError`]; what was at the path is then as it was.
     pub fn listen(path: &Path) -> Result<Self, SocketFileError> {
-        Self::listen_with(path, SocketType::STREAM)
+        Self::listen_for(path, Access::default())
+    }
+
+    /// Listens at `path` for streams, for those that `access` says.
+    ///
+    /// # Errors
+    /// [`SocketFileError`]; what was at the path is then as it was.
+    pub fn listen_for(path: &Path, access: Access) -> Result<Self, SocketFileError> {
+        Self::listen_with(path, SocketType::STREAM, access)
+    }
+
+    /// A socket that another process made at `path`, which removes the file when `remove` asks it to.
+    #[must_use]
+    pub fn handed(
+        socket: OwnedFd,
+        path: PathBuf,
+        remove: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        Self { socket, path, removal: Removal::Asked(Box::new(remove)) }
+    }
+
+    /// For the process that makes it for another one: the socket to hand over, and what removes the
+    /// file.
+    ///
+    /// # Errors
+    /// When no descriptor is left. The file is removed then.
+    pub fn leave(mut self) -> io::Result<(OwnedFd, LeftFile)> {
+        let socket = self.socket.try_clone()?;
+        let Removal::Own(identity) = std::mem::replace(&mut self.removal, Removal::Left) else {
+            return Err(io::Error::other("the socket is another process's"));
+        };
+        Ok((socket, LeftFile { path: self.path.clone(), identity }))
     }
 
     /// Listens at `path` for tubes.
     pub(crate) fn listen_for_tubes(path: &Path) -> Result<Self, SocketFileError> {
-        Self::listen_with(path, sys::TUBE_SOCKET)
+        Self::listen_with(path, sys::TUBE_SOCKET, Access::default())
     }
 
-    fn listen_with(path: &Path, kind: SocketType) -> Result<Self, SocketFileError> {
+    fn listen_with(path: &Path, kind: SocketType, access: Access) -> Result<Self, SocketFileError> {
         let place = Place::new(path)?;
         let socket = sys::socket(kind).map_err(|error| place.system(error))?;
         let set = rustix::io::ioctl_fionbio(&socket, true);
         set.map_err(|error| place.system(error))?;
         let file = place.bind(socket)?;
         // Nobody can connect before `listen`, so nobody does with the mode that the umask left.
-        rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR).map_err(|error| place.system(error))?;
+        if let Some(group) = access.group {
+            let group = Some(Gid::from_raw(group));
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            let given = rustix::fs::chownat(CWD, path, None, group, flags);
+            given.map_err(|error| place.system(error))?;
+        }
+        rustix::fs::chmod(path, access.mode()).map_err(|error| place.system(error))?;
         rustix::net::listen(&file.socket, BACKLOG).map_err(|error| place.system(error))?;
         Ok(file)
     }
@@ -149,12 +256,16 @@ impl SocketFile {
     /// Removes the file now, if it is still the one that was made: nobody finds the way here any
     /// more. For a listener that another thread still waits at.
     pub fn remove(&self) {
-        // The socket is still bound: see the module.
-        remove_if(&self.path, self.identity);
+        match &self.removal {
+            // The socket is still bound: see the module.
+            Removal::Own(identity) => remove_if(&self.path, *identity),
+            Removal::Asked(remove) => remove(),
+            Removal::Left => {}
+        }
     }
 
-    /// The next client, if one waits; `None` also when it is gone again. Its socket closes on exec;
-    /// whether it blocks is the system's choice: set what is needed.
+    /// The next client, if one waits; `None` also when it is gone again. Its socket closes on exec, does
+    /// not block, and raises no signal when its peer is gone.
     ///
     /// # Errors
     /// What `accept` reports.
@@ -265,7 +376,8 @@ impl<'p> Place<'p> {
             other => other.map_err(|error| self.system(error))?,
         }
         let made = rustix::fs::lstat(self.path).map_err(|error| self.system(error))?;
-        Ok(SocketFile { socket, path: self.path.to_owned(), identity: identity(&made) })
+        let removal = Removal::Own(identity(&made));
+        Ok(SocketFile { socket, path: self.path.to_owned(), removal })
     }
 
     /// Locks the directory. The inner error says that this directory cannot be locked at all: a

@@ -8,7 +8,7 @@
 //! data does not change. The only references are to atomics, in `atomic`.
 #![expect(unsafe_code, reason = "raw access to mapped memory is this file's purpose")]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::ptr::NonNull;
 
 use rustix::mm::{MapFlags, ProtFlags};
@@ -190,7 +190,7 @@ impl Window {
         if offset.checked_add(width).is_none_or(|end| end > memory.size()) {
             return Err(WindowError::OutOfRange { offset, width, length: memory.size() });
         }
-        self.put(0, self.length, memory, offset, MapFlags::SHARED)
+        self.put(memory.as_fd(), offset)
     }
 
     /// Puts copies of `pattern` under the same addresses, one after the other. Stores go to these
@@ -200,36 +200,33 @@ impl Window {
     /// [`WindowError::Map`]; what was replaced until then stays replaced.
     pub fn replace_with_copies(&self, pattern: &SharedMemory) -> Result<(), WindowError> {
         let step = usize::try_from(pattern.size()).unwrap_or(usize::MAX).max(1);
+        let copies = crate::sys::Copies::of(pattern, self.access)?;
         let mut at = 0;
         while at < self.length {
             let length = step.min(self.length - at);
-            self.put(at, length, pattern, 0, MapFlags::PRIVATE)?;
+            let to = self.at(at as u64, length)?;
+            // SAFETY: `at` checked that the pages from `to` are this window's own mapping, which is
+            // never behind a reference.
+            let put = unsafe { copies.put(to, length) };
+            let failed = |source| WindowError::Map { offset: 0, length: length as u64, source };
+            put.map_err(failed)?;
             at += length;
         }
         Ok(())
     }
 
-    fn put(
-        &self,
-        at: usize,
-        length: usize,
-        memory: &SharedMemory,
-        offset: u64,
-        sharing: MapFlags,
-    ) -> Result<(), WindowError> {
-        let to = self.at(at as u64, length)?;
+    /// Puts what a descriptor has from `offset` on under the same addresses. Whether it has that is checked
+    /// by who calls this.
+    pub(crate) fn put(&self, memory: BorrowedFd<'_>, offset: u64) -> Result<(), WindowError> {
+        let to = self.at(0, self.length)?;
         // SAFETY: `at` checked that the pages from `to` are this window's own mapping, which is
         // never behind a reference; MAP_FIXED puts others in their place and leaves ours mapped.
         let put = unsafe {
-            let flags = sharing | MapFlags::FIXED;
-            rustix::mm::mmap(to.cast(), length, protection(self.access), flags, memory, offset)
+            let (flags, protection) = (MapFlags::SHARED | MapFlags::FIXED, protection(self.access));
+            rustix::mm::mmap(to.cast(), self.length, protection, flags, memory, offset)
         };
-        let failed = |error: rustix::io::Errno| WindowError::Map {
-            offset,
-            length: length as u64,
-            source: error.into(),
-        };
-        put.map(drop).map_err(failed)
+        let length = self.length as u64;
+        put.map(drop).map_err(|error| WindowError::Map { offset, length, source: error.into() })
     }
 
     /// Checks a range and gives the pointer to its first byte, valid for `width` bytes.
@@ -378,7 +375,7 @@ impl Window {
 }
 
 /// Never executable (P7.6).
-fn protection(access: Access) -> ProtFlags {
+pub(crate) fn protection(access: Access) -> ProtFlags {
     match access {
         Access::ReadOnly => ProtFlags::READ,
         Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,

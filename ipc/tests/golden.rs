@@ -6,7 +6,7 @@ use cordon_ipc::wire::call::{Call, Tagged};
 use cordon_ipc::wire::common::{BarInfo, Failure, FailureKind, Identity, MsixInfo, Ping, Shutdown};
 use cordon_ipc::wire::faults::{Misbehave, Misbehaviour, Point, Wrong};
 use cordon_ipc::wire::handshake::{Hello, Role, VERSION};
-use cordon_ipc::wire::{connection, dext, dma, function, listing, sandbox};
+use cordon_ipc::wire::{connection, dext, dma, function, listing, sandbox, spawn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
@@ -35,6 +35,9 @@ fn identity() -> Identity {
     Identity { address, vendor: 0xc0d0, device: 1, class: 0x01_0802 }
 }
 
+/// Of a group with two descriptors and the function of [`identity`] with one and a request.
+const ESCROWED: &str = "02 0100000000000000 0000 010203 01 01";
+
 const IDENTITY: &str = "0000 010203 d0c0 0100 02080100";
 
 fn misbehaviour() -> Misbehaviour {
@@ -46,20 +49,20 @@ const MISBEHAVIOUR: &str = "01000000 04000000 08000000 cd0200e0";
 
 #[test]
 fn hello() {
-    assert_eq!(VERSION, 4);
+    assert_eq!(VERSION, 5);
     golden(
         Hello {
             magic: 0x4e44_5243,
-            version: 4,
-            oldest: 4,
+            version: 5,
+            oldest: 5,
             role: Role::Function,
             features: 0x0102_0304_0506_0708,
             max_message: 0x20000,
             max_handles: 32,
         },
-        "4352444e 0400 0400 02000000 0807060504030201 00000200 2000",
+        "4352444e 0500 0500 02000000 0807060504030201 00000200 2000",
     );
-    unknown_tag::<Role>(6);
+    unknown_tag::<Role>(7);
 }
 
 /// A request as the enum that is decoded, and as the call that is encoded.
@@ -90,10 +93,10 @@ fn function_requests() {
         "00000000 01000000 02 1000000000000000 08 01 2211000000000000",
     );
     call::<Request, _>(ReadConfig { offset: 4, length: 64 }, "01000000 04000000 40000000");
-    let assign = Action::Assign { start: 3, present: vec![true, false] };
+    let assign = Action::Assign { start: 3, present: vec![true, false], signal: false };
     call::<Request, _>(
         Interrupts { index: Index::Msix, action: assign },
-        "02000000 02000000 00000000 0300 0200000000000000 01 00",
+        "02000000 02000000 00000000 0300 0200000000000000 01 00 00",
     );
     let trigger = Action::Trigger { start: 1, count: 2 };
     call::<Request, _>(
@@ -165,15 +168,19 @@ fn ready_messages() {
     golden(
         function::Ready {
             identity: identity(),
-            bars: [Some(bar), None, None, None, None, None],
+            known: function::Known {
+                place: Some(7),
+                bars: [Some(bar), None, None, None, None, None],
+                config: vec![(0x34, 0x40)],
+            },
             msix: Some(msix),
             vectors: 5,
             max_read_request: Some(2),
             sandbox: sandbox.clone(),
         },
         &format!(
-            "{IDENTITY} 01 01 0040000000000000 0c 0000000000 \
-             01 b000 0500 00 00800000 00 00c00000 0500 01 02 {report}"
+            "{IDENTITY} 01 0700000000000000 01 01 0040000000000000 0c 0000000000 \
+             0100000000000000 3400 40000000 01 b000 0500 00 00800000 00 00c00000 0500 01 02 {report}"
         ),
     );
     golden(
@@ -187,9 +194,9 @@ fn ready_messages() {
 #[test]
 fn connection_messages() {
     use connection::{
-        AbandonBatch, AddMemory, Attach, Attached, BarWindow, Companion, Detach, DmaEntry,
-        DmaStatistics, GetStatistics, MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset,
-        UnmapDma,
+        AbandonBatch, AddMemory, AdoptDma, Attach, Attached, BarWindow, Companion, Detach,
+        DmaEntry, DmaStatistics, Escrow, Escrowed, EscrowedFunction, GetStatistics, HandOver,
+        MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
     };
     call::<Request, _>(Attach { function: 1 }, "00000000 01");
     call::<Request, _>(Detach { function: 1 }, "01000000 01");
@@ -212,6 +219,18 @@ fn connection_messages() {
     call::<Request, _>(Ping, "0b000000");
     call::<Request, _>(Shutdown, "0c000000");
     call::<Request, _>(Misbehave(misbehaviour()), &format!("0d000000 {MISBEHAVIOUR}"));
+    call::<Request, _>(HandOver { function: 3 }, "0e000000 03");
+    golden(function::Handed { descriptors: 1 }, "01");
+    call::<Request, _>(Escrow, "0f000000");
+    call::<Request, _>(
+        AdoptDma { function: 0, entry },
+        "10000000 00 0100000000000000 0200000000000000 0300000000000000",
+    );
+    let address = identity().address;
+    let one = EscrowedFunction { address, descriptors: 1, request: true };
+    let escrowed = Escrowed { group: 2, functions: vec![one] };
+    assert_eq!(escrowed.descriptors(), 4);
+    golden(escrowed, ESCROWED);
     golden(Mapped { bus_address: 1, bus_length: 2 }, "0100000000000000 0200000000000000");
     let window = BarWindow { bar: 0, offset: 0, length: 0x8000, memory_offset: 0 };
     let attached = Attached {
@@ -242,7 +261,7 @@ fn connection_messages() {
         "0100000000000000 0200000000000000 0300000000000000 0400000000000000 \
          0500000000000000 0600000000000000 0700000000000000",
     );
-    unknown_tag::<Request>(14);
+    unknown_tag::<Request>(17);
     unknown_tag::<connection::Carrier>(3);
 }
 
@@ -338,4 +357,50 @@ fn dext_messages() {
         Reply::Return { code: IoReturn::NOT_OPEN, outputs: vec![1] },
         "01000000 cd0200e0 0100000000000000 0100000000000000",
     );
+}
+
+#[test]
+fn spawner_messages() {
+    golden(
+        spawn::Grant {
+            program: b"/p".to_vec(),
+            dext: b"iokit".to_vec(),
+            strict: true,
+            windows: "handed".to_owned(),
+            devices: vec![identity().address],
+            sockets: vec![b"/s".to_vec()],
+            socket_mode: 0o600,
+            socket_group: Some(7),
+            user: Some(spawn::User { uid: 1, gid: 2 }),
+            programs: true,
+        },
+        "0200000000000000 2f70 0500000000000000 696f6b6974 01 0600000000000000 68616e646564
+         0100000000000000 0000 010203 0100000000000000 0200000000000000 2f73 80010000
+         01 07000000 01 01000000 02000000 01",
+    );
+    let address = identity().address;
+    let start = |role| spawn::Request::Start { address, role, program: 5 };
+    let function = spawn::Role::Function {
+        guest_memory: true,
+        known: None,
+        max_read_request: Some(2),
+        standby: true,
+    };
+    golden(start(spawn::Role::Connection), "00000000 0000 010203 00000000 05000000");
+    golden(start(spawn::Role::Adopter), "00000000 0000 010203 03000000 05000000");
+    golden(start(spawn::Role::Lister), "00000000 0000 010203 01000000 05000000");
+    golden(start(function), "00000000 0000 010203 02000000 01 00 01 02 01 05000000");
+    golden(spawn::Request::Listen(3), "01000000 03000000");
+    golden(spawn::Request::Remove(3), "02000000 03000000");
+    golden(spawn::Request::Program, "03000000");
+    golden(spawn::Request::Forget(3), "04000000 03000000");
+    unknown_tag::<spawn::Request>(5);
+    golden(spawn::Reply::Granted, "00000000");
+    golden(spawn::Reply::Started { pid: 7 }, "01000000 07000000");
+    golden(spawn::Reply::Listening, "02000000");
+    golden(spawn::Reply::Removed, "03000000");
+    golden(spawn::Reply::Refused("no".to_owned()), "04000000 0200000000000000 6e6f");
+    golden(spawn::Reply::Program(3), "05000000 03000000");
+    golden(spawn::Reply::Forgotten, "06000000");
+    unknown_tag::<spawn::Reply>(7);
 }

@@ -216,7 +216,7 @@ fn a_server_that_rewrites_everything_gains_nothing() {
     for _ in 0..40 {
         let (line, handles) = Line::new();
         let memory = handles.borrowed()[0].try_clone_to_owned().unwrap();
-        let memory = SharedMemory::from_peer(memory).unwrap();
+        let memory = SharedMemory::measured(memory).unwrap();
         let window = memory.map_all(window::Access::ReadWrite).unwrap();
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {

@@ -8,6 +8,7 @@ mod command;
 pub mod decode;
 pub mod header;
 mod intx;
+pub mod limits;
 mod message;
 mod msi;
 mod msix;
@@ -15,6 +16,7 @@ pub mod permission;
 pub mod placement;
 mod power;
 pub mod registers;
+pub mod reset;
 #[cfg(test)]
 mod sample;
 mod space;

@@ -41,8 +41,11 @@ pub enum Layer {
     Seccomp,
     /// Its role's profile (macOS).
     Seatbelt,
-    /// It is a process at all: a thread of its VMM, in tests, is not.
+    /// It is a process at all: a thread of its VMM, in tests, is not. Of a server, that it had one thread
+    /// when all this was done to it.
     Process,
+    /// A user who owns nothing, and is not root.
+    UnprivilegedUser,
 }
 
 impl fmt::Display for Layer {
@@ -68,6 +71,7 @@ impl fmt::Display for Layer {
             Self::Seccomp => "seccomp",
             Self::Seatbelt => "seatbelt",
             Self::Process => "process",
+            Self::UnprivilegedUser => "unprivileged user",
         })
     }
 }

@@ -11,7 +11,7 @@
 //! 5. no capabilities, not even in the bounding set; no new privileges; not dumpable;
 //! 6. resource limits, a budget of addresses; death with the parent;
 //! 7. Landlock: nothing of the file system, no network, no signals or sockets outside;
-//! 8. seccomp: the allow-list, anything else kills the process.
+//! 8. seccomp: the allow-list, anything else kills the process, which may say before which call it was.
 //!
 //! In [`Mode::Strict`] a layer that cannot be had is an error and the process must not go on. In
 //! [`Mode::Relaxed`] it is reported as missing. A layer that the kernel knows only in part
@@ -22,6 +22,7 @@
 //! role's Seatbelt profile.
 
 mod layer;
+pub mod limits;
 #[cfg(target_os = "linux")]
 pub mod policy;
 pub mod seatbelt;
@@ -29,7 +30,9 @@ mod sys;
 
 pub use layer::Layer;
 #[cfg(target_os = "macos")]
-pub use sys::allows;
+pub use sys::{Answer, ask};
+#[cfg(target_os = "linux")]
+pub use sys::{User, confine_server};
 pub use sys::{confine, machine_memory};
 
 /// Whose policy applies.
@@ -41,6 +44,17 @@ pub enum Role {
     Function,
     /// Lists what the dext offers.
     Lister,
+    /// A connection process over Linux's VFIO: asks the kernel to map and unmap memory for DMA.
+    VfioConnection,
+    /// A function process over Linux's VFIO: asks the kernel for accesses of its one device, and whom to
+    /// signal for its interrupts.
+    VfioFunction,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Connection, Self::Function, Self::Lister, Self::VfioConnection, Self::VfioFunction];
 }
 
 /// What to do about a layer that cannot be had.
@@ -62,6 +76,26 @@ pub enum LayerState {
     Partial(String),
     /// Not in force; says why, and what helps.
     Missing(String),
+}
+
+/// Whose network namespace a process is in when it confines itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// That of whoever started it: it makes one of its own.
+    #[default]
+    Shared,
+    /// An empty one that whoever started it had made for such processes: making one costs most of a
+    /// millisecond of processor time, and as much again when it ends.
+    Inherited,
+}
+
+/// What a process finds and will be given, as far as it matters for how it confines itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Given {
+    /// Bytes of memory that it will be handed and map afterwards.
+    pub later: u64,
+    /// Its network namespace; there are none on macOS.
+    pub network: Network,
 }
 
 /// What is enforced on this process from here on.

@@ -2,22 +2,29 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 pub mod companion;
+#[cfg(target_os = "linux")]
+pub mod dext;
+pub mod machine;
 pub mod processes;
+pub mod records;
 pub mod serve;
 pub mod stopwatch;
+#[cfg(target_os = "linux")]
+pub mod trace;
 pub mod vfio_user;
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::ffi::OsString;
+use std::io::Write as _;
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cordon_vmm::container::GuestRegion;
+use cordon_testkit as testkit;
 use cordon_vmm::{Container, DmaMode, Host, HostConfig};
-use ipc::{Access, PciAddress, SharedMemory, Window};
+use ipc::{PciAddress, Window};
 use serde_json::Value;
 
 /// Where the programs are. They are built first unless `CORDON_BIN_DIR` says where they are
@@ -50,6 +57,33 @@ pub fn program(name: &str) -> PathBuf {
     bin_dir().join(name)
 }
 
+/// Copies a program to where a test wants it, to be run there.
+///
+/// # Panics
+/// When it cannot be copied.
+pub fn copy_program(name: &str, to: &Path) {
+    install(&program(name), to);
+}
+
+/// Writes a script to where a test wants it, to be run there.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write_script(to: &Path, text: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let written = folder.path().join("script");
+    std::fs::write(&written, text).unwrap();
+    install(&written, to);
+}
+
+/// Another process does the copying: a descriptor of this one that is open for writing is inherited
+/// by whatever another thread forks in that moment, and what is open for writing cannot be run
+/// (ETXTBSY).
+fn install(from: &Path, to: &Path) {
+    let copied = Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap();
+    assert!(copied.success(), "install of {} to {}: {copied}", from.display(), to.display());
+}
+
 /// An address that is right.
 ///
 /// # Panics
@@ -73,11 +107,80 @@ pub fn start_copy(registers: &Window, from: u64, to: u64, length: u32, number: u
     registers.store_u32(0x58, number).unwrap();
 }
 
-/// A running dext-sim. Killed on drop.
+/// Has the probe device signal a vector so many times, as request `number` of its kind.
+///
+/// # Panics
+/// When the window is too small.
+pub fn fire(registers: &Window, vector: u32, count: u32, number: u32) {
+    registers.write(0x64, vector).unwrap();
+    registers.write(0x68, count).unwrap();
+    registers.store_u32(0x6c, number).unwrap();
+}
+
+/// Where a simulated dext listens, and is controlled.
+enum Place {
+    /// A folder of its own.
+    Own(tempfile::TempDir),
+    /// The one of the dext that IOKit shows, see [`IOKIT_VARIABLE`].
+    IoKit(PathBuf),
+}
+
+/// Names a folder where these suites run over IOKit: where the simulated dext listens at `dext` in it, IOKit's
+/// registry shows its services, as the runner of Mach-O programs has it. There is one registry, so it shows one
+/// simulator at a time; one that is started beside it is reached by its socket.
+pub const IOKIT_VARIABLE: &str = "CORDON_TESTS_IOKIT";
+/// Names the dext-sim that is started then: one that speaks as the runner does, which is a Linux program.
+pub const IOKIT_SIMULATOR_VARIABLE: &str = "CORDON_TESTS_IOKIT_SIMULATOR";
+
+/// Whether these suites run over IOKit.
+#[must_use]
+pub fn over_iokit() -> bool {
+    std::env::var_os(IOKIT_VARIABLE).is_some()
+}
+
+/// A running dext-sim of the test kit's, of which a test demands that it does what it is told.
 pub struct Simulator {
-    child: Child,
-    directory: tempfile::TempDir,
-    arguments: Vec<String>,
+    kit: testkit::Simulator,
+    place: Place,
+}
+
+/// Ends what runs beside a test until a flag is set: it is, when this is dropped, also by a test that fails, which
+/// would wait for what runs beside it for ever.
+pub struct SetAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Whether a simulator of this process is the one that IOKit shows.
+static BEHIND_IOKIT: AtomicBool = AtomicBool::new(false);
+
+impl Place {
+    fn new() -> Self {
+        match std::env::var_os(IOKIT_VARIABLE) {
+            Some(folder) if !BEHIND_IOKIT.swap(true, Ordering::SeqCst) => {
+                Self::IoKit(folder.into())
+            }
+            _ => Self::Own(tempfile::tempdir().unwrap()),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(folder) => folder.path(),
+            Self::IoKit(folder) => folder,
+        }
+    }
+
+    /// The dext-sim that listens there.
+    fn simulator(&self) -> PathBuf {
+        match (self, std::env::var_os(IOKIT_SIMULATOR_VARIABLE)) {
+            (Self::IoKit(_), Some(simulator)) => simulator.into(),
+            _ => program("dext-sim"),
+        }
+    }
 }
 
 impl Simulator {
@@ -87,28 +190,10 @@ impl Simulator {
     /// When it does not start.
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let arguments: Vec<String> = arguments.iter().map(|one| (*one).to_owned()).collect();
-        let child = Self::spawn(directory.path(), &arguments);
-        Self { child, directory, arguments }
-    }
-
-    fn spawn(directory: &Path, arguments: &[String]) -> Child {
-        let mut child = Command::new(program("dext-sim"))
-            .arg("--socket")
-            .arg(directory.join("dext"))
-            .arg("--control")
-            .arg(directory.join("control"))
-            .arg("--exit-with-stdin")
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
+        let place = Place::new();
+        let kit = testkit::Simulator::start_in(place.path(), place.simulator(), owned(arguments))
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ready"), "dext-sim said {line:?}");
-        child
+        Self { kit, place }
     }
 
     /// Starts it again after [`Simulator::kill`], at the same place with other devices.
@@ -116,8 +201,7 @@ impl Simulator {
     /// # Panics
     /// When it does not start.
     pub fn replace(&mut self, arguments: &[&str]) {
-        self.arguments = arguments.iter().map(|one| (*one).to_owned()).collect();
-        self.restart();
+        self.kit.replace(owned(arguments)).unwrap();
     }
 
     /// Starts it again after [`Simulator::kill`], at the same place.
@@ -125,7 +209,7 @@ impl Simulator {
     /// # Panics
     /// When it does not start.
     pub fn restart(&mut self) {
-        self.child = Self::spawn(self.directory.path(), &self.arguments);
+        self.kit.restart().unwrap();
     }
 
     /// One with an NVMe function at 01:00.0 and a probe at 01:00.1.
@@ -137,19 +221,25 @@ impl Simulator {
     /// Where it listens.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("dext")
+        self.kit.socket()
     }
 
     /// Where it is, for a command line.
+    ///
+    /// # Panics
+    /// When that is no text.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("sim:{}", self.socket().display())
+        match self.place {
+            Place::Own(_) => self.kit.endpoint().into_string().unwrap(),
+            Place::IoKit(_) => "iokit".to_owned(),
+        }
     }
 
     /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.kit.pid()
     }
 
     /// Tells it something and returns its answer.
@@ -157,12 +247,7 @@ impl Simulator {
     /// # Panics
     /// When it does not answer.
     pub fn control(&self, command: &Value) -> Value {
-        let mut stream = UnixStream::connect(self.directory.path().join("control")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream.write_all(format!("{command}\n").as_bytes()).unwrap();
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
+        self.kit.ask(command).unwrap()
     }
 
     /// Arms a fault.
@@ -170,8 +255,7 @@ impl Simulator {
     /// # Panics
     /// When it is no fault.
     pub fn fault(&self, fault: &str) {
-        let answer = self.control(&serde_json::json!({ "fault": fault }));
-        assert_eq!(answer, "done", "{fault}");
+        self.kit.control(&serde_json::json!({ "fault": fault })).unwrap();
     }
 
     /// Ends a function for all its clients, in one of the ways of `dext-sim --help`.
@@ -179,8 +263,7 @@ impl Simulator {
     /// # Panics
     /// When there is no such function or way.
     pub fn end(&self, function: &str, ending: &str) {
-        let command = serde_json::json!({ "end": { "address": function, "as": ending } });
-        assert_eq!(self.control(&command), "done", "{function} {ending}");
+        self.kit.end(function, ending).unwrap();
     }
 
     /// Brings a function back that has ended.
@@ -188,16 +271,16 @@ impl Simulator {
     /// # Panics
     /// When it has not.
     pub fn bring_back(&self, function: &str) {
-        let command = serde_json::json!({ "return": { "address": function } });
-        assert_eq!(self.control(&command), "done", "{function}");
+        self.kit.bring_back(function).unwrap();
     }
 
     /// How often each fault happened.
+    ///
+    /// # Panics
+    /// When it does not answer.
     #[must_use]
     pub fn fired(&self) -> Vec<u64> {
-        let state = self.control(&"state".into());
-        let faults = state["state"]["faults"].as_array().cloned().unwrap_or_default();
-        faults.iter().map(|fault| fault["fired"].as_u64().unwrap_or(0)).collect()
+        self.kit.fired().unwrap()
     }
 
     /// What is held of a function now: connections, claims, DMA regions, interrupts.
@@ -206,12 +289,9 @@ impl Simulator {
     /// When there is no such function.
     #[must_use]
     pub fn held(&self, function: &str) -> (u64, u64, u64, bool) {
-        let state = self.control(&"state".into());
-        let functions = state["state"]["functions"].as_array().unwrap();
-        let one = functions.iter().find(|one| one["address"] == function).unwrap();
-        let number = |key: &str| one[key].as_u64().unwrap();
-        let interrupts = one["interrupts_held"].as_bool().unwrap();
-        (number("connections"), number("claims"), number("dma_regions"), interrupts)
+        let held = self.kit.held().unwrap();
+        let one = held.iter().find(|one| one.address == function).unwrap();
+        (one.connections, one.claims, one.dma_regions, one.interrupts_held)
     }
 
     /// Waits until nothing of a function is held.
@@ -228,30 +308,31 @@ impl Simulator {
     /// # Panics
     /// When it cannot be killed.
     pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.kit.kill().unwrap();
     }
+}
+
+fn owned(arguments: &[&str]) -> Vec<OsString> {
+    arguments.iter().map(OsString::from).collect()
 }
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if matches!(self.place, Place::IoKit(_)) {
+            // It makes room there for the next.
+            let _ = self.kit.kill();
+            BEHIND_IOKIT.store(false, Ordering::SeqCst);
+        }
     }
 }
 
-/// Waits until `condition` holds, by asking again; `false` when it does not within five seconds.
+/// Waits until `condition` holds, by asking again; `false` when it does not within five seconds, or twenty where it
+/// was built for a Mac.
 /// For what happens in another process, which nothing here can wait for otherwise.
-pub fn eventually(mut condition: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + Duration::from_secs(5);
-    while !condition() {
-        if Instant::now() > end {
-            return false;
-        }
-        std::thread::yield_now();
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    true
+pub fn eventually(condition: impl FnMut() -> bool) -> bool {
+    // What is built for a Mac is run by an emulator here, a tenth as fast.
+    let longest = Duration::from_secs(if cfg!(target_os = "macos") { 20 } else { 5 });
+    testkit::wait::until(longest, condition)
 }
 
 /// How the suites start processes.
@@ -261,8 +342,7 @@ pub fn config(simulator: &Simulator) -> HostConfig {
         .with_recovery(cordon_vmm::Recovery::OFF)
 }
 
-/// Guest RAM begins here.
-pub const RAM_BASE: u64 = 0x8000_0000;
+pub use testkit::guest::RAM_BASE;
 /// Bytes of guest RAM.
 pub const RAM: u64 = 4 << 20;
 
@@ -283,18 +363,7 @@ impl Vmm {
     /// When there is no memory.
     #[must_use]
     pub fn new(config: HostConfig, mode: DmaMode) -> Self {
-        let memory = SharedMemory::create("guest-ram", RAM).unwrap();
-        let ram = memory.map_all(Access::ReadWrite).unwrap();
-        let container = Arc::new(Container::new(mode));
-        container
-            .map(GuestRegion {
-                iova: RAM_BASE,
-                size: RAM,
-                memory: memory.into(),
-                offset: 0,
-                writable: true,
-            })
-            .unwrap();
+        let (container, ram) = testkit::guest::memory(mode, RAM).unwrap();
         Self { host: Host::new(config), container, ram }
     }
 
@@ -334,6 +403,11 @@ pub fn announce(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Says what `cargo xtask test` repeats at its end: on standard output, which it reads.
+pub fn verdict(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
 /// Sends a signal.
 ///
 /// # Panics
@@ -345,10 +419,20 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
 
 /// Whether a process is there and has not ended.
 #[must_use]
+#[cfg(target_os = "linux")]
 pub fn is_running(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = status.rsplit(')').next().unwrap_or_default().trim_start().chars().next();
     !matches!(state, None | Some('Z' | 'X'))
+}
+
+/// Whether a process is there and has not ended.
+#[must_use]
+#[cfg(target_os = "macos")]
+pub fn is_running(pid: u32) -> bool {
+    let listed = Command::new("/bin/ps").args(["-o", "state=", "-p", &pid.to_string()]).output();
+    let state = listed.map(|output| output.stdout).unwrap_or_default();
+    !matches!(state.first(), None | Some(b'Z'))
 }
 
 /// Children of every thread of a process.
@@ -356,6 +440,7 @@ pub fn is_running(pid: u32) -> bool {
 /// # Panics
 /// When there is no such process.
 #[must_use]
+#[cfg(target_os = "linux")]
 pub fn children(pid: u32) -> Vec<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let lists =
@@ -364,4 +449,16 @@ pub fn children(pid: u32) -> Vec<u32> {
         list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
     });
     pids.collect()
+}
+
+/// Children of a process.
+///
+/// # Panics
+/// When they cannot be listed.
+#[must_use]
+#[cfg(target_os = "macos")]
+pub fn children(pid: u32) -> Vec<u32> {
+    let listed = Command::new("/usr/bin/pgrep").args(["-P", &pid.to_string()]).output().unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }

@@ -11,6 +11,7 @@ use cordon_cli::event::Event;
 use rustix::process::Signal;
 
 use crate::processes::end_by_hangup;
+use crate::records::{self, Counts};
 use crate::stopwatch::Stopwatch;
 use crate::vfio_user::Client;
 use crate::{Simulator, program, signal};
@@ -24,6 +25,10 @@ pub struct Serve {
     events: Receiver<Event>,
     seen: RefCell<Vec<Event>>,
     directory: tempfile::TempDir,
+    /// Where its event stream is.
+    stream: tempfile::TempDir,
+    /// What became of it was seen.
+    over: bool,
 }
 
 /// A command that serves `devices` at sockets of their names in `directory`, with a control socket.
@@ -78,7 +83,10 @@ impl Serve {
         change: impl FnOnce(Command) -> Command,
     ) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = change(command(simulator, directory.path(), devices));
+        let stream = tempfile::tempdir().unwrap();
+        let mut command = command(simulator, directory.path(), devices);
+        command.arg("--events").arg(stream.path().join("events"));
+        let mut command = change(command);
         end_by_hangup(&mut command);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
@@ -89,7 +97,8 @@ impl Serve {
                 let _ = sender.send(event.unwrap_or_else(|error| panic!("{line}: {error}")));
             }
         });
-        let serve = Self { child, events, seen: RefCell::default(), directory };
+        let seen = RefCell::default();
+        let serve = Self { child, events, seen, directory, stream, over: false };
         serve.until(|event| *event == Event::Ready);
         serve
     }
@@ -134,6 +143,17 @@ impl Serve {
         }
     }
 
+    /// An event that came already.
+    ///
+    /// # Panics
+    /// When it has not.
+    #[must_use]
+    pub fn has_seen(&self, wanted: impl Fn(&Event) -> bool) -> Event {
+        let seen = self.seen.borrow();
+        let found = seen.iter().find(|event| wanted(event)).cloned();
+        found.unwrap_or_else(|| panic!("it is not among {seen:?}"))
+    }
+
     /// Tells it to end; how it ended, how long that took, and all its events. What counts is when it
     /// closed its output: reaping it is the kernel's, and takes seconds when there is much to reap.
     ///
@@ -144,7 +164,7 @@ impl Serve {
         signal(self.child.id(), with);
         let events = self.rest();
         let taken = stopwatch.stop();
-        (self.child.wait().unwrap(), taken, events)
+        (self.status(&events), taken, events)
     }
 
     /// Waits for it to end by itself; how it ended, and all its events.
@@ -153,7 +173,36 @@ impl Serve {
     /// When it does not end.
     pub fn ended(&mut self) -> (ExitStatus, Vec<Event>) {
         let events = self.rest();
-        (self.child.wait().unwrap(), events)
+        (self.status(&events), events)
+    }
+
+    /// How it ended; its event stream is checked.
+    fn status(&mut self, events: &[Event]) -> ExitStatus {
+        let status = self.child.wait().unwrap();
+        let _ = self.records(events.last() == Some(&Event::Stopped));
+        self.over = true;
+        status
+    }
+
+    /// What its event stream has so far, or in all if it is `complete`, by kind; every line is checked.
+    ///
+    /// # Panics
+    /// When it is not as documented.
+    #[must_use]
+    pub fn records(&self, complete: bool) -> Counts {
+        records::check(&self.stream.path().join("events"), complete)
+    }
+
+    /// Waits until there was another event of each of these kinds, in whatever order.
+    ///
+    /// # Panics
+    /// When one does not come.
+    pub fn until_all(&self, kinds: &[&str]) {
+        let mut open: Vec<&str> = kinds.to_vec();
+        while !open.is_empty() {
+            let event = self.until(|event| open.contains(&event.name()));
+            open.retain(|kind| *kind != event.name());
+        }
     }
 
     /// Waits until it closes its output; all its events.
@@ -182,5 +231,8 @@ impl Drop for Serve {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !self.over && !std::thread::panicking() {
+            let _ = self.records(false);
+        }
     }
 }

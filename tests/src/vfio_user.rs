@@ -173,6 +173,31 @@ impl Client {
         Self { stream, next: 1 }
     }
 
+    /// A client that is connected, and negotiated.
+    ///
+    /// # Panics
+    /// When the server does not take it.
+    #[must_use]
+    pub fn of(stream: UnixStream) -> Self {
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut client = Self { stream, next: 1 };
+        assert!(client.negotiate(), "the server does not take its client");
+        assert_eq!(client.receive().1.error, 0);
+        client
+    }
+
+    /// Sends the first message; whether an answer came.
+    fn negotiate(&mut self) -> bool {
+        const VERSION: &[u8] = b"\0\0\0\0{\"capabilities\":{}}\0";
+        let size = u32::try_from(HEADER + VERSION.len()).unwrap();
+        let header =
+            Header { id: 0, command: command::VERSION, size, flags: flag::COMMAND, error: 0 };
+        let message = [&header.to_bytes()[..], VERSION].concat();
+        self.stream.write_all(&message).is_ok()
+            && rustix::net::recv(&self.stream, &mut [0; 1], RecvFlags::PEEK)
+                .is_ok_and(|(came, _)| came == 1)
+    }
+
     /// [`Client::connect`], and negotiated. Tries again while the client before it is still taken
     /// leave of, since a server sends away whoever comes meanwhile.
     ///
@@ -180,17 +205,10 @@ impl Client {
     /// When nobody listens, or the server goes on sending it away.
     #[must_use]
     pub fn negotiated(path: &Path) -> Self {
-        const VERSION: &[u8] = b"\0\0\0\0{\"capabilities\":{}}\0";
         let mut client = None;
         let negotiated = crate::eventually(|| {
             let mut next = Self::connect(path);
-            let size = u32::try_from(HEADER + VERSION.len()).unwrap();
-            let header =
-                Header { id: 0, command: command::VERSION, size, flags: flag::COMMAND, error: 0 };
-            let message = [&header.to_bytes()[..], VERSION].concat();
-            let welcome = next.stream.write_all(&message).is_ok()
-                && rustix::net::recv(&next.stream, &mut [0; 1], RecvFlags::PEEK)
-                    .is_ok_and(|(came, _)| came == 1);
+            let welcome = next.negotiate();
             client = welcome.then_some(next);
             welcome
         });

@@ -15,7 +15,6 @@ fn p1_1_a_failing_step_undoes_the_ones_before_and_p1_5_names_device_and_code() {
         (selector::CONFIG_READ, 1, "ConfigRead"),
         (selector::REGISTER_DMA_REGION, 2, "RegisterDMARegion"),
         (selector::SETUP_INTERRUPTS, 1, "SetupInterrupts"),
-        (selector::SET_IRQ_MASK, 1, "SetIRQMask"),
         (selector::WAIT_INTERRUPT, 1, "WaitInterrupt"),
     ];
     for (selector, nth, operation) in steps {

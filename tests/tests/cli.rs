@@ -28,8 +28,7 @@ fn refused(name: &str, arguments: &[&str], status: i32, says: &[&str]) {
         assert!(errors.contains(part), "{arguments:?} does not say {part:?}: {errors}");
     }
     if status == 1 {
-        let lines: Vec<&str> =
-            errors.lines().filter(|l| !l.trim_start().starts_with("WARN")).collect();
+        let lines: Vec<&str> = errors.lines().filter(|line| !line.contains("Z  WARN ")).collect();
         assert_eq!(lines.len(), 1, "{errors}");
     }
 }
@@ -128,10 +127,13 @@ fn what_cannot_be_served_is_named_and_nothing_is_left() {
 #[test]
 fn doctor_asks_every_probe_of_every_profile_and_says_what_to_try_on_a_mac() {
     let simulator = Simulator::usual();
-    let (code, text, errors) = cordon(&["doctor", "--dext", &simulator.endpoint()]);
-    assert_eq!(code, 0, "{errors}");
+    // As on a Mac, whose tools are not there: what they would say is unknown.
+    let folder = tempfile::tempdir().unwrap();
+    let tools = format!("--tools={}", folder.path().display());
+    let (code, text, errors) = cordon(&["doctor", &tools, "--dext", &simulator.endpoint()]);
+    assert_eq!(code, 3, "{errors}");
     let held = text.lines().filter(|line| line.starts_with("ok") && line.ends_with("probes hold"));
-    assert_eq!(held.count(), 4, "{text}");
+    assert_eq!(held.count(), 7, "{text}");
     assert!(text.contains("a confined process lists 2 functions"), "{text}");
     let (code, text, _) = cordon(&["doctor", "--mac-bringup"]);
     assert!(code == 0 && text.contains("None of this has run on a Mac yet"), "{text}");
@@ -225,4 +227,162 @@ fn inspect_of_a_claimed_function_shows_its_owner_and_does_not_disturb_it() {
     assert!(text.contains(&proxy.connection().pid().to_string()), "{text}");
     proxy.config_read(0, &mut [0; 4]).unwrap();
     assert_eq!(simulator.held("01:00.0").1, 1);
+}
+
+/// The commands that a program's help lists, the hidden ones not among them.
+fn commands(help: &str) -> Vec<String> {
+    let list = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let list = list.take_while(|line| !line.is_empty());
+    // What a command does is longer than a line at times.
+    let list = list.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    list.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn every_help_fits_80_columns() {
+    let (mut walked, mut wide) = (0, Vec::new());
+    let mut look = |name: &str, arguments: &[&str]| {
+        let (code, help, errors) = run(name, arguments);
+        assert_eq!(code, 0, "{name} {arguments:?}: {errors}");
+        assert!(help.lines().count() > 3, "{name} {arguments:?}: {help}");
+        walked += 1;
+        let of_it = help.lines().filter(|line| line.chars().count() > 80);
+        wide.extend(of_it.map(|line| format!("{name} {arguments:?}: {line}")));
+        help
+    };
+    for name in ["cordon", "dext-sim"] {
+        look(name, &["-h"]);
+        let help = look(name, &["--help"]);
+        for command in commands(&help) {
+            for asked in ["-h", "--help"] {
+                // That of `help` is told by itself.
+                match command.as_str() {
+                    "help" => look(name, &["help"]),
+                    command => look(name, &[command, asked]),
+                };
+            }
+        }
+    }
+    let help = look("cordon", &["ctl", "--help"]);
+    let asked = commands(&help);
+    assert!(asked.len() > 5, "{asked:?}");
+    for command in asked.iter().filter(|command| *command != "help") {
+        look("cordon", &["ctl", command, "--help"]);
+    }
+    look("cordon", &["generate", "--help"]);
+    look("device-proc", &["--help"]);
+    look("bench", &["--help"]);
+    assert!(walked >= 2 * 7 + 6, "{walked} were walked");
+    assert!(wide.is_empty(), "{wide:#?}");
+}
+
+#[test]
+fn programs_say_their_names_and_the_same_version_wherever_they_were_built() {
+    for name in ["cordon", "dext-sim", "device-proc"] {
+        let (code, text, _) = run(name, &["--version"]);
+        assert_eq!((code, text), (0, format!("{name} {}\n", env!("CARGO_PKG_VERSION"))));
+    }
+}
+
+#[test]
+fn json_objects_carry_their_type() {
+    let simulator = Simulator::usual();
+    let dext = format!("--dext={}", simulator.endpoint());
+    for (arguments, kind) in [
+        (&["devices", &dext, "--json"][..], "devices"),
+        (&["inspect", "01:00.0", &dext, "--json"], "inspection"),
+        (&["doctor", &dext, "--json"], "doctor"),
+    ] {
+        let (_, text, errors) = cordon(arguments);
+        let object: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{errors}"));
+        assert_eq!(object["type"], kind, "{object}");
+    }
+    let (code, text, errors) = cordon(&["torture", "--kills=3", "--json"]);
+    assert_eq!(code, 0, "{text}{errors}");
+    let mut last = Value::Null;
+    for line in text.lines() {
+        last = serde_json::from_str(line).unwrap();
+        assert!(last["type"].is_string(), "{line}");
+    }
+    assert_eq!(last["type"], "summary");
+}
+
+#[test]
+fn a_torture_draws_how_long_recoveries_took_and_a_place_that_cannot_be_written_is_told_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("recovery.svg");
+    let svg = format!("--svg={}", picture.display());
+    let kill = "--kill=function=3,connection=1";
+    let (code, text, errors) = cordon(&["torture", "--kills=12", kill, &svg]);
+    assert_eq!(code, 0, "{text}{errors}");
+    let drawn = std::fs::read_to_string(&picture).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"), "{drawn}");
+    for part in ["12 deaths under load, without a standby", "replaced", "away and back", "polyline"]
+    {
+        assert!(drawn.contains(part), "{part}: {drawn}");
+    }
+    let nowhere = folder.path().join("none/recovery.svg");
+    let (code, text, errors) = cordon(&["torture", &format!("--svg={}", nowhere.display())]);
+    assert_eq!((code, text.as_str()), (1, ""), "nothing was begun: {errors}");
+    assert!(errors.contains(&format!("cannot write {}: ", nowhere.display())), "{errors}");
+}
+
+#[test]
+fn a_torture_says_how_far_it_is_and_nothing_for_each_kill() {
+    let (code, text, errors) = cordon(&["torture", "--kills=20", "--with=kill,garbage"]);
+    assert_eq!(code, 0, "{text}{errors}");
+    assert_eq!(errors, "", "each death is counted, and none is a warning");
+    let of_a_kill = text.lines().filter(|line| line.contains("process") && line.contains("died"));
+    assert_eq!(of_a_kill.count(), 0, "{text}");
+    assert!(text.contains("20 kills, "), "{text}");
+    let slow = text.lines().filter(|line| line.contains(": back in "));
+    assert!(slow.count() <= 20, "{text}");
+    // No heading comes twice.
+    let mut headings: Vec<&str> =
+        text.lines().filter(|line| line.contains(" s  ")).map(|line| &line[10..]).collect();
+    let all = headings.len();
+    headings.sort_unstable();
+    headings.dedup();
+    assert!(headings.len() == all && all >= 2, "{text}");
+}
+
+#[test]
+fn names_come_from_the_list_and_all_shows_what_the_host_has() {
+    let simulator = Simulator::usual();
+    let dext = format!("--dext={}", simulator.endpoint());
+    let (code, text, errors) = cordon(&["devices", &dext, "--all", "--json"]);
+    assert_eq!(code, 0, "{errors}");
+    let listing: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(listing["devices"][0]["class_name"], "Non-Volatile memory controller");
+    // What the list has no name for is null, and what is simulated is in no list.
+    assert!(listing["devices"][0].get("vendor_name").is_some_and(Value::is_null), "{listing:#}");
+    let folder = std::path::Path::new("/sys/bus/pci/devices");
+    match std::fs::read_dir(folder) {
+        Ok(entries) => {
+            let functions = listing["host"]["functions"].as_array().unwrap();
+            assert_eq!(functions.len(), entries.count(), "{listing:#}");
+            for one in functions {
+                let address = one["address"].as_str().unwrap();
+                let driver = std::fs::read_link(folder.join(address).join("driver")).ok();
+                let name = driver.as_ref().and_then(|link| link.file_name()?.to_str());
+                assert_eq!(one["driver"].as_str(), name, "{one:#}");
+            }
+        }
+        // Where it cannot be known that is said, and the listing is there all the same.
+        Err(_) => assert!(listing["host"]["unknown"].is_string(), "{listing:#}"),
+    }
+    let (_, text, _) = cordon(&["devices", &dext, "--json"]);
+    let listing: Value = serde_json::from_str(&text).unwrap();
+    assert!(listing.get("host").is_none(), "nobody asked: {listing:#}");
+    let (_, text, _) = cordon(&["devices", &dext, "--all"]);
+    assert!(text.contains("The host itself has") || text.contains("cannot be told"), "{text}");
+}
+
+#[test]
+fn a_lister_that_hangs_is_told_once() {
+    let fault = "--fault=delay:selector=0,nth=1,calls=9,ms=60000";
+    let simulator = Simulator::start(&["--device=01:00.0=probe", fault]);
+    let (code, _, errors) = cordon(&["devices", "--dext", &simulator.endpoint()]);
+    assert_eq!((code, errors.lines().count()), (1, 1), "{errors}");
+    assert!(errors.contains("lister process") && errors.contains("in time"), "{errors}");
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cordon_tests::companion::{Guest, PAGE};
 use cordon_tests::{
-    RAM_BASE, Simulator, Vmm, address, announce, config, eventually, is_running, signal,
+    RAM_BASE, SetAtEnd, Simulator, Vmm, address, announce, config, eventually, is_running, signal,
 };
 use cordon_vmm::companion::{Companion, CompanionConfig, Layout, register};
 use cordon_vmm::device::InterruptSetup;
@@ -141,6 +141,7 @@ fn c5_6_interrupts_are_delivered_while_doorbells_are_carried_out() {
     let ended = AtomicBool::new(false);
     let (busy, doorbells) = std::thread::scope(|scope| {
         let doorbells = scope.spawn(|| {
+            let ends = SetAtEnd(&ended);
             let mut times = Vec::new();
             for _ in 0..10 {
                 let began = Instant::now();
@@ -148,7 +149,7 @@ fn c5_6_interrupts_are_delivered_while_doorbells_are_carried_out() {
                 times.push(began.elapsed());
                 assert_eq!(s.guest().unmap(&ids(&all)).0, OK);
             }
-            ended.store(true, Ordering::Relaxed);
+            drop(ends);
             Times::of(times)
         });
         // The interrupt set-up is a request of its own: done before there is anything to wait for.
@@ -174,8 +175,9 @@ fn c5_6_a_slow_doorbell_holds_up_no_sibling_and_its_guest_hears_what_was_done() 
     let ended = AtomicBool::new(false);
     let (responses, configs, asked) = std::thread::scope(|scope| {
         let mapping = scope.spawn(|| {
+            let ends = SetAtEnd(&ended);
             let (status, responses) = s.guest().map(&all);
-            ended.store(true, Ordering::Relaxed);
+            drop(ends);
             assert_eq!(status, IO_ERROR);
             responses
         });

@@ -118,6 +118,16 @@ fn a_dropped_vmm_leaves_nothing() {
     simulator.assert_released("01:00.0");
 }
 
+/// Killed on drop: one that is left would keep its devices from the tests that follow.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_vmm_that_is_killed_leaves_nothing_within_a_second() {
     let simulator = Simulator::usual();
@@ -127,11 +137,14 @@ fn a_vmm_that_is_killed_leaves_nothing_within_a_second() {
     for device in ["01:00.0", "01:00.1"] {
         serve.args(["--device", device, "--socket"]).arg(sockets.path().join(device));
     }
-    let mut serve = serve.stdout(Stdio::piped()).spawn().unwrap();
+    let mut serve = Killed(serve.stdout(Stdio::piped()).spawn().unwrap());
+    let serve = &mut serve.0;
     let mut lines = BufReader::new(serve.stdout.take().unwrap()).lines();
     while !lines.next().unwrap().unwrap().contains("\"ready\"") {}
-    // A connection process, two function processes and two standbys, each with connections.
-    assert!(eventually(|| children(serve.id()).len() == 5), "{:?}", children(serve.id()));
+    // A connection process, two function processes and two standbys, each with connections; and on Linux the
+    // spawner.
+    let all = if cfg!(target_os = "linux") { 6 } else { 5 };
+    assert!(eventually(|| children(serve.id()).len() == all), "{:?}", children(serve.id()));
     let pids = children(serve.id());
     let before = Instant::now();
     serve.kill().unwrap();
@@ -140,6 +153,12 @@ fn a_vmm_that_is_killed_leaves_nothing_within_a_second() {
         pids.iter().all(|pid| !is_running(*pid))
             && ["01:00.0", "01:00.1"].iter().all(|one| simulator.held(one) == (0, 0, 0, false))
     };
-    assert!(eventually(gone));
-    assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
+    let left = || {
+        let running: Vec<_> = pids.iter().filter(|pid| is_running(**pid)).collect();
+        (running, ["01:00.0", "01:00.1"].map(|one| simulator.held(one)))
+    };
+    assert!(eventually(gone), "of {pids:?}: {:?}", left());
+    // What is built for a Mac is run by an emulator here, a tenth as fast.
+    let longest = Duration::from_secs(if cfg!(target_os = "macos") { 10 } else { 1 });
+    assert!(before.elapsed() < longest, "{:?}", before.elapsed());
 }

@@ -43,6 +43,8 @@ fn every_step_holds() {
     let before = Instant::now();
     let (ok, summary, errors) = demo(&[]);
     assert!(ok, "{errors}");
+    // The death that it causes is told once, where it says so.
+    assert_eq!(errors, "");
     assert_summary(&summary);
     assert!(before.elapsed() < Duration::from_secs(30));
 }
@@ -128,6 +130,68 @@ fn nor_does_one_of_stops_hangs_and_nonsense_with_a_plan() {
     assert_eq!(fired, [true, true, false]);
 }
 
+/// Of a torture whose victims are others than function processes too: each death is answered, and the load goes on.
+fn removals(lines: &[Value]) -> (u64, u64) {
+    let summary = lines.last().unwrap();
+    let number = |of: &Value| of.as_u64().unwrap();
+    let victims = &summary["victims"];
+    let removed = number(&victims["connection"]) + number(&victims["dext"]);
+    assert!(number(&summary["returns"]) >= 2 * removed, "{summary}");
+    assert!(number(&summary["interruptions"]) >= removed, "the load noticed none: {summary}");
+    assert!(number(&summary["recoveries"]) >= number(&victims["function"]), "{summary}");
+    assert_eq!(removed + number(&victims["function"]), number(&summary["kills"]));
+    (number(&victims["connection"]), number(&victims["dext"]))
+}
+
+#[test]
+fn deaths_of_connection_process_and_dext_are_removals_that_the_load_survives() {
+    let lines = torture(60, &["--kill=function=4,connection=2,dext=1"]);
+    let (connection, dext) = removals(&lines);
+    assert!(connection > 0 && dext > 0, "{:?}", lines.last());
+}
+
+#[test]
+fn a_connection_process_may_do_anything_wrong() {
+    let with = "--with=kill,freeze,stop,hang,garbage,truncated,closed";
+    let lines = torture(20, &["--kill=connection", with]);
+    assert_eq!(removals(&lines), (20, 0));
+}
+
+#[test]
+fn what_is_frozen_is_found_by_its_silence() {
+    let lines = torture(6, &["--kill=function,connection", "--with=freeze"]);
+    assert!(removals(&lines).0 < 6, "both are struck");
+}
+
+#[test]
+fn victims_that_cannot_be_are_named() {
+    for (arguments, why) in [
+        (&["--kill=vmm"][..], "function, connection or dext"),
+        (&["--kill=function=0"], "a weight from 1 to 1000"),
+        (
+            &["--kill=dext", "--with=kill,freeze"],
+            "A dext can only be killed, not struck --with freeze",
+        ),
+    ] {
+        let output =
+            Command::new(program("cordon")).arg("torture").args(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && errors.contains(why), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn the_grammar_of_faults_is_in_the_help_of_what_takes_them() {
+    for command in ["torture", "serve"] {
+        let help = Command::new(program("cordon")).args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        for line in cordon_vmm::faults::GRAMMAR.lines().filter(|line| !line.is_empty()) {
+            let shown = help.lines().any(|shown| shown.trim() == line.trim());
+            assert!(shown, "{command}: {line}: {help}");
+        }
+    }
+}
+
 /// Every fault plan that the documentation shows, with the file that shows it.
 fn documented_plans() -> Vec<(&'static str, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -185,7 +249,10 @@ fn plans_that_cannot_be_are_named() {
             r#"{"faults":[{"process":"function","request":"Fly","when":"before","what":"kill"}]}"#,
             "no request Fly",
         ),
-        (r#"{"faults":[{"process":"connection","when":"before","what":"kill"}]}"#, "survives"),
+        (
+            r#"{"faults":[{"process":"connection","when":"before","what":"kill"}]}"#,
+            "--kill connection strikes under load",
+        ),
         (
             r#"{"faults":[{"process":"connection","when":"before","what":{"delay":600}}]}"#,
             "longer than 600 ms",

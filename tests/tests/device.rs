@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cordon_tests::{PROBE_MSIX, RAM_BASE, Simulator, Vmm, config};
+use cordon_tests::{PROBE_MSIX, RAM_BASE, Simulator, Vmm, config, fire};
 use cordon_vmm::device::{BarMemory, InterruptSetup};
 use cordon_vmm::{DmaMode, ErrorKind, Function, PassthroughDevice as _, WindowRoute};
 use ipc::wire::function::InterruptIndex;
@@ -32,12 +32,6 @@ fn assign(proxy: &Function, index: InterruptIndex, count: usize) -> Vec<Event> {
     let signallers = events.iter().map(|event| Some(event.signaller().unwrap())).collect();
     proxy.set_interrupts(index, InterruptSetup::Assign { start: 0, signallers }).unwrap();
     events
-}
-
-fn fire(registers: &Window, vector: u32, count: u32, number: u32) {
-    registers.write(0x64, vector).unwrap();
-    registers.write(0x68, count).unwrap();
-    registers.store_u32(0x6c, number).unwrap();
 }
 
 fn comes(event: &Event) -> bool {
@@ -128,6 +122,25 @@ fn without_windows_every_access_is_trapped() {
 }
 
 #[test]
+fn a_function_that_was_detached_leaves_nothing_of_it_in_windows_that_are_still_mapped() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(config(&simulator), DmaMode::Direct);
+    let probe = vmm.attach("01:00.1");
+    let mapped = probe.map_windows().unwrap();
+    mapped[0].window().write::<u32>(0x10, 0x0bad_cafe).unwrap();
+    vmm.host.detach(&probe);
+    for window in &mapped {
+        assert_eq!(window.window().read::<u32>(0x10).unwrap(), u32::MAX, "BAR {}", window.bar);
+    }
+    assert!(probe.windows().unwrap().is_empty() && probe.map_windows().unwrap().is_empty());
+    // Whoever has it next does not see what the first one stores from now on.
+    let next = vmm.attach("01:00.1");
+    mapped[0].window().write::<u32>(0x10, 7).unwrap();
+    let found = next.map_windows().unwrap()[0].window().read::<u32>(0x10).unwrap();
+    assert_ne!(found, 7);
+}
+
+#[test]
 fn windows_by_a_connection_of_the_vmms_own_are_the_same_and_come_back() {
     let mut simulator = Simulator::usual();
     let recovery = cordon_vmm::Recovery::default();
@@ -151,7 +164,9 @@ fn windows_by_a_connection_of_the_vmms_own_are_the_same_and_come_back() {
     assert!(cordon_tests::eventually(|| probe.returns() == 1));
     assert_eq!(mapped[0].window().read::<u32>(0).unwrap(), u32::from_le_bytes(*b"PRBE"));
     vmm.host.detach(&probe);
+    // Also where memory has no descriptor, and so is the VMM's own connection's for as long as it is mapped.
     simulator.assert_released("01:00.1");
+    assert_eq!(mapped[0].window().read::<u32>(0).unwrap(), u32::MAX);
     let other = handed.attach("01:00.1");
     assert_eq!(shape(&other), own);
 }

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use cordon_tests::dext::{register, unsealed};
 use cordon_tests::{Simulator, address, eventually, program, start_copy};
 use dext_client::sim::SimulatedRegistry;
 use dext_client::{Behind, Client, Registry as _, SelectorError, UserClient, open_function};
@@ -17,7 +18,7 @@ use ipc::wire::dext::{CLIENT_TYPE, IoReturn, Reply, Request, memory, selector};
 use ipc::wire::handshake::Role;
 use ipc::{Access, Deadline, SharedMemory, Tube};
 use rustix::event::EventfdFlags;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 
 const NVME: &str = "01:00.0";
 const PROBE: &str = "01:00.1";
@@ -56,24 +57,6 @@ fn stranger(simulator: &Simulator) -> Result<Tube, Box<dyn std::error::Error>> {
     let mut tube = Tube::connect(&simulator.socket())?;
     tube.handshake(Role::DextClient, Role::Dext, soon())?;
     Ok(tube)
-}
-
-/// Memory whose owner can shorten it.
-fn unsealed(size: u64) -> SharedMemory {
-    let file = rustix::fs::memfd_create("unsealed", MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&file, size).unwrap();
-    SharedMemory::from_trusted(file).unwrap()
-}
-
-fn register(
-    client: &mut Client,
-    key: u64,
-    memory: &SharedMemory,
-    size: u64,
-) -> Result<u64, IoReturn> {
-    let behind = Behind { memory, offset: 0, writable: true };
-    let registered = client.register_dma(key, 0x1000, size, behind);
-    registered.map(|(bus, _)| bus).map_err(|error| error.code().unwrap())
 }
 
 /// That a client does everything a client does, and its device moves data.
@@ -155,7 +138,7 @@ fn a_descriptor_for_reading_does_not_become_one_for_writing_through_another_clie
     register(&mut owner, 0x1000_0000, &memory, 0x8000).unwrap();
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory.as_fd()));
     let for_reading: OwnedFd = std::fs::File::open(path).unwrap().into();
-    let for_reading = SharedMemory::from_trusted(for_reading).unwrap();
+    let for_reading = SharedMemory::from_trusted(for_reading, memory.size()).unwrap();
     let refused = register(&mut ill, 0x1000_0000, &for_reading, 0x8000).unwrap_err();
     assert_eq!(refused, IoReturn::BAD_ARGUMENT);
 }
@@ -385,7 +368,18 @@ fn what_is_handed_out_cannot_be_sealed_against_whoever_comes_next() {
         }
     }
     drop(ill);
+    // Whoever claimed first takes the open device along when it is gone, whatever others claimed meanwhile.
+    simulator.assert_released(PROBE);
     works(&mut claimed(&simulator, PROBE));
+}
+
+#[test]
+fn there_are_so_many_conversations_and_one_more_is_closed() {
+    let simulator = Simulator::usual();
+    let control = simulator.socket().with_file_name("control");
+    let _silent: Vec<_> = (0..16).map(|_| UnixStream::connect(&control).unwrap()).collect();
+    let mut more = UnixStream::connect(&control).unwrap();
+    assert_eq!(std::io::Read::read(&mut more, &mut [0]).unwrap(), 0);
 }
 
 #[test]

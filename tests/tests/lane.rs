@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use cordon_tests::{Simulator, Vmm, announce, config, eventually, signal};
+use cordon_tests::{SetAtEnd, Simulator, Vmm, announce, config, eventually, signal};
 use cordon_vmm::{Deadlines, DmaMode, Function, PassthroughDevice as _, Recovery};
 use ipc::lane::SLOTS;
 use rustix::process::Signal;
@@ -33,6 +33,7 @@ fn through(vmm: &Vmm, strike: impl Fn(&Arc<Function>)) {
     let probe = vmm.attach("01:00.0");
     let (done, count) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let ends = SetAtEnd(&done);
         for thread in 0..SLOTS + 2 {
             let (probe, done, count) = (&probe, &done, &count);
             scope.spawn(move || work(probe, thread, done, count));
@@ -44,7 +45,7 @@ fn through(vmm: &Vmm, strike: impl Fn(&Arc<Function>)) {
             strike(&probe);
             assert!(eventually(|| probe.replacements() > replaced));
         }
-        done.store(true, Ordering::Release);
+        drop(ends);
     });
     let pairs = count.load(Ordering::Relaxed);
     announce(&format!("{pairs} writes read back, 10 processes replaced"));

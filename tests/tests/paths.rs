@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use cordon_tests::vfio_user::Client;
-use cordon_tests::{program, signal};
+use cordon_tests::{copy_program, program, signal};
 use rustix::process::Signal;
 
 /// A folder whose name is no text, with the programs in it.
@@ -21,7 +21,7 @@ impl Folder {
         let folder = Self(tempfile::tempdir().unwrap());
         std::fs::create_dir(folder.path()).unwrap();
         for name in ["device-proc", "faulty-device-proc", "dext-sim", "sandbox-probe"] {
-            std::fs::copy(program(name), folder.at(name)).unwrap();
+            copy_program(name, &folder.at(name));
         }
         folder
     }
@@ -107,6 +107,9 @@ fn a_dext_a_server_and_a_look_are_at_any_path() {
         serve.args(["serve", "--device=01:00.0", "--windows", windows]).arg(&dext).arg(&program);
         serve.arg(folder.option("--socket=", "nvme")).arg(folder.option("--control=", "control"));
         serve.arg(folder.option("--plan=", "plan"));
+        // It opens the dext itself, for which it must not be confined.
+        let sandbox = if windows == "handed" { "strict" } else { "relaxed" };
+        serve.arg(format!("--sandbox={sandbox}"));
         let mut serve = Running::start(&mut serve, "ready");
         assert_eq!(Client::negotiated(&folder.at("nvme")).read(7, 0, 2), [0xd0, 0xc0]);
         let mut look = cordon();

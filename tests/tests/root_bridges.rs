@@ -71,3 +71,21 @@ fn the_commands_show_root_bridges_and_want_one() {
     let said = String::from_utf8(inspected.stdout).unwrap();
     assert!(said.contains("Beneath root bridge apciec1"), "{said}");
 }
+
+#[test]
+fn a_place_where_something_else_is_found_is_passed_over() {
+    let simulator = Simulator::usual();
+    let endpoint = format!("sim:{}", simulator.socket().display());
+    let registry = dext_client::registry(&endpoint.parse().unwrap()).unwrap();
+    let services: Vec<u64> =
+        registry.services().unwrap().iter().map(|service| service.id).collect();
+    assert!(services.len() > 1);
+    for place in services.into_iter().chain([u64::MAX]) {
+        for wanted in ["01:00.0", "01:00.1"].map(address) {
+            let found = dext_client::open_function_at(registry.as_ref(), wanted, place).unwrap();
+            assert_eq!(found.address(), wanted, "looked for at {place}");
+        }
+    }
+    let none = dext_client::open_function_at(registry.as_ref(), address("07:00.0"), 0).err();
+    assert!(none.unwrap().to_string().contains("07:00.0"));
+}

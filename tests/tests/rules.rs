@@ -1,6 +1,6 @@
 //! The documents are true where they name code, tests and files: every rule of docs/rules.md has its code
-//! and its test in ARCHITECTURE.md's table, and every row of docs/regressions.md has tests, all of which
-//! are there.
+//! and its test in ARCHITECTURE.md's table, and every row of docs/regressions.md and of
+//! docs/threat-model.md has tests, all of which are there.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +57,115 @@ fn assert_test(of: &str, file: &str, name: &str) {
     assert!(attribute, "{of}: {name} in {file} is no test");
 }
 
+/// Panics unless a cell names tests, all of which are there; how many.
+fn assert_tests(of: &str, cell: &str) -> usize {
+    let tests = quoted(cell);
+    assert!(!tests.is_empty(), "there is no test: {of}");
+    for test in &tests {
+        let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{of}: {test}"));
+        assert_test(of, file, name);
+    }
+    tests.len()
+}
+
+#[test]
+fn every_row_of_the_threat_model_has_tests_that_are_there() {
+    let text = read("docs/threat-model.md");
+    let (mut rows, mut tests) = (BTreeSet::new(), 0);
+    for section in text.split("\n## ").skip(1) {
+        for row in section.lines().filter(|line| line.starts_with("| ")).skip(2) {
+            let [what, stopped, tried] = cells(row)[..] else { panic!("{row}") };
+            assert!(!stopped.is_empty(), "nothing stops: {what}");
+            tests += assert_tests(what, tried);
+            assert!(rows.insert(row), "{what} is there twice");
+        }
+    }
+    assert!(rows.len() > 25, "{}", rows.len());
+    announce(&format!("threat model: {} rows have their {tests} tests", rows.len()));
+}
+
+/// Crates that have limits.
+const LIMITED: [&str; 12] = [
+    "ipc",
+    "pci",
+    "sandbox-profiles",
+    "dext-client",
+    "vfio-client",
+    "device-proc",
+    "vmm-side",
+    "vfio-user",
+    "console",
+    "cordon",
+    "dext-sim",
+    "testkit",
+];
+
+/// Names and values of the constants of a source file.
+fn constants(text: &str) -> Vec<(String, String)> {
+    let statements = text.split(';').filter_map(|one| one.rsplit_once("const "));
+    let parts = statements.filter_map(|(_, one)| {
+        let (name, rest) = one.split_once(": ")?;
+        let (_, value) = rest.split_once('=')?;
+        Some((name.to_owned(), value.split_whitespace().collect::<Vec<_>>().join(" ")))
+    });
+    let is_name = |name: &str| name.chars().all(|one| one.is_ascii_uppercase() || one == '_');
+    parts.filter(|(name, _)| is_name(name)).collect()
+}
+
+#[test]
+fn every_limit_is_in_the_document_with_its_value_and_tests_that_are_there() {
+    let mut there = BTreeSet::new();
+    for name in LIMITED {
+        let of_it = constants(&read(&format!("{name}/src/limits.rs")));
+        there.extend(of_it.into_iter().map(|(limit, value)| (name.to_owned(), limit, value)));
+    }
+    let text = read("docs/limits.md");
+    let (mut listed, mut tried) = (BTreeSet::new(), 0);
+    for section in text.split("\n## ").skip(1) {
+        for row in section.lines().filter(|line| line.starts_with("| `")) {
+            let [name, limit, value, why, last] = cells(row)[..] else { panic!("{row}") };
+            assert!(why.len() > 15 && last.len() > 10, "{row}");
+            let of = |cell: &str| quoted(cell)[0].to_owned();
+            assert!(listed.insert((of(name), of(limit), of(value))), "{limit} is there twice");
+            if section.starts_with("With a test") {
+                tried += 1;
+                assert_tests(limit, last);
+            }
+        }
+    }
+    let differ: Vec<_> = there.symmetric_difference(&listed).collect();
+    assert!(differ.is_empty(), "in one and not in the other: {differ:?}");
+    assert!(tried > 38, "{tried}");
+    announce(&format!("limits: {} are in one place, {tried} have a test beyond", there.len()));
+}
+
+#[test]
+fn no_limit_is_anywhere_else() {
+    // Layouts, the system's own, and devices that are simulated or driven; see docs/limits.md.
+    let elsewhere = [
+        "/sys/",
+        "/sys.rs",
+        "lane/protocol.rs",
+        "wire/dext.rs",
+        "iokit.rs",
+        "dext-sim/src/device/",
+        "cordon/src/rig/",
+        "limits.rs",
+        "vmm-side/src/companion.rs",
+    ];
+    for name in LIMITED {
+        for path in sources(root().join(name).join("src")) {
+            let is_left_out = |part: &str| path.to_string_lossy().contains(part);
+            if elsewhere.iter().any(|part| is_left_out(part)) || path.extension().is_none() {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let limit = constants(&text).into_iter().find(|(name, _)| name.starts_with("MAX_"));
+            assert!(limit.is_none(), "{}: {limit:?} is not in limits.rs", path.display());
+        }
+    }
+}
+
 #[test]
 fn every_regression_has_tests_that_are_there() {
     let text = read("docs/regressions.md");
@@ -66,13 +175,7 @@ fn every_regression_has_tests_that_are_there() {
         if what.starts_with("---") {
             continue;
         }
-        let held = quoted(held);
-        assert!(!held.is_empty(), "no test holds: {what}");
-        for test in held {
-            let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("{what}: {test}"));
-            assert_test(what, file, name);
-            tests += 1;
-        }
+        tests += assert_tests(what, held);
         assert!(rows.insert(what), "{what} is there twice");
     }
     assert!(rows.len() > 20, "{}", rows.len());
@@ -108,9 +211,15 @@ fn every_file_that_the_documents_name_is_there() {
         "README.md",
         "ARCHITECTURE.md",
         "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "docs/rules.md",
+        "docs/config-table.md",
+        "docs/control.md",
+        "docs/metrics.md",
+        "docs/limits.md",
         "docs/macos.md",
         "docs/regressions.md",
+        "vmm-side/crosvm/README.md",
     ];
     for document in documents {
         let text = read(document);
@@ -129,6 +238,34 @@ fn every_file_that_the_documents_name_is_there() {
             assert!(root().join(file).is_file(), "docs/rules.md: there is no {file}");
         }
     }
+}
+
+/// Entries of the lists of calls that are not derived from this repository's code, in any profile.
+fn unproven() -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for role in ["function", "connection", "lister"] {
+        let text = read(&format!("sandbox-profiles/profiles/{role}.sb"));
+        let entries = text.lines().filter(|line| line.contains("; library: "));
+        all.extend(entries.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())));
+    }
+    all
+}
+
+#[test]
+fn what_no_mac_has_confirmed_of_the_lists_of_calls_is_what_the_document_says() {
+    let text = read("docs/macos.md");
+    let (_, table) = text.split_once("| list | entries that no Mac has confirmed |").unwrap();
+    let table = table.split("\n\n").next().unwrap();
+    let listed: BTreeSet<String> = table
+        .lines()
+        .filter_map(|row| row.split('|').nth(2))
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect();
+    let unproven = unproven();
+    let differ: Vec<_> = unproven.symmetric_difference(&listed).collect();
+    assert!(differ.is_empty(), "in one and not in the other: {differ:?}");
+    assert!(unproven.len() > 40);
 }
 
 /// Sources of a crate.

@@ -1,5 +1,6 @@
 //! The sandbox, from inside and from outside: forbidden things are refused, a running function
 //! process holds what it should and nothing else, a missing layer stops it.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::ops::ControlFlow;
 use std::process::Command;
 
 use cordon_cli::selftest::{self, Outcome};
-use cordon_tests::{Simulator, Vmm, address, announce, bin_dir, config, program};
+use cordon_tests::{Simulator, Vmm, address, announce, bin_dir, config, program, write_script};
 use cordon_vmm::container::GuestRegion;
 use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::{DmaMode, PassthroughDevice as _};
@@ -109,6 +110,77 @@ fn count(open: &BTreeMap<u32, String>, prefix: &str) -> usize {
     open.values().filter(|target| target.starts_with(prefix)).count()
 }
 
+/// A process that says that it is confined, and of which the system says otherwise.
+struct Doubted(Box<dyn cordon_vmm::child::Process>);
+
+impl std::os::fd::AsFd for Doubted {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl cordon_vmm::child::Process for Doubted {
+    fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+    fn kill(&self) {
+        self.0.kill();
+    }
+    fn suspend(&self) {
+        self.0.suspend();
+    }
+    fn is_suspended(&self) -> bool {
+        self.0.is_suspended()
+    }
+    fn confinement(&self) -> Result<(), String> {
+        Err("process-fork is answered with -1".to_owned())
+    }
+    fn reap(&self) -> cordon_vmm::child::ExitStatus {
+        self.0.reap()
+    }
+}
+
+#[derive(Debug)]
+struct Doubting;
+
+impl cordon_vmm::child::Launch for Doubting {
+    fn launch(
+        &self,
+        start: &cordon_vmm::child::Start<'_>,
+    ) -> Result<Box<dyn cordon_vmm::child::Process>, cordon_vmm::child::LaunchError> {
+        cordon_vmm::child::Processes.launch(start).map(|process| Box::new(Doubted(process)) as _)
+    }
+
+    fn prepare_thread(&self) {
+        cordon_vmm::child::Processes.prepare_thread();
+    }
+}
+
+#[test]
+fn a_process_of_which_the_system_does_not_say_that_it_is_confined_is_not_trusted() {
+    let simulator = Simulator::usual();
+    let config =
+        |strict| config(&simulator).with_strict(strict).with_launch(std::sync::Arc::new(Doubting));
+    let vmm = Vmm::new(config(true), DmaMode::Direct);
+    let error =
+        vmm.host.attach(address("01:00.1"), &vmm.container, None).err().unwrap().to_string();
+    assert!(error.contains("process-fork is answered with -1"), "{error}");
+    let vmm = Vmm::new(config(false), DmaMode::Direct);
+    let mut ids = [0; 2];
+    vmm.attach("01:00.1").config_read_or_ones(0, &mut ids);
+    assert_ne!(ids, [0xff; 2]);
+}
+
+/// Descriptors of an event whose both ends are held: a pipe has two.
+const OWN_EVENT: usize = if cfg!(cordon_portable) { 2 } else { 1 };
+
+/// Ends of events, and the pipe that standard error is.
+fn events_and_pipes(open: &BTreeMap<u32, String>) -> usize {
+    let pipes = count(open, "pipe:");
+    assert!(cfg!(cordon_portable) || pipes == 1, "{open:?}");
+    pipes + count(open, "anon_inode:[eventfd]")
+}
+
 #[test]
 fn a_running_process_holds_what_it_should_and_nothing_else() {
     let simulator = Simulator::usual();
@@ -127,10 +199,9 @@ fn a_running_process_holds_what_it_should_and_nothing_else() {
     // lane wakes it by, and what it wakes the caller of each slot by.
     let lane = 1 + ipc::lane::SLOTS;
     assert_eq!(count(&open, "/dev/null"), 2, "{open:?}");
-    assert_eq!(count(&open, "pipe:"), 1, "{open:?}");
     assert_eq!(count(&open, "socket:"), 2, "{open:?}");
-    assert_eq!(count(&open, "anon_inode:[eventfd]"), 1 + 4 + lane, "{open:?}");
-    assert_eq!(open.len(), 10 + lane, "{open:?}");
+    assert_eq!(events_and_pipes(&open), 1 + OWN_EVENT + 4 + lane, "{open:?}");
+    assert_eq!(open.len(), 9 + OWN_EVENT + lane, "{open:?}");
     // Three BARs, the interrupt page and the lane; no guest memory.
     let shared = |name: &str| maps.iter().filter(|map| map.contains(name)).count();
     assert_eq!(shared("/memfd:bar"), 3, "{maps:#?}");
@@ -140,12 +211,13 @@ fn a_running_process_holds_what_it_should_and_nothing_else() {
     assert_no_executable_memory_of_its_own(&maps);
 
     probe.set_interrupts(InterruptIndex::Msix, InterruptSetup::Disable).unwrap();
-    assert_eq!(inventory(function).0.len(), 6 + lane, "signallers that were taken back are closed");
+    let left = inventory(function).0.len();
+    assert_eq!(left, 5 + OWN_EVENT + lane, "signallers that were taken back are closed");
 
     let (open, maps) = inventory(connection);
     // One dext connection for each function of the device; guest RAM.
     assert_eq!(count(&open, "socket:"), 3, "{open:?}");
-    assert_eq!(count(&open, "anon_inode:[eventfd]"), 2, "{open:?}");
+    assert_eq!(events_and_pipes(&open), 1 + 2 * OWN_EVENT, "{open:?}");
     assert_eq!(count(&open, "/memfd:guest-ram"), 1, "{open:?}");
     assert_eq!(maps.iter().filter(|map| map.contains("guest-ram")).count(), 1);
     assert_no_executable_memory_of_its_own(&maps);
@@ -267,7 +339,6 @@ fn limits_are_set_for_good_and_a_function_process_has_no_room_for_guest_memory()
 
 #[test]
 fn guest_memory_over_the_budget_is_refused_and_hurts_nobody() {
-    use std::os::unix::fs::PermissionsExt as _;
     let simulator = Simulator::usual();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("device-proc");
@@ -275,8 +346,7 @@ fn guest_memory_over_the_budget_is_refused_and_hurts_nobody() {
         "#!/bin/sh\nif [ $1 = connection ]; then set -- \"$@\" --guest-memory=8388608; fi\nexec {} \"$@\"",
         program("device-proc").display()
     );
-    std::fs::write(&path, script).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&path, &script);
     let mut config = config(&simulator);
     config.device_proc = path;
     let vmm = Vmm::new(config, DmaMode::Direct);
@@ -325,5 +395,46 @@ fn a_control_group_is_reported_as_it_is_and_not_left() {
     drop(vmm);
     if let Some(path) = path {
         assert!(!std::path::Path::new("/sys/fs/cgroup").join(&path[1..]).exists(), "{path}");
+    }
+}
+
+/// Namespaces of processes are links that say which one it is.
+fn network_of(pid: u32) -> (std::path::PathBuf, String) {
+    let link = std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    (link, std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap())
+}
+
+#[test]
+fn no_process_is_in_a_network_whether_it_or_its_keeper_left_it() {
+    let simulator = Simulator::usual();
+    let vmm = Vmm::new(
+        config(&simulator).with_recovery(cordon_vmm::Recovery::default()),
+        DmaMode::Direct,
+    );
+    let function = vmm.attach("01:00.1");
+    let (own, _) = network_of(std::process::id());
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        for pid in [function.pid(), function.connection().pid()] {
+            let (network, devices) = network_of(pid);
+            assert_ne!(network, own);
+            let devices: Vec<&str> = devices.lines().skip(2).collect();
+            assert!(matches!(devices[..], [one] if one.trim().starts_with("lo:")), "{devices:?}");
+            seen.push(network);
+        }
+        let before = function.replacements();
+        cordon_tests::signal(function.pid(), rustix::process::Signal::KILL);
+        assert!(cordon_tests::eventually(|| function.replacements() > before));
+    }
+    let mut layers = function.sandbox().layers.into_iter();
+    let layer = layers.find(|layer| layer.kind == LayerKind::NetworkNamespace).unwrap();
+    let LayerState::Enforced(said) = layer.state else { panic!("{layer:?}") };
+    seen.sort_unstable();
+    seen.dedup();
+    // One for each keeper where it may make one, otherwise one for each process.
+    match said.as_str() {
+        "of its kind, empty" => assert_eq!(seen.len(), 2),
+        "own, empty" => assert_eq!(seen.len(), 4),
+        other => panic!("{other}"),
     }
 }

@@ -14,7 +14,9 @@ use cordon_tests::processes::{children, closes_within, full_pipe};
 use cordon_tests::serve::{self, Serve};
 use cordon_tests::stopwatch::Stopwatch;
 use cordon_tests::vfio_user::{Client, words};
-use cordon_tests::{Simulator, address, announce, eventually, is_running, program, signal};
+use cordon_tests::{
+    SetAtEnd, Simulator, address, announce, eventually, is_running, program, signal,
+};
 use cordon_vfio_user::protocol::{command, flag};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -97,6 +99,7 @@ fn an_unread_output_holds_up_neither_a_client_nor_the_end() {
     let (floods, slowest) = (AtomicU64::new(0), AtomicU64::new(0));
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ends = SetAtEnd(&over);
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 // Also clients that come and go, which are events too.
@@ -113,7 +116,7 @@ fn an_unread_output_holds_up_neither_a_client_nor_the_end() {
             let taken = u64::try_from(stopwatch.stop().as_millis()).unwrap();
             slowest.fetch_max(taken, Ordering::Relaxed);
         }
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
     });
     let (floods, slowest) = (floods.into_inner(), slowest.into_inner());
     announce(&format!(
@@ -160,7 +163,8 @@ fn every_signal_stops_it_in_order_and_one_that_was_ignored_stays_ignored() {
     {
         let mut serve = Serve::start(&simulator, &["01:00.0", "01:00.1"]);
         let pids = children(serve.pid());
-        assert_eq!(pids.len(), 3);
+        // The spawner, a connection process and two function processes.
+        assert_eq!(pids.len(), 4);
         let (status, taken, events) = serve.end(with);
         assert!(status.success() && taken < STOP, "{status} after {taken:?}");
         let end = [Event::Stopping { signal: Some(name.to_owned()) }, Event::Stopped];
@@ -183,8 +187,30 @@ fn every_signal_stops_it_in_order_and_one_that_was_ignored_stays_ignored() {
 
 #[test]
 fn it_ends_with_a_status_of_its_own_when_everything_was_given_up() {
+    everything_is_given_up(|command| {
+        command.arg("--exit-when-given-up");
+    });
+}
+
+#[test]
+fn without_a_control_socket_to_revive_them_by_it_ends_when_everything_was_given_up() {
+    everything_is_given_up(|command| {
+        let mut without = Command::new(command.get_program());
+        let mut arguments = command.get_args();
+        while let Some(argument) = arguments.next() {
+            if argument == "--control" {
+                arguments.next();
+            } else {
+                without.arg(argument);
+            }
+        }
+        *command = without;
+    });
+}
+
+fn everything_is_given_up(change: impl FnOnce(&mut Command)) {
     let mut simulator = Simulator::start(&["--device=01:00.0=probe", "--device=02:00.0=probe"]);
-    let mut serve = Serve::start(&simulator, &["01:00.0", "02:00.0"]);
+    let mut serve = Serve::start_with(&simulator, &["01:00.0", "02:00.0"], change);
     let given_up = |of: &'static str| move |event: &Event| matches!(event, Event::GivenUp { device, .. } if *device == address(of));
     // Another device in the place of one: that one does not come back, the other does.
     simulator.kill();
@@ -195,8 +221,10 @@ fn it_ends_with_a_status_of_its_own_when_everything_was_given_up() {
     simulator.replace(&["--device=01:00.0=probe", "--device=02:00.0=nvme,size=64M"]);
     let (status, mut events) = serve.ended();
     assert_eq!(status.code(), Some(NOTHING_LEFT), "{status}");
-    // How much a busy machine had its client try in vain is told whenever it is known.
-    events.retain(|event| !matches!(event, Event::LeftOut { .. }));
+    // How much a busy machine had its client try in vain is told whenever it is known; and the device that was
+    // given up first is there again, so that a connection process comes back to it, at any moment.
+    events
+        .retain(|event| !matches!(event, Event::LeftOut { .. } | Event::ConnectionReplaced { .. }));
     assert_eq!(events.iter().filter(|event| event.name() == "given-up").count(), 2);
     let end = [Event::NothingLeft, Event::Stopping { signal: None }, Event::Stopped];
     assert_eq!(events[events.len() - 3..], end, "{events:?}");
@@ -252,7 +280,8 @@ fn looking_does_not_disturb_a_start() {
     let simulator = Simulator::usual();
     let (over, looks) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let ends = SetAtEnd(&over);
+        let looking = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 let dext = simulator.endpoint();
                 let mut inspect = Command::new(program("cordon"));
@@ -262,13 +291,13 @@ fn looking_does_not_disturb_a_start() {
             }
         });
         let mut starts = 0;
-        while starts < 5 || looks.load(Ordering::Relaxed) < 10 {
+        while starts < 5 || looks.load(Ordering::Relaxed) < 10 && !looking.is_finished() {
             starts += 1;
             let mut serve = Serve::start(&simulator, &["01:00.0", "01:00.1"]);
             assert!(serve.end(Signal::TERM).0.success());
             simulator.assert_released("01:00.0");
         }
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
     });
 }
 

@@ -134,7 +134,7 @@ fn ctrl_c_reaches_the_whole_foreground_and_leaves_nothing() {
 /// Starts a torture and waits until it has struck a few times.
 fn torture_under_way() -> Run {
     let mut run = Run::start(&["torture", "--json", "--kills", "1000000"], |command| {
-        command.stderr(Stdio::piped());
+        command.stderr(Stdio::piped()).env("RUST_LOG", "warn");
     });
     let errors = BufReader::new(run.child.stderr.take().unwrap());
     let (sender, struck) = std::sync::mpsc::channel();

@@ -209,7 +209,11 @@ fn a_dead_socket_is_replaced_and_the_new_one_is_the_owners_and_goes_with_its_pro
         scene.leave_dead_socket();
         // Killed on drop: the next one finds what this one left.
         drop(scene.start(socket).unwrap());
-        assert!(scene.path().exists() && !is_live(&scene.path()), "{socket:?}");
+        assert!(!is_live(&scene.path()), "{socket:?}");
+        if !scene.path().exists() {
+            // A spawner that lives a moment longer than its server removes what it made.
+            scene.leave_dead_socket();
+        }
         scene.simulator.assert_released("01:00.0");
         let again = scene.start(socket).unwrap();
         let file = std::fs::symlink_metadata(scene.path()).unwrap();

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cordon_tests::{Simulator, program};
+use cordon_tests::{Simulator, copy_program, program, write_script};
 
 /// A simulated dext, and what `cordon` says over it.
 struct Fixture {
@@ -28,7 +28,7 @@ impl Fixture {
         may(fixture.simulator.socket().parent().unwrap(), 0o755);
         may(&fixture.simulator.socket(), 0o666);
         for name in ["cordon", "device-proc"] {
-            std::fs::copy(program(name), fixture.at(name)).unwrap();
+            copy_program(name, &fixture.at(name));
         }
         fixture
     }
@@ -150,8 +150,7 @@ fn a_program_that_cannot_be_run() {
     let fixture = Fixture::new();
     let other = |name: &str, content: &str| {
         let path = fixture.at(name);
-        std::fs::write(&path, content).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&path, content);
         format!("--device-proc={}", path.display())
     };
     let text = fixture.refused(&["env"], &[&other("text", "hello")]);

@@ -18,9 +18,10 @@ use cordon_pci::{ConfigError, ConfigSpace, Description, Effects, Options};
 use cordon_vmm::error::{ErrorKind, answered};
 use cordon_vmm::{DeviceError, InterruptIndex, PassthroughDevice};
 
-/// Config space and MSI-X structures of one client.
+/// Config space and MSI-X structures of one client, for a front end whose client emulates MSI and MSI-X
+/// itself.
 #[derive(Debug, Default)]
-pub(super) struct Config {
+pub struct Config {
     space: Option<ConfigSpace>,
     /// How often the device had come back when the model was made.
     returns: u64,
@@ -47,8 +48,12 @@ impl Config {
         Ok(self.space.as_mut())
     }
 
-    /// Reads any range; a device that is gone reads as all ones.
-    pub(super) fn read(
+    /// Reads any range; a device that is gone reads as all ones. The device is asked for nothing that is
+    /// kept here.
+    ///
+    /// # Errors
+    /// [`DeviceError`] of the device.
+    pub fn read(
         &mut self,
         device: &dyn PassthroughDevice,
         offset: u32,
@@ -70,7 +75,10 @@ impl Config {
     }
 
     /// Writes any range, as far as a guest may (P6.4); a device that is gone drops it.
-    pub(super) fn write(
+    ///
+    /// # Errors
+    /// [`DeviceError`] of the device.
+    pub fn write(
         &mut self,
         device: &dyn PassthroughDevice,
         offset: u32,
@@ -90,7 +98,10 @@ impl Config {
 
     /// One access of 1, 2, 4 or 8 bytes to a BAR. The MSI-X table and the pending bits are the
     /// model's: the host's are never shown.
-    pub(super) fn read_bar(
+    ///
+    /// # Errors
+    /// [`DeviceError`] of the device.
+    pub fn read_bar(
         &mut self,
         device: &dyn PassthroughDevice,
         bar: u8,
@@ -107,7 +118,10 @@ impl Config {
 
     /// One access of 1, 2, 4 or 8 bytes to a BAR. What is written to the MSI-X table is kept, and
     /// nothing more: the client asks for interrupts otherwise.
-    pub(super) fn write_bar(
+    ///
+    /// # Errors
+    /// [`DeviceError`] of the device.
+    pub fn write_bar(
         &mut self,
         device: &dyn PassthroughDevice,
         bar: u8,
@@ -122,7 +136,10 @@ impl Config {
     }
 
     /// The device was reset by a command of its own.
-    pub(super) fn reset(&mut self, device: &dyn PassthroughDevice) -> Result<(), DeviceError> {
+    ///
+    /// # Errors
+    /// [`DeviceError`] of the device.
+    pub fn reset(&mut self, device: &dyn PassthroughDevice) -> Result<(), DeviceError> {
         let Some(space) = &mut self.space else { return Ok(()) };
         // Of its effects, `restore` does the one that is left to do.
         let _ = space.reset();
@@ -133,7 +150,8 @@ impl Config {
     }
 
     /// Whether the guest forbids INTx, by COMMAND.
-    pub(super) fn intx_disabled(&self) -> bool {
+    #[must_use]
+    pub fn intx_disabled(&self) -> bool {
         self.space.as_ref().is_some_and(|space| space.command() & command::INTX_DISABLE != 0)
     }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use crate::files::{FileError, Files};
-use crate::options::Options;
-use crate::protocol::{Refusal, at_least, refuse};
+use crate::options::{BudgetKind, Options};
+use crate::protocol::{Refusal, at_least, refuse, refuse_beyond};
 use cordon_vmm::Container;
 use cordon_vmm::container::GuestRegion;
 
@@ -88,7 +88,7 @@ impl Maps {
         let most = self.options.budget.regions;
         if self.regions.len() >= most {
             let why = format!("{range}: the memory of one client may have {most} regions");
-            return refuse(libc::ENOSPC, why);
+            return refuse_beyond(BudgetKind::Regions, most, libc::ENOSPC, why);
         }
         Ok(range)
     }
@@ -96,11 +96,18 @@ impl Maps {
     /// The region, with the memory behind it.
     fn region(&mut self, range: &Range, descriptor: OwnedFd) -> Result<GuestRegion, Refusal> {
         let Options { sealed_memory, budget } = self.options;
-        let memory = self.files.take(descriptor, sealed_memory, budget.files).map_err(|error| {
-            let errno =
-                if matches!(error, FileError::TooMany(_)) { libc::EMFILE } else { libc::EINVAL };
-            Refusal { errno, why: format!("{range}: {}", ipc::chain(&error)) }
-        })?;
+        let memory = match self.files.take(descriptor, sealed_memory, budget.files) {
+            Ok(memory) => memory,
+            Err(error) => {
+                let why = format!("{range}: {}", ipc::chain(&error));
+                return match error {
+                    FileError::TooMany(most) => {
+                        refuse_beyond(BudgetKind::Files, most, libc::EMFILE, why)
+                    }
+                    _ => refuse(libc::EINVAL, why),
+                };
+            }
+        };
         let Range { iova, size, offset, writable } = *range;
         if offset.checked_add(size).is_none_or(|end| end > memory.size()) {
             let why = format!("{range}: its memory has {:#x}, not +{offset:#x}", memory.size());

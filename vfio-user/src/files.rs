@@ -42,7 +42,8 @@ impl Files {
     ) -> Result<Arc<SharedMemory>, FileError> {
         let key = key(&descriptor)?;
         let take = if sealed { SharedMemory::from_peer } else { SharedMemory::from_trusted };
-        let memory = take(descriptor)?;
+        let size = SharedMemory::size_of(&descriptor)?;
+        let memory = take(descriptor, size)?;
         self.0.retain(|(_, file)| file.strong_count() > 0);
         // One that has grown is another one: the size of the first is fixed.
         let known = self.0.iter().filter(|(known, _)| key.is_some() && *known == key);

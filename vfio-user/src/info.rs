@@ -25,12 +25,13 @@ fn words(words: &[u32]) -> Vec<u8> {
 }
 
 /// DEVICE_GET_INFO.
-pub(super) fn device(body: &[u8]) -> Result<Vec<u8>, Refusal> {
+pub(super) fn device(body: &[u8], resettable: bool) -> Result<Vec<u8>, Refusal> {
     let argument = at_least(body, 16)?.word();
     if argument < 16 {
         return refuse(libc::EINVAL, format!("argsz {argument} is below 16"));
     }
-    Ok(words(&[16, RESETTABLE | PCI, REGIONS, INTERRUPT_INDEXES]))
+    let flags = if resettable { RESETTABLE | PCI } else { PCI };
+    Ok(words(&[16, flags, REGIONS, INTERRUPT_INDEXES]))
 }
 
 /// A region as the client is told: the body, and the memory of its windows.

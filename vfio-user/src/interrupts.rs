@@ -10,7 +10,8 @@ use std::os::fd::OwnedFd;
 use ipc::event::Signaller;
 use ipc::wire::function::InterruptIndex;
 
-use crate::protocol::{Refusal, at_least, refuse};
+use crate::options::BudgetKind;
+use crate::protocol::{Refusal, at_least, refuse, refuse_beyond};
 use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::error::{ErrorKind, answered};
 use cordon_vmm::{DeviceError, PassthroughDevice};
@@ -138,7 +139,7 @@ impl Events {
             held.extend(vectors);
             if held.len() > self.most {
                 let why = format!("{said}: one client may give {} events", self.most);
-                return refuse(libc::EMFILE, why);
+                return refuse_beyond(BudgetKind::Events, self.most, libc::EMFILE, why);
             }
             let each = (start..).zip(descriptors);
             each.map(|(vector, one)| taken(vector, one, said)).collect::<Result<_, _>>()?

@@ -32,17 +32,22 @@
 //! | `timed` | the one deadline of each |
 
 mod access;
-mod config;
+pub mod config;
 mod dma;
 mod entrance;
 #[cfg(test)]
 mod fake;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handover;
 mod info;
 mod interrupts;
+pub mod limits;
 mod negotiate;
 mod options;
+mod progress;
 pub mod protocol;
 mod reports;
 mod seat;
@@ -52,5 +57,5 @@ mod session;
 mod socket;
 mod timed;
 
-pub use options::{Budget, Options};
+pub use options::{AtBudget, Budget, BudgetKind, Options};
 pub use server::{Event, Server, ServerError};

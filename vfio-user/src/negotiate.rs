@@ -6,6 +6,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::limits::MAX_TOLD_DATA as ABSURD_DATA;
+use crate::limits::MAX_TOLD_DESCRIPTORS as ABSURD_DESCRIPTORS;
 use crate::protocol::{MAX_DATA, MAX_DESCRIPTORS, Refusal, at_least, refuse};
 
 /// The only major version there is.
@@ -13,10 +15,6 @@ const MAJOR: u16 = 0;
 /// The newest minor version that is spoken.
 const MINOR: u16 = 1;
 
-/// Most descriptors beside a message that a client may say it takes: more than any system sends.
-const ABSURD_DESCRIPTORS: u64 = 1024;
-/// Most data of one message that a client may say it takes, in bytes: QEMU's own limit.
-const ABSURD_DATA: u64 = 64 << 20;
 /// The smallest page there is.
 const SMALLEST_PAGE: u64 = 4096;
 

@@ -1,5 +1,7 @@
 //! How a function is served, and what one client of it may have the server hold.
 
+use crate::limits::{MAX_EVENTS, MAX_FILES, MAX_REGIONS, MAX_REPORTS};
+
 /// How a function is served.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -27,6 +29,27 @@ pub struct Budget {
     pub reports: u32,
 }
 
+/// What of a [`Budget`] a client wanted more of than it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BudgetKind {
+    /// [`Budget::files`].
+    Files,
+    /// [`Budget::events`].
+    Events,
+    /// [`Budget::regions`].
+    Regions,
+}
+
+/// A budget that was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtBudget {
+    /// Which.
+    pub kind: BudgetKind,
+    /// How many a client may have.
+    pub most: usize,
+}
+
 impl Budget {
     /// For a server that may use this many descriptors of its process: half of them for memory
     /// files, a quarter for events, the rest for what it needs itself.
@@ -43,7 +66,7 @@ impl Default for Budget {
     /// As much as a large guest needs: a file for each of QEMU's 256 memory slots, an event for each
     /// vector that MSI-X can have, as many regions as a connection process takes.
     fn default() -> Self {
-        Self { files: 256, events: 2048, regions: 1024, reports: 20 }
+        Self { files: MAX_FILES, events: MAX_EVENTS, regions: MAX_REGIONS, reports: MAX_REPORTS }
     }
 }
 

@@ -1,16 +1,13 @@
 //! The numbers of vfio-user, little endian, as the stock clients speak it.
 
+pub use crate::limits::MAX_DATA;
+pub use crate::limits::MAX_DESCRIPTORS;
+pub use crate::limits::MAX_MESSAGE;
+
+use crate::options::{AtBudget, BudgetKind};
+
 /// Bytes of the header.
 pub const HEADER: usize = 16;
-
-/// Most data of one REGION_READ or REGION_WRITE.
-pub const MAX_DATA: u32 = 1 << 20;
-
-/// Largest message: the data and what describes it.
-pub const MAX_MESSAGE: usize = HEADER + 16 + MAX_DATA as usize;
-
-/// Most descriptors beside one message: what the clients send at most.
-pub const MAX_DESCRIPTORS: usize = 16;
 
 /// Commands.
 #[expect(missing_docs, reason = "the protocol's own names")]
@@ -113,15 +110,35 @@ impl Fields<'_> {
 pub(super) struct Refusal {
     pub(super) errno: i32,
     pub(super) why: String,
+    /// A budget that it was refused for.
+    pub(super) at_budget: Option<AtBudget>,
+}
+
+impl Refusal {
+    /// For no budget.
+    pub(super) fn new(errno: i32, why: impl Into<String>) -> Self {
+        Self { errno, why: why.into(), at_budget: None }
+    }
 }
 
 pub(super) fn refuse<T>(errno: i32, why: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { errno, why: why.into() })
+    Err(Refusal::new(errno, why))
+}
+
+/// Refuses what is beyond a budget of the client's.
+pub(super) fn refuse_beyond<T>(
+    kind: BudgetKind,
+    most: usize,
+    errno: i32,
+    why: impl Into<String>,
+) -> Result<T, Refusal> {
+    let at_budget = Some(AtBudget { kind, most });
+    Err(Refusal { at_budget, ..Refusal::new(errno, why) })
 }
 
 impl From<cordon_vmm::DeviceError> for Refusal {
     fn from(error: cordon_vmm::DeviceError) -> Self {
-        Self { errno: error.errno(), why: error.to_string() }
+        Self::new(error.errno(), error.to_string())
     }
 }
 

@@ -1,6 +1,7 @@
 //! A served function: its socket and its thread.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 use ipc::event::Signaller;
 use ipc::{Deadline, SocketFile, SocketFileError};
 
-use crate::options::Options;
+use crate::entrance::Way;
+use crate::options::{AtBudget, Options};
+use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
 use crate::service::Service;
 use cordon_vmm::{Container, PassthroughDevice};
@@ -39,6 +42,9 @@ pub enum Event {
     Detached(String),
     /// A client asked for something that was refused, or not done in time; the client goes on.
     Refused(String),
+    /// A client is at a budget of its own, and was refused more: that is told once for each client and
+    /// budget, and as [`Event::Refused`] like all that is refused.
+    AtBudget(AtBudget),
     /// Another client came while one was there, or while the function is withheld, and was sent
     /// away.
     Busy,
@@ -49,6 +55,9 @@ pub enum Event {
     Withheld(String),
     /// The function is not withheld any more.
     Available,
+    /// The one client of a server that was given a connected socket is gone, and what it left was taken
+    /// back: the server has ended.
+    Finished,
     /// The server has a bug or cannot wait; the function is served no more.
     Failed(String),
 }
@@ -58,7 +67,10 @@ pub struct Server {
     stop: Signaller,
     thread: Option<JoinHandle<()>>,
     finished: Receiver<()>,
-    file: Arc<SocketFile>,
+    progress: Arc<Progress>,
+    /// Where it listens, if it does.
+    file: Option<Arc<SocketFile>>,
+    path: PathBuf,
     /// Of its own client.
     seat: Arc<Seat>,
     /// Of the clients of what is served beside it.
@@ -79,14 +91,59 @@ impl Server {
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let file = Arc::new(SocketFile::listen(path)?);
-        let start = |error| ServerError::Start(path.to_owned(), error);
+        Self::start_at(SocketFile::listen(path)?, device, container, options, log)
+    }
+
+    /// [`Server::start`] with a socket that listens already.
+    ///
+    /// # Errors
+    /// [`ServerError::Start`].
+    pub fn start_at(
+        file: SocketFile,
+        device: Arc<dyn PassthroughDevice>,
+        container: Arc<Container>,
+        options: Options,
+        log: impl Fn(Event) + Send + 'static,
+    ) -> Result<Self, ServerError> {
+        let (path, file) = (file.path().to_owned(), Arc::new(file));
+        let way = Way::Listener(Arc::clone(&file));
+        Self::start_by(way, Some(file), path, device, container, options, log)
+    }
+
+    /// [`Server::start`] with a client that is connected already: it is served, and no other. `name`
+    /// says which socket it is, to people.
+    ///
+    /// # Errors
+    /// [`ServerError::Start`].
+    pub fn start_connected(
+        client: UnixStream,
+        name: &Path,
+        device: Arc<dyn PassthroughDevice>,
+        container: Arc<Container>,
+        options: Options,
+        log: impl Fn(Event) + Send + 'static,
+    ) -> Result<Self, ServerError> {
+        let way = Way::Connected(Some(client.into()));
+        Self::start_by(way, None, name.to_owned(), device, container, options, log)
+    }
+
+    fn start_by(
+        way: Way,
+        file: Option<Arc<SocketFile>>,
+        path: PathBuf,
+        device: Arc<dyn PassthroughDevice>,
+        container: Arc<Container>,
+        options: Options,
+        log: impl Fn(Event) + Send + 'static,
+    ) -> Result<Self, ServerError> {
+        let start = |error| ServerError::Start(path.clone(), error);
         let stopped = ipc::Event::new().map_err(start)?;
         let stop = stopped.signaller().map_err(start)?;
         let (sender, finished) = channel();
         let name = format!("vfio-user {}", device.info().identity.address);
         let (seat, beside) = (Arc::new(Seat::new().map_err(start)?), Beside::default());
         let (its_seat, its_beside) = (Arc::clone(&seat), beside.clone());
+        let progress = Arc::new(Progress::new());
         let service = Service {
             stopped,
             device,
@@ -94,33 +151,38 @@ impl Server {
             options,
             seat: its_seat,
             beside: its_beside,
+            progress: Arc::clone(&progress),
             log,
         };
-        let listener = Arc::clone(&file);
         let run = move || {
-            service.run(listener);
+            service.run(way);
             let _ = sender.send(());
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
-        Ok(Self { stop, thread: Some(thread), finished, file, seat, beside })
+        Ok(Self { stop, thread: Some(thread), finished, progress, file, path, seat, beside })
     }
 
-    /// Serves what belongs to this server's function, its companion, as [`Server::start`]. Since
+    /// Serves what belongs to this server's function, its companion, as [`Server::start_at`]. Since
     /// that acts in the memory of the function's client, its client leaves with the function's.
     ///
     /// # Errors
-    /// [`ServerError`].
+    /// [`ServerError::Start`].
     pub fn start_beside(
         &self,
-        path: &Path,
+        file: SocketFile,
         device: Arc<dyn PassthroughDevice>,
         container: Arc<Container>,
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let server = Self::start(path, device, container, options, log)?;
-        self.beside.add(&server.seat);
+        let server = Self::start_at(file, device, container, options, log)?;
+        self.has_beside(&server);
         Ok(server)
+    }
+
+    /// `server` serves what belongs to this server's function: see [`Server::start_beside`].
+    pub fn has_beside(&self, server: &Self) {
+        self.beside.add(&server.seat);
     }
 
     /// Has it stop, and waits for that until `deadline`; whether it has. It takes leave of its client in
@@ -132,10 +194,24 @@ impl Server {
         !matches!(self.finished.recv_timeout(left), Err(RecvTimeoutError::Timeout))
     }
 
-    /// Where it listens.
+    /// How long its thread has been at one thing, a command or taking leave of a client; zero while it
+    /// waits for something to do. A command has a deadline, so that more than some seconds is a thread
+    /// that is stuck.
+    #[must_use]
+    pub fn busy_for(&self) -> Duration {
+        self.progress.busy_for()
+    }
+
+    /// What it listens at, if it does.
+    #[must_use]
+    pub fn file(&self) -> Option<&Arc<SocketFile>> {
+        self.file.as_ref()
+    }
+
+    /// Where it listens, or what its client's socket is called.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.file.path()
+        &self.path
     }
 }
 
@@ -150,6 +226,8 @@ impl Drop for Server {
             tracing::error!("the server at {} panicked", self.path().display());
         }
         // Also when the thread is stuck in a request and holds the socket.
-        self.file.remove();
+        if let Some(file) = &self.file {
+            file.remove();
+        }
     }
 }

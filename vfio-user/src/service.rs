@@ -10,13 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipc::Deadline;
 use ipc::poll::{self, Source};
 use ipc::spin::{self, Spin};
-use ipc::{Deadline, SocketFile};
 
-use crate::entrance::Entrance;
+use crate::entrance::{Entrance, Way};
 use crate::handover::Handover;
 use crate::options::Options;
+use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
 use crate::server::Event;
 use crate::session::Session;
@@ -62,14 +63,17 @@ pub(super) struct Service<L> {
     pub(super) options: Options,
     pub(super) seat: Arc<Seat>,
     pub(super) beside: Beside,
+    pub(super) progress: Arc<Progress>,
     pub(super) log: L,
 }
 
 impl<L: Fn(Event)> Service<L> {
     /// Serves until it is stopped.
-    pub(super) fn run(&self, listener: Arc<SocketFile>) {
+    pub(super) fn run(&self, way: Way) {
         // What a panic leaves behind is this function's alone, and used by nobody afterwards.
-        let served = catch_unwind(AssertUnwindSafe(|| self.serve(Entrance::new(listener))));
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve(Entrance::new(way))));
+        // Nothing is left to be stuck in.
+        self.progress.waits();
         let why = match served {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
@@ -83,6 +87,10 @@ impl<L: Fn(Event)> Service<L> {
         let mut handover = Handover::new();
         loop {
             if !self.clean(&mut entrance, &mut handover)? {
+                return Ok(());
+            }
+            if entrance.is_over() {
+                (self.log)(Event::Finished);
                 return Ok(());
             }
             let Some(stream) = self.next_client(&mut entrance)? else { return Ok(()) };
@@ -133,6 +141,9 @@ impl<L: Fn(Event)> Service<L> {
 
     /// `None` when the server is to stop.
     fn next_client(&self, entrance: &mut Entrance) -> io::Result<Option<UnixStream>> {
+        if let Some(client) = entrance.connected() {
+            return Ok(Some(client));
+        }
         loop {
             let tokens = self.wait(entrance, None, None)?;
             if tokens.contains(&Token::Stop) {
@@ -229,7 +240,12 @@ impl<L: Fn(Event)> Service<L> {
 
     /// Serves a message that has begun to come; how the client ended, if it did.
     fn serve_message(&self, session: &mut Session<'_>) -> Option<End> {
-        match session.serve_one() {
+        self.progress.begins();
+        let served = session.serve_one();
+        if let Some(at) = session.take_at_budget() {
+            (self.log)(Event::AtBudget(at));
+        }
+        match served {
             Ok(None) => None,
             Ok(Some(why)) => {
                 (self.log)(Event::Refused(why));
@@ -256,7 +272,10 @@ impl<L: Fn(Event)> Service<L> {
             sources.push(Source::readable(client, Token::Client));
         }
         let soonest = [entrance.opens(), until].into_iter().flatten().min();
-        poll::wait(&sources, soonest)
+        self.progress.waits();
+        let tokens = poll::wait(&sources, soonest);
+        self.progress.begins();
+        tokens
     }
 }
 

@@ -8,7 +8,7 @@ use crate::dma::Maps;
 use crate::handover::Handover;
 use crate::interrupts::Events;
 use crate::negotiate::Capabilities;
-use crate::options::Options;
+use crate::options::{AtBudget, BudgetKind, Options};
 use crate::protocol::{Header, Refusal, command, flag, refuse};
 use crate::reports::Reports;
 use crate::socket::{Message, Socket, SocketError};
@@ -28,6 +28,10 @@ pub(super) struct Session<'d> {
     maps: Maps,
     events: Events,
     reports: Reports,
+    /// Budgets that it came to be at.
+    told: Vec<BudgetKind>,
+    /// The last of them, until it is told.
+    at_budget: Option<AtBudget>,
     /// Once it has said what it takes.
     negotiated: Option<Capabilities>,
     /// Of the memory behind the windows when this client came.
@@ -65,6 +69,8 @@ impl<'d> Session<'d> {
             maps: Maps::new(options),
             events: Events::new(options.budget.events),
             reports: Reports::new(options.budget.reports, Instant::now()),
+            told: Vec::new(),
+            at_budget: None,
             negotiated: None,
             windows: device.windows_generation(),
         }
@@ -118,6 +124,7 @@ impl<'d> Session<'d> {
                 late.then(|| why.to_owned())
             }
             Err(refusal) => {
+                self.note_budget(refusal.at_budget);
                 if !silent {
                     self.socket.error(&header, refusal.errno)?;
                 }
@@ -126,6 +133,21 @@ impl<'d> Session<'d> {
         };
         let why = why.map(|why| format!("command {}: {why}", header.command));
         Ok(why.and_then(|why| self.reports.admit(why, Instant::now())))
+    }
+
+    /// A budget that the client is at and that was not told of before.
+    fn note_budget(&mut self, at_budget: Option<AtBudget>) {
+        if let Some(at) = at_budget
+            && !self.told.contains(&at.kind)
+        {
+            self.told.push(at.kind);
+            self.at_budget = Some(at);
+        }
+    }
+
+    /// A budget of its own that this client has come to be at, each told once.
+    pub(super) fn take_at_budget(&mut self) -> Option<AtBudget> {
+        self.at_budget.take()
     }
 
     fn handle(&mut self, message: Message, device: &Timed<'_>) -> Result<Answer, Refusal> {
@@ -158,7 +180,7 @@ impl<'d> Session<'d> {
                 Answer::default()
             }
             command::DMA_UNMAP => self.maps.unmap(self.container, &body)?.into(),
-            command::GET_INFO => info::device(&body)?.into(),
+            command::GET_INFO => info::device(&body, device.info().resettable)?.into(),
             command::REGION_INFO => {
                 let region = info::region(device, &body, capabilities.descriptors > 0)?;
                 Answer { body: region.body, memory: region.memory }

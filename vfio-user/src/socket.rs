@@ -90,7 +90,10 @@ enum Token {
 }
 
 impl<'s> Socket<'s> {
+    /// A client's socket. Nothing that is sent to it waits, whatever it was made by: a client that stops
+    /// reading holds up its own answers and no thread.
     pub(super) fn new(stream: UnixStream, stopped: &'s Event) -> Self {
+        rights::prepare(&stream);
         Self { stream, ahead: Ahead::new(), stopped }
     }
 
@@ -233,6 +236,11 @@ impl<'s> Socket<'s> {
                 Err(Errno::AGAIN) => {
                     self.wait(Source::writable(&self.stream, Token::Client), deadline)?;
                 }
+                Err(error) if rights::is_full(error, descriptor.as_slice()) => {
+                    if !rights::wait_for_room(&self.stream, error, deadline)? {
+                        return Err(SocketError::Stalled);
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -290,6 +298,15 @@ mod tests {
         drop(far);
         assert!(socket.look() && socket.is_begun());
         assert!(matches!(socket.receive(), Err(SocketError::EndOfFile)));
+    }
+
+    #[test]
+    fn what_is_sent_to_a_client_never_waits_by_itself() {
+        let stopped = Event::new().unwrap();
+        let (near, _far) = UnixStream::pair().unwrap();
+        let socket = Socket::new(near, &stopped);
+        let flags = rustix::fs::fcntl_getfl(&socket).unwrap();
+        assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::device::{
 };
 use crate::error::DeviceError;
 use crate::function::Function;
+pub use crate::limits::MAX_ENTRIES;
 
 /// Vendor id (C1.1).
 pub const VENDOR: u16 = 0x1b36;
@@ -32,8 +33,9 @@ pub const DEVICE: u16 = 0x0015;
 pub const CLASS: u32 = 0x08_80_00;
 /// Size of BAR 0 in bytes (C1.1).
 pub const BAR_SIZE: u64 = 4096;
-/// Most entries of a batch, and how many there are unless configured (C1.4).
-pub const MAX_ENTRIES: u32 = 4096;
+/// Its BARs.
+const BARS: [Option<BarInfo>; 6] =
+    [Some(BarInfo { memory_index: 0, size: BAR_SIZE, kind: 0 }), None, None, None, None, None];
 
 /// Offsets of the registers (C1.2 to C1.7).
 pub mod register {
@@ -97,11 +99,16 @@ struct Registers {
     busy: bool,
 }
 
-/// Config space of the companion whose BARs are those of `info` (C1.1).
-fn config_space(info: &DeviceInfo) -> Result<ConfigSpace, ConfigError> {
+/// Config space of a companion as after a reset (C1.1), for a VMM that shows it on its own bus before it has a
+/// device: it places the BAR, and hands on accesses to it alone.
+///
+/// # Errors
+/// None that is known: [`ConfigError`] for a description that is none of a function.
+pub fn config_space() -> Result<ConfigSpace, ConfigError> {
     let header = Header { vendor: VENDOR, device: DEVICE, class: CLASS, ..Header::default() };
     let config = header.to_bytes();
-    let described = Description { config: &config, bars: info.pci_bars(), vectors: 0 };
+    let described =
+        Description { config: &config, bars: BARS.map(|bar| bar.map(device::pci_bar)), vectors: 0 };
     ConfigSpace::new(&described, Options::synthetic())
 }
 
@@ -123,7 +130,7 @@ impl Companion {
         let entries = config.entries()?;
         let address = device.address();
         let info = describe(address);
-        let space = config_space(&info).map_err(|error| {
+        let space = config_space().map_err(|error| {
             DeviceError::invalid(format!("{}: its config space: {error}", info.name))
         })?;
         let (container, connection) = (device.container(), device.connection_handle());
@@ -205,11 +212,9 @@ impl Companion {
 
 /// The companion of the function at `address`, as a device of its own.
 fn describe(address: PciAddress) -> DeviceInfo {
-    let mut bars = [None; 6];
-    bars[0] = Some(BarInfo { memory_index: 0, size: BAR_SIZE, kind: 0 });
     let identity = Identity { address, vendor: VENDOR, device: DEVICE, class: CLASS };
     let name = format!("dma-companion-0000:{address}");
-    DeviceInfo { name, identity, bars, msix: None, resettable: true }
+    DeviceInfo { name, identity, bars: BARS, msix: None, resettable: true }
 }
 
 impl PassthroughDevice for Companion {
@@ -348,5 +353,30 @@ impl Companion {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For a VMM that shows a companion on its own bus before there is one.
+    #[test]
+    fn c1_1_config_space_is_there_before_a_companion_is() {
+        let mut space = config_space().unwrap();
+        let read = |space: &ConfigSpace, offset| {
+            let mut data = [0; 4];
+            space.overlay(offset, &mut data);
+            u32::from_le_bytes(data)
+        };
+        assert_eq!(read(&space, 0), 0x0015_1b36);
+        assert_eq!(read(&space, 8) >> 8, CLASS);
+        assert_eq!(space.bar(0).map(|bar| bar.size), Some(BAR_SIZE));
+        assert!((1..6).all(|number| space.bar(number).is_none()));
+        assert!(!space.needs_device(0, 4096));
+        space.place_bar(0, 0xda00_0000);
+        assert_eq!(space.on_bus_at(0), None);
+        space.write(4, &[2, 0]).unwrap();
+        assert_eq!((space.on_bus_at(0), read(&space, 0x10)), (Some(0xda00_0000), 0xda00_0000));
     }
 }

@@ -237,8 +237,9 @@ pub trait PassthroughDevice: Send + Sync {
     /// [`DeviceError`] when the process is out of descriptors.
     fn windows(&self) -> Result<Vec<BarMemory>, DeviceError>;
 
-    /// Maps the parts of its BARs into this process, for a hypervisor to map on: while the device
-    /// is away they read all ones at the same addresses.
+    /// Maps the parts of its BARs into this process, for a hypervisor to map on: while the device is
+    /// away, decodes no memory (COMMAND.MEM off, D3hot) or is being reset they read all ones at the
+    /// same addresses (P6.4).
     ///
     /// # Errors
     /// [`DeviceError`] when the process is out of descriptors or addresses.

@@ -10,10 +10,13 @@
 //! | [`companion`] | the DMA companion device |
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`child`] | a child process: its calls, its death |
+//! | [`observer`] | what happens to processes, told to whoever embeds this |
 //! | [`recovery`] | whether and how dead processes are replaced |
+//! | `spawner` | Linux: starts the processes of a VMM side that confines itself |
 //! | [`faults`] | faults on purpose, as data |
 //! | [`listing`] | what the dext offers, read by a confined process |
 //! | [`supervisor`] | a child that is looked after and not replaced |
+//! | `diagnosis` | Linux: whether children can be started and confined here, each thing tried |
 //! | [`text`] | text of a distrusted process, fit for people |
 //!
 //! Everything here runs in the VMM. It distrusts every process below it: what they send is
@@ -45,16 +48,23 @@ pub mod companion;
 pub mod connection;
 pub mod container;
 pub mod device;
+#[cfg(target_os = "linux")]
+pub mod diagnosis;
 pub mod error;
 pub mod faults;
 pub mod function;
 pub mod host;
 mod keeper;
+pub mod limits;
 pub mod listing;
 mod memory;
+pub mod observer;
 pub mod recovery;
+#[cfg(target_os = "linux")]
+pub mod spawner;
 pub mod supervisor;
 mod sys;
+pub mod tally;
 pub mod text;
 mod window_check;
 mod windows;
@@ -67,7 +77,8 @@ pub use device::PassthroughDevice;
 pub use dext_client::Endpoint;
 pub use error::{DeviceError, ErrorKind};
 pub use function::{Function, Presence};
-pub use host::{AttachError, Host, HostConfig, WindowRoute};
+pub use function::{UpgradeError, Upgraded};
+pub use host::{AttachError, Host, HostConfig, HostUpgradeError, WindowRoute};
 // What the interface is made of, so that a VMM needs no other crate.
 pub use ipc::event::Signaller;
 pub use ipc::wire::common::{BarInfo, Identity, MsixInfo};
@@ -76,4 +87,5 @@ pub use ipc::wire::dext::IoReturn;
 pub use ipc::wire::function::{Access, InterruptIndex, Layout, Space, Statistics};
 pub use ipc::wire::sandbox::{Layer, LayerKind, LayerState, SandboxReport};
 pub use ipc::{Deadline, Event, PciAddress, SharedMemory, Window};
+pub use observer::{Happening, Observer};
 pub use recovery::Recovery;

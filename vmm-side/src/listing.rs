@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use ipc::PciAddress;
 use ipc::wire::function::CONFIG_SPACE;
 use ipc::wire::listing::{Function, GetConfig, GetFunction, MAX_FUNCTIONS};
 use ipc::wire::sandbox::SandboxReport;
 
-use crate::child::{Death, ListerProtocol};
+use crate::child::{Death, ListerProtocol, Spec};
 use crate::error::DeviceError;
 use crate::host::HostConfig;
 use crate::supervisor::Supervisor;
@@ -24,7 +25,23 @@ impl Lister {
     /// # Errors
     /// The [`Death`] of a process that did not become ready.
     pub fn start(config: &HostConfig) -> Result<Self, Arc<Death>> {
-        let (supervisor, ready) = Supervisor::start(&config.spec(None))?;
+        Self::from_spec(config.spec(None))
+    }
+
+    /// Starts one that reports the function at `address` and no other.
+    ///
+    /// # Errors
+    /// The [`Death`] of a process that did not become ready.
+    pub fn start_of(config: &HostConfig, address: PciAddress) -> Result<Self, Arc<Death>> {
+        let mut spec = config.spec(None);
+        spec.arguments.push(format!("--address={address}").into());
+        Self::from_spec(spec)
+    }
+
+    fn from_spec(spec: Spec) -> Result<Self, Arc<Death>> {
+        // Whoever looks is given its death, and tells it.
+        let spec = Spec { expendable: true, ..spec };
+        let (supervisor, ready) = Supervisor::start(&spec)?;
         let most = u32::try_from(MAX_FUNCTIONS).unwrap_or(u32::MAX);
         Ok(Self { supervisor, functions: ready.functions.min(most), sandbox: ready.sandbox })
     }

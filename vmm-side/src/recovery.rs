@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::child::{Cause, Death};
+use crate::limits::MAX_DEATHS;
 
 /// Whether and how a dead process is replaced.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +69,7 @@ impl Default for Recovery {
     /// requests kill the process does not keep the host busy.
     fn default() -> Self {
         Self {
-            max_deaths: 100,
+            max_deaths: MAX_DEATHS,
             window: Duration::from_secs(10),
             timeout: Duration::from_millis(4500),
             away: Duration::from_secs(30),

@@ -35,7 +35,8 @@ impl<P: Protocol> Supervisor<P> {
         let news = Event::new().map_err(|error| no_room::<P>(&subject, error))?;
         let (own, last) = (spec.clone(), Arc::new(OnceLock::new()));
         let told = Arc::clone(&last);
-        let thread = KeeperThread::spawn(name, move |parts| {
+        let launch = Arc::clone(&spec.launch);
+        let thread = KeeperThread::spawn(name, launch, move |parts| {
             let mut keeper = match Keeper::<P>::new(own, news, parts) {
                 Ok(keeper) => keeper,
                 Err(error) => return drop(sender.send(Err(no_room::<P>(&subject, error)))),
@@ -55,7 +56,7 @@ impl<P: Protocol> Supervisor<P> {
                 match keeper.wait() {
                     KeeperEvent::Stop => break keeper.end(),
                     KeeperEvent::Died(death) => break Some(death),
-                    KeeperEvent::News => {}
+                    KeeperEvent::News | KeeperEvent::Candidate(_) => {}
                 }
             };
             if let Some(death) = death {

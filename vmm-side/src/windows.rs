@@ -2,7 +2,8 @@
 //!
 //! A VMM maps a window once and gives its address to its hypervisor. When the device goes away,
 //! memory of all ones comes under that address, as on a bus where nobody answers; when it comes
-//! back, the device's memory does.
+//! back, the device's memory does. The same holds while the device decodes no memory (P6.4): with
+//! COMMAND.MEM off, in D3hot and during a reset.
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -11,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::device::BarMemory;
 use crate::error::DeviceError;
+use crate::limits::{MAX_EXTENTS, MAX_FILL};
 
 /// A part of a BAR, mapped at an address that stays the same for as long as the value lives.
 #[derive(Debug)]
@@ -53,12 +55,46 @@ fn ones() -> Result<&'static SharedMemory, DeviceError> {
     Ok(MEMORY.get_or_init(|| memory))
 }
 
+/// Where a window is: its BAR, offset and length.
+type Place = (u8, u64, u64);
+
+fn places(memory: &[BarMemory]) -> Vec<Place> {
+    memory.iter().map(|one| (one.bar, one.offset, one.length)).collect()
+}
+
 #[derive(Debug, Default)]
 struct WindowsState {
+    /// Of each window, whether or not its memory is there.
+    places: Vec<Place>,
+    /// Of each window; none while a device is away that its memory would keep from going.
     memory: Vec<BarMemory>,
     mapped: Vec<Weak<GuestWindow>>,
     away: bool,
+    /// The device is there and decodes no memory.
+    hidden: bool,
     generation: u64,
+}
+
+impl WindowsState {
+    /// Puts the memory of each window under its mappings; which could not be, and why.
+    fn put_under(&self, memory: &[BarMemory]) -> Vec<(u8, ipc::WindowError)> {
+        let mut failed = Vec::new();
+        for one in self.mapped.iter().filter_map(Weak::upgrade) {
+            let of_it = memory.iter().find(|new| (new.bar, new.offset) == (one.bar, one.offset));
+            let put = of_it.map(|new| new.memory.put_under(&one.window, new.memory_offset));
+            failed.extend(put.and_then(Result::err).map(|error| (one.bar, error)));
+        }
+        failed
+    }
+
+    fn put_ones_under(&self) {
+        for one in self.mapped.iter().filter_map(Weak::upgrade) {
+            let replaced = ones().map(|ones| one.window.replace_with_copies(ones));
+            if !matches!(replaced, Ok(Ok(()))) {
+                tracing::error!("a window of BAR {} cannot be withdrawn: {replaced:?}", one.bar);
+            }
+        }
+    }
 }
 
 /// All windows of a function.
@@ -68,7 +104,8 @@ pub(crate) struct Windows(Mutex<WindowsState>);
 impl Windows {
     /// As the connection process exported them, and [`crate::window_check`] found good.
     pub(crate) fn new(memory: Vec<BarMemory>) -> Self {
-        Self(Mutex::new(WindowsState { memory, ..WindowsState::default() }))
+        let places = places(&memory);
+        Self(Mutex::new(WindowsState { places, memory, ..WindowsState::default() }))
     }
 
     fn state(&self) -> MutexGuard<'_, WindowsState> {
@@ -77,7 +114,7 @@ impl Windows {
 
     /// Whether a BAR has any.
     pub(crate) fn has(&self, bar: u8) -> bool {
-        self.state().memory.iter().any(|window| window.bar == bar)
+        self.state().places.iter().any(|(of, ..)| *of == bar)
     }
 
     /// How often the device came back with other memory.
@@ -85,7 +122,7 @@ impl Windows {
         self.state().generation
     }
 
-    /// Handles for the memory of each.
+    /// Handles for the memory of each; of a device that is away and whose memory is a part of it, none.
     pub(crate) fn memory(&self) -> Result<Vec<BarMemory>, DeviceError> {
         let clone = |window: &BarMemory| {
             let memory = window.memory.try_clone();
@@ -101,12 +138,15 @@ impl Windows {
         let mut state = self.state();
         let failed = |error: ipc::WindowError| DeviceError::no_space(ipc::chain(&error));
         let mut all = Vec::new();
-        for memory in &state.memory {
-            let window = memory.map().map_err(failed)?;
-            if state.away {
+        for (number, &(bar, offset, length)) in state.places.iter().enumerate() {
+            let window = match state.memory.get(number) {
+                Some(memory) => memory.map().map_err(failed)?,
+                None => addresses(length)?,
+            };
+            if state.away || state.hidden {
                 window.replace_with_copies(ones).map_err(failed)?;
             }
-            all.push(Arc::new(GuestWindow { bar: memory.bar, offset: memory.offset, window }));
+            all.push(Arc::new(GuestWindow { bar, offset, window }));
         }
         state.mapped.retain(|one| one.strong_count() > 0);
         state.mapped.extend(all.iter().map(Arc::downgrade));
@@ -117,47 +157,69 @@ impl Windows {
     pub(crate) fn withdraw(&self) {
         let mut state = self.state();
         state.away = true;
-        for one in state.mapped.iter().filter_map(Weak::upgrade) {
-            let replaced = ones().map(|ones| one.window.replace_with_copies(ones));
-            if !matches!(replaced, Ok(Ok(()))) {
-                tracing::error!("a window of BAR {} cannot be withdrawn: {replaced:?}", one.bar);
-            }
+        state.put_ones_under();
+        // A device that somebody has open cannot go.
+        if state.memory.iter().any(|one| matches!(one.memory, DeviceMemory::Device(_))) {
+            state.memory.clear();
         }
     }
 
-    /// The device is back, with the same windows: what was checked of the first holds for these.
+    /// The device is about to decode no memory: all ones under every mapping.
+    pub(crate) fn hide(&self) {
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.hidden, true) && !state.away {
+            state.put_ones_under();
+        }
+    }
+
+    /// It decodes memory again: its memory under every mapping, unless the device is away.
+    pub(crate) fn show(&self) {
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.hidden, false) || state.away {
+            return;
+        }
+        for (bar, error) in state.put_under(&state.memory) {
+            tracing::error!("a window of BAR {bar} stays all ones: {}", ipc::chain(&error));
+        }
+    }
+
+    /// The function is detached: all ones under every mapping for good, and nothing of its memory is held.
+    pub(crate) fn end(&self) {
+        self.withdraw();
+        let mut state = self.state();
+        state.memory.clear();
+        state.places.clear();
+    }
+
+    /// The device is back and decodes its memory, with the same windows: what was checked of the first holds for
+    /// these.
     pub(crate) fn restore(&self, memory: Vec<BarMemory>) -> Result<(), DeviceError> {
         let mut state = self.state();
-        let shape = |all: &[BarMemory]| -> Vec<_> {
-            all.iter().map(|one| (one.bar, one.offset, one.length)).collect()
-        };
-        if shape(&memory) != shape(&state.memory) {
+        if places(&memory) != state.places {
             return Err(DeviceError::no_device("it came back with other windows"));
         }
-        for one in state.mapped.iter().filter_map(Weak::upgrade) {
-            let of_it = memory.iter().find(|new| (new.bar, new.offset) == (one.bar, one.offset));
-            if let Some(new) = of_it {
-                let replaced = new.memory.put_under(&one.window, new.memory_offset);
-                replaced.map_err(|error| DeviceError::no_space(ipc::chain(&error)))?;
-            }
+        if let Some((_, error)) = state.put_under(&memory).first() {
+            return Err(DeviceError::no_space(ipc::chain(error)));
         }
         let pairs = state.memory.iter().zip(&memory);
         let gone: Vec<&BarMemory> =
             pairs.filter(|(old, new)| !old.is_same_memory(new)).map(|(old, _)| old).collect();
-        if !gone.is_empty() {
+        if !gone.is_empty() || state.memory.len() < memory.len() {
             fill_with_ones(&gone);
             state.generation += 1;
         }
         state.memory = memory;
-        state.away = false;
+        (state.away, state.hidden) = (false, false);
         Ok(())
     }
 }
 
-/// Bytes that are filled at most, of all windows of a function: a few milliseconds' worth.
-const MAX_FILL: u64 = 64 << 20;
-/// Written parts that are looked at, of one window.
-const MAX_EXTENTS: usize = 1024;
+/// Addresses for a window whose memory is not there.
+fn addresses(length: u64) -> Result<Window, DeviceError> {
+    let memory = SharedMemory::create("cordon-away", length);
+    let memory = memory.map_err(|error| DeviceError::no_space(error.to_string()))?;
+    memory.map_all(Access::ReadWrite).map_err(|error| DeviceError::no_space(ipc::chain(&error)))
+}
 
 /// Whoever still maps memory that no device serves any more reads ones there too, as far as that can
 /// be done. That is so only of memory files: the simulated dext keeps one for each BAR for as long as it
@@ -169,7 +231,7 @@ fn fill_with_ones(gone: &[&BarMemory]) {
     for memory in gone {
         let filled = match &memory.memory {
             DeviceMemory::Descriptor(file) => fill_file(memory, file, &mut left),
-            DeviceMemory::Entry(_) | DeviceMemory::Own(_) => continue,
+            DeviceMemory::Device(_) | DeviceMemory::Entry(_) | DeviceMemory::Own(_) => continue,
         };
         match filled {
             Ok(true) => {}
@@ -238,9 +300,34 @@ mod tests {
             assert_eq!(window.window().read::<u8>(0).unwrap(), 2);
         }
         assert_eq!(mapped.window().address(), address);
-        // What a client still maps of the memory that is gone.
-        assert_eq!(stale.read::<u64>(0).unwrap(), u64::MAX);
+        // What a client still maps of the memory that is gone; where the system does not tell which memory is
+        // which it is left alone, since it may be the device's.
+        let left = if cfg!(target_os = "macos") { 0x0101_0101_0101_0101 } else { u64::MAX };
+        assert_eq!(stale.read::<u64>(0).unwrap(), left);
         assert_eq!(windows.generation(), 1);
+    }
+
+    #[test]
+    fn windows_of_a_device_that_decodes_nothing_read_ones_and_come_back() {
+        let windows = Windows::new(vec![memory(1, 0x4000)]);
+        let mapped = windows.map().unwrap().pop().unwrap();
+        let read = |window: &Arc<GuestWindow>| window.window().read::<u8>(0).unwrap();
+        for _ in 0..2 {
+            windows.hide();
+            windows.hide();
+            let late = windows.map().unwrap().pop().unwrap();
+            assert_eq!((read(&mapped), read(&late)), (0xff, 0xff));
+            windows.show();
+            windows.show();
+            assert_eq!((read(&mapped), read(&late)), (1, 1));
+        }
+        // One that went away meanwhile is not shown.
+        windows.hide();
+        windows.withdraw();
+        windows.show();
+        assert_eq!(read(&mapped), 0xff);
+        windows.restore(vec![memory(2, 0x4000)]).unwrap();
+        assert_eq!(read(&mapped), 2);
     }
 
     #[test]
@@ -254,6 +341,8 @@ mod tests {
         assert_eq!(window.window().read::<u8>(0).unwrap(), 1);
     }
 
+    // It is not filled on macOS.
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_large_sparse_bar_that_is_gone_stays_sparse() {
         const SIZE: u64 = 4 << 30;
@@ -275,6 +364,30 @@ mod tests {
         assert!(written <= 2 << 20, "{written} bytes became real");
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn nothing_is_held_of_a_device_that_is_away_and_that_would_keep_it_from_going() {
+        let of_device = |value| {
+            let memory = memory(value, 0x4000);
+            let file = memory.memory.descriptor().unwrap().try_clone_to_owned().unwrap();
+            let device = DeviceMemory::of_device(file).unwrap();
+            BarMemory { memory: device, ..memory }
+        };
+        let windows = Windows::new(vec![of_device(1)]);
+        let mapped = windows.map().unwrap().pop().unwrap();
+        let read = |window: &GuestWindow| window.window().read::<u8>(0).unwrap();
+        assert_eq!((read(&mapped), windows.memory().unwrap().len()), (1, 1));
+        windows.withdraw();
+        assert_eq!((read(&mapped), windows.memory().unwrap().len()), (0xff, 0));
+        assert!(windows.has(0));
+        let late = windows.map().unwrap().pop().unwrap();
+        assert_eq!((read(&late), late.window().length()), (0xff, 0x4000));
+        windows.restore(vec![of_device(2)]).unwrap();
+        assert_eq!((read(&mapped), read(&late), windows.generation()), (2, 2, 1));
+        windows.end();
+        assert!(!windows.has(0) && windows.map().unwrap().is_empty());
+    }
+
     #[test]
     fn other_windows_are_another_device() {
         let windows = Windows::new(vec![memory(1, 0x4000)]);
@@ -282,5 +395,38 @@ mod tests {
         assert_eq!(windows.restore(vec![memory(1, 0x8000)]).unwrap_err().errno(), libc::ENODEV);
         let window = windows.map().unwrap().pop().unwrap();
         assert_eq!(window.window().read::<u8>(0).unwrap(), 0xff);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn of_memory_that_is_gone_so_many_bytes_and_parts_are_filled_and_no_more() {
+        let read = |window: &Window, at: u64| window.read::<u64>(at).unwrap();
+        let bar = |file: &SharedMemory, length: u64| BarMemory {
+            bar: 0,
+            offset: 0,
+            length,
+            memory: file.try_clone().unwrap().into(),
+            memory_offset: 0,
+        };
+        // Written all over, and a little longer than what is filled.
+        let length = MAX_FILL + 0x1_0000;
+        let file = SharedMemory::create("bar", length).unwrap();
+        let window = file.map_all(Access::ReadWrite).unwrap();
+        for page in (0..length).step_by(0x1000) {
+            window.write(page, 7u64).unwrap();
+        }
+        fill_with_ones(&[&bar(&file, length)]);
+        assert_eq!((read(&window, MAX_FILL - 8), read(&window, MAX_FILL)), (u64::MAX, 7));
+        // One written page of every two of the system's huge ones, and one part more than are looked at.
+        const APART: u64 = 4 << 20;
+        let parts = MAX_EXTENTS as u64 + 1;
+        let file = SharedMemory::create("bar", APART * parts).unwrap();
+        let window = file.map_all(Access::ReadWrite).unwrap();
+        for part in 0..parts {
+            window.write(APART * part, 7u64).unwrap();
+        }
+        fill_with_ones(&[&bar(&file, APART * parts)]);
+        let last = APART * (parts - 1);
+        assert_eq!((read(&window, last - APART), read(&window, last)), (u64::MAX, 7));
     }
 }

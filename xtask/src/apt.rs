@@ -15,6 +15,8 @@ pub(crate) struct Bundle {
     pub(crate) suites: &'static [&'static str],
     /// Suite to prefer.
     pub(crate) prefer: &'static str,
+    /// Architecture of its packages, beside this machine's own.
+    pub(crate) foreign: Option<&'static str>,
 }
 
 impl Bundle {
@@ -79,10 +81,20 @@ fn mirror_in(text: &str, codename: &str) -> Option<String> {
     one_line.or(stanzas).map(|uri| uri.trim_end_matches('/').to_owned())
 }
 
+/// Debian's name of this machine's architecture.
+pub(crate) fn native() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
 /// apt with state, cache and sources in a folder of its own.
 pub(crate) struct Apt {
     folder: PathBuf,
     prefer: &'static str,
+    foreign: Option<&'static str>,
     status: PathBuf,
 }
 
@@ -107,7 +119,7 @@ impl Apt {
             .collect();
         write(&folder.join("etc/sources.list"), &sources)?;
         let status = status.map_or_else(|| folder.join("state/status"), Path::to_owned);
-        let apt = Self { folder, prefer: bundle.prefer, status };
+        let apt = Self { folder, prefer: bundle.prefer, foreign: bundle.foreign, status };
         apt.run("apt-get", &["-q", "update"])?;
         Ok(apt)
     }
@@ -132,6 +144,9 @@ impl Apt {
         ] {
             command.arg("-o").arg(format!("{name}={value}"));
         }
+        for architecture in [native()].into_iter().chain(self.foreign) {
+            command.arg("-o").arg(format!("APT::Architectures::={architecture}"));
+        }
         command.args(arguments).current_dir(self.folder.join("cache/archives"));
         command
     }
@@ -155,9 +170,7 @@ impl Apt {
             if path.extension().is_some_and(|extension| extension == "deb") {
                 let mut unpack = Command::new("dpkg-deb");
                 unpack.arg("-x").arg(&path).arg(into);
-                if !process::status("dpkg-deb", &mut unpack)?.success() {
-                    return Err(format!("{} cannot be unpacked", path.display()).into());
-                }
+                process::quiet(&format!("unpacking {}", path.display()), &mut unpack)?;
             }
         }
         Ok(std::fs::remove_dir_all(&self.folder)?)

@@ -9,11 +9,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use console::say;
+use console::complain;
 
 use crate::apt::{self, Apt, Bundle, make, write};
 use crate::process::{self, Running};
-use crate::{Result, cargo, target};
+use crate::{Result, arm64, cargo, target};
 
 /// What was prepared.
 pub(crate) struct Prepared {
@@ -21,11 +21,27 @@ pub(crate) struct Prepared {
 }
 
 /// Changes when what is prepared changes.
-const STAMP: &str = "1";
+const STAMP: &str = "2";
+/// Changes when what is taken of the packages of [`SYSTEM`] changes, which are fetched again without the rest.
+const SYSTEM_STAMP: &str = "1";
+/// The modules of the kernel's VFIO, each after those that it uses.
+const VFIO_MODULES: [&str; 6] = [
+    "virt/lib/irqbypass",
+    "drivers/vfio/vfio",
+    "drivers/vfio/vfio_virqfd",
+    "drivers/vfio/vfio_iommu_type1",
+    "drivers/vfio/pci/vfio-pci-core",
+    "drivers/vfio/pci/vfio-pci",
+];
 
-const QEMU: Bundle =
-    Bundle { name: "qemu", suites: &["trixie", "trixie-backports"], prefer: "trixie-backports" };
-const SYSTEM: Bundle = Bundle { name: "system", suites: &["bookworm"], prefer: "bookworm" };
+const QEMU: Bundle = Bundle {
+    name: "qemu",
+    suites: &["trixie", "trixie-backports"],
+    prefer: "trixie-backports",
+    foreign: None,
+};
+const SYSTEM: Bundle =
+    Bundle { name: "system", suites: &["bookworm"], prefer: "bookworm", foreign: None };
 
 /// Prepares everything that is not there yet.
 pub(crate) fn prepare() -> Result<Prepared> {
@@ -33,31 +49,39 @@ pub(crate) fn prepare() -> Result<Prepared> {
         return Err("the guest suites need an x86-64 host: the guest is one".into());
     }
     let folder = target().join("guest");
-    let stamp = folder.join("stamp");
-    if std::fs::read_to_string(&stamp).is_ok_and(|found| found == STAMP) {
-        initramfs(&folder)?;
-        return Ok(Prepared { folder });
+    let (stamp, system_stamp) = (folder.join("stamp"), folder.join("system-stamp"));
+    let is = |path: &Path, stamp| std::fs::read_to_string(path).is_ok_and(|found| found == stamp);
+    let all = !is(&stamp, STAMP);
+    if all || !is(&system_stamp, SYSTEM_STAMP) {
+        complain(format_args!("preparing QEMU and a guest in {} (once)", folder.display()));
+        let mirror = apt::mirror("")?;
+        if all {
+            let _ = std::fs::remove_dir_all(&folder);
+            qemu(&folder, &mirror)?;
+            arm64::prepare(&folder, &mirror)?;
+        }
+        system(&folder, &mirror)?;
+        write(&system_stamp, SYSTEM_STAMP)?;
+        write(&stamp, STAMP)?;
     }
-    say!("preparing QEMU and a guest in {} (once)", folder.display())?;
-    let mirror = apt::mirror("")?;
-    let _ = std::fs::remove_dir_all(&folder);
-    qemu(&folder, &mirror)?;
-    system(&folder, &mirror)?;
     initramfs(&folder)?;
-    write(&stamp, STAMP)?;
+    arm64::initramfs(&folder)?;
     Ok(Prepared { folder })
 }
 
-/// QEMU and every library it needs.
+/// QEMU, for x86-64 and arm64 guests, and every library it needs.
 fn qemu(folder: &Path, mirror: &str) -> Result {
     let apt = Apt::new(folder, &QEMU, &QEMU.sources(mirror), None)?;
-    apt.run("apt-get", &["-q", "-y", "--download-only", "install", "qemu-system-x86"])?;
+    apt.run(
+        "apt-get",
+        &["-q", "-y", "--download-only", "install", "qemu-system-x86", "qemu-system-arm"],
+    )?;
     let into = folder.join("qemu");
     make(&into)?;
     apt.unpack(&into)
 }
 
-/// Kernel and busybox.
+/// Kernel, the modules of its VFIO, and busybox.
 fn system(folder: &Path, mirror: &str) -> Result {
     let apt = Apt::new(folder, &SYSTEM, &SYSTEM.sources(mirror), None)?;
     let depends = apt.run("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
@@ -73,9 +97,23 @@ fn system(folder: &Path, mirror: &str) -> Result {
         .map(|entry| entry.path())
         .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz")))
         .ok_or("the kernel package has no kernel")?;
-    std::fs::copy(kernel, folder.join("vmlinuz")).map_err(|error| error.to_string())?;
-    let busybox = into.join("bin/busybox");
-    std::fs::copy(busybox, folder.join("busybox")).map_err(|error| error.to_string())?;
+    // A guest of another run may be reading the one that is replaced.
+    let copy = |from: &Path, to: &str| -> Result {
+        let written = folder.join(format!("{to}.new"));
+        std::fs::copy(from, &written).map_err(|error| format!("{}: {error}", from.display()))?;
+        Ok(std::fs::rename(&written, folder.join(to))?)
+    };
+    copy(&kernel, "vmlinuz")?;
+    copy(&into.join("bin/busybox"), "busybox")?;
+    let versions = std::fs::read_dir(into.join("lib/modules"))?.flatten();
+    let version = versions.map(|entry| entry.path()).next().ok_or("the kernel has no modules")?;
+    make(&folder.join("modules"))?;
+    for (number, module) in VFIO_MODULES.iter().enumerate() {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        let from = version.join("kernel").join(format!("{module}.ko"));
+        // Whoever loads them does so in the order of their names.
+        copy(&from, &format!("modules/{number:02}-{name}.ko"))?;
+    }
     Ok(std::fs::remove_dir_all(&into)?)
 }
 
@@ -89,19 +127,28 @@ fn initramfs(folder: &Path) -> Result {
         .arg("--target-dir")
         .arg(&build)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    if !process::status("the guest's agent", &mut command)?.success() {
-        return Err("the guest's agent cannot be built".into());
-    }
+    process::quiet("building the guest's agent", &mut command)?;
     let read = |path: PathBuf| std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()));
     let agent = read(build.join(triple).join("release/guest-agent"))?;
     let busybox = read(folder.join("busybox"))?;
+    pack(&folder.join("initramfs"), &agent, &busybox, &[])
+}
+
+/// A file of an initramfs: its name, and what is in it.
+pub(crate) type Packed = (String, Vec<u8>);
+
+/// Writes an initramfs of the agent, busybox, and modules that the agent loads.
+pub(crate) fn pack(path: &Path, agent: &[u8], busybox: &[u8], modules: &[Packed]) -> Result {
     let mut archive = Archive::default();
-    archive.add("bin", 0o040_755, &[]);
-    archive.add("dev", 0o040_755, &[]);
-    archive.add("init", 0o100_755, &agent);
-    archive.add("bin/busybox", 0o100_755, &busybox);
-    let path = folder.join("initramfs");
-    let written = std::fs::write(&path, archive.finish());
+    for folder in ["bin", "dev", "modules"] {
+        archive.add(folder, 0o040_755, &[]);
+    }
+    archive.add("init", 0o100_755, agent);
+    archive.add("bin/busybox", 0o100_755, busybox);
+    for (name, content) in modules {
+        archive.add(&format!("modules/{name}"), 0o100_644, content);
+    }
+    let written = std::fs::write(path, archive.finish());
     Ok(written.map_err(|error| format!("{}: {error}", path.display()))?)
 }
 
@@ -184,9 +231,7 @@ fn programs() -> Result<PathBuf> {
         return Ok(folder.into());
     }
     let mut build = cargo(&["build", "--release", "--quiet", "--workspace", "--bins"]);
-    if !process::status("cargo build", &mut build)?.success() {
-        return Err("the programs cannot be built".into());
-    }
+    process::quiet("building the programs", &mut build)?;
     Ok(target().join("release"))
 }
 
@@ -236,6 +281,18 @@ pub(crate) fn interactive() -> Result {
     }
     let status = Running::start_in_foreground("QEMU", &mut qemu)?.wait()?;
     if status.success() { Ok(()) } else { Err(format!("QEMU: {status}").into()) }
+}
+
+/// Runs a command in the machine with kernel VFIO, as `vfio-run` does, with its arguments.
+pub(crate) fn vfio(arguments: &[OsString]) -> Result {
+    let folder = folder()?;
+    // Not as released: whoever looks into a failure has lines in its traces.
+    let mut build = cargo(&["build", "--quiet", "--workspace", "--bins"]);
+    process::quiet("building the programs", &mut build)?;
+    let mut command = Command::new(target().join("debug/vfio-run"));
+    let status =
+        process::status("vfio-run", command.arg("--prepared").arg(folder).args(arguments))?;
+    if status.success() { Ok(()) } else { Err(format!("vfio-run: {status}").into()) }
 }
 
 /// Waits until a program has made its socket.

@@ -19,6 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cordon-sandbox-profiles", &[]),
     ("cordon-backend", &["cordon-ipc"]),
     ("cordon-dext-client", &["cordon-backend", "cordon-ipc"]),
+    ("cordon-vfio-client", &["cordon-backend", "cordon-ipc"]),
     (
         "cordon-device-proc",
         &[
@@ -27,15 +28,26 @@ const EDGES: &[(&str, &[&str])] = &[
             "cordon-ipc",
             "cordon-pci",
             "cordon-sandbox-profiles",
+            "cordon-vfio-client",
         ],
     ),
     ("cordon-vmm", &["cordon-dext-client", "cordon-ipc", "cordon-pci"]),
     ("cordon-vfio-user", &["cordon-ipc", "cordon-pci", "cordon-vmm"]),
+    ("cordon-testkit", &["cordon-ipc", "cordon-vmm"]),
     (
         "cordon-cli",
-        &["cordon-console", "cordon-ipc", "cordon-pci", "cordon-vfio-user", "cordon-vmm"],
+        &[
+            "cordon-console",
+            "cordon-ipc",
+            "cordon-pci",
+            "cordon-sandbox-profiles",
+            "cordon-testkit",
+            "cordon-vfio-user",
+            "cordon-vmm",
+        ],
     ),
     ("cordon-dext-sim", &["cordon-console", "cordon-ipc"]),
+    ("vfio-guest", &["cordon-console", "cordon-tests", "cordon-vmm"]),
     (
         "cordon-tests",
         &[
@@ -44,6 +56,9 @@ const EDGES: &[(&str, &[&str])] = &[
             "cordon-device-proc",
             "cordon-dext-client",
             "cordon-ipc",
+            "cordon-pci",
+            "cordon-sandbox-profiles",
+            "cordon-testkit",
             "cordon-vfio-user",
             "cordon-vmm",
         ],
@@ -55,12 +70,15 @@ const EDGES: &[(&str, &[&str])] = &[
             "cordon-console",
             "cordon-dext-client",
             "cordon-ipc",
+            "cordon-pci",
             "cordon-tests",
             "cordon-vfio-user",
             "cordon-vmm",
         ],
     ),
     ("cordon-examples", &["cordon-vmm"]),
+    ("test-vmm", &["cordon-pci", "cordon-vmm"]),
+    ("darwin-rules", &[]),
     ("guest-agent", &[]),
     ("xtask", &["cordon-console"]),
 ];
@@ -69,7 +87,7 @@ const EDGES: &[(&str, &[&str])] = &[
 const RESERVED: &[(&str, &[&str])] = &[("bincode", &["cordon-ipc"])];
 
 /// What a VMM links, which must not bring a command line, signal handlers or a log's printer along.
-const LINKED: &[&str] = &["cordon-vmm", "cordon-vfio-user"];
+const LINKED: &[&str] = &["cordon-vmm", "cordon-vfio-user", "cordon-testkit"];
 /// What belongs to commands.
 const OF_COMMANDS: &[&str] =
     &["anstream", "clap", "clap_builder", "clap_derive", "signal-hook", "tracing-subscriber"];
@@ -91,7 +109,25 @@ pub(crate) fn check(root: &Path) -> Result {
     for name in LINKED {
         say!("{}", without_commands(name)?)?;
     }
-    one_file_knows_bincode(root)
+    one_file_knows_bincode(root)?;
+    advisories()
+}
+
+/// What is known against dependencies, where that can be asked: cargo-deny and the database that it fetches are not
+/// everywhere, and what was not asked is said.
+fn advisories() -> Result {
+    if !cargo(&["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
+        return Ok(say!("advisories: NOT checked, there is no cargo-deny here")?);
+    }
+    let checked = cargo(&["deny", "check", "advisories"]).output()?;
+    let said = String::from_utf8_lossy(&checked.stderr);
+    if checked.status.success() {
+        Ok(say!("advisories: none against what deny.toml does not excuse")?)
+    } else if ["fetch", "clone", "database"].iter().any(|word| said.contains(word)) {
+        Ok(say!("advisories: NOT checked, their database cannot be had: {}", said.trim())?)
+    } else {
+        Err(format!("advisories: {}", said.trim()).into())
+    }
 }
 
 /// Names of the packages of ours that may be published.

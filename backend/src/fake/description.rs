@@ -35,6 +35,8 @@ pub struct FakeFunction {
     pub handed: bool,
     /// Whether its claim and its DMA survive the process that holds them.
     pub survives: bool,
+    /// Whether it has power management, at [`POWER_CAPABILITY`], and keeps its state in D3hot.
+    pub power_management: bool,
 }
 
 /// Where the MSI-X table lies in BAR 0.
@@ -43,6 +45,8 @@ pub const MSIX_TABLE: u32 = 0x8000;
 pub const MSIX_PENDING: u32 = 0xc000;
 /// Where the MSI-X capability lies in config space.
 pub const MSIX_CAPABILITY: u16 = 0x40;
+/// Where the power management capability lies in config space.
+pub const POWER_CAPABILITY: u16 = 0x60;
 /// Where a bus address lies that the fake assigns to key 0.
 pub const ASSIGNED_BASE: u64 = 0x80_0000_0000;
 
@@ -69,6 +73,7 @@ impl FakeFunction {
             window_granule: 16 * 1024,
             handed: false,
             survives: false,
+            power_management: false,
         }
     }
 
@@ -88,6 +93,13 @@ impl FakeFunction {
             put(at + 2, &(self.vectors - 1).to_le_bytes());
             put(at + 4, &MSIX_TABLE.to_le_bytes());
             put(at + 8, &MSIX_PENDING.to_le_bytes());
+        }
+        if self.power_management {
+            let [next, _] = MSIX_CAPABILITY.to_le_bytes();
+            put(0x06, &[0x10]);
+            put(0x34, &POWER_CAPABILITY.to_le_bytes()[..1]);
+            let next = if self.vectors > 0 { next } else { 0 };
+            put(POWER_CAPABILITY.into(), &[0x01, next, 0x03, 0x00, 0x08, 0x00]);
         }
         bytes
     }

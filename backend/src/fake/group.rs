@@ -31,7 +31,9 @@ impl GroupFunction for Handle {
         })
     }
 
-    fn release(self: Box<Self>) {}
+    fn release(self: Box<Self>) -> Result<Option<Box<dyn GroupFunction>>, BackendError> {
+        Ok(None)
+    }
 
     fn handed(&self) -> Vec<BorrowedFd<'_>> {
         if self.handed { vec![self.token.as_fd()] } else { Vec::new() }
@@ -57,6 +59,29 @@ impl GroupFunction for Handle {
     }
 
     fn register_dma(&mut self, range: &DmaRange<'_>) -> Result<BusRange, BackendError> {
+        self.register(range, false)
+    }
+
+    fn adopt_dma(&mut self, range: &DmaRange<'_>) -> Result<BusRange, BackendError> {
+        self.register(range, true)
+    }
+
+    fn unregister_dma(&mut self, key: u64, at: BusRange) -> Result<(), BackendError> {
+        let operation = Operation::UnregisterDma;
+        self.claimed(operation, |function| {
+            match function.dma.get(&key).filter(|region| region.at == at) {
+                Some(_) => {
+                    function.dma.remove(&key);
+                    Ok(())
+                }
+                None => Err(self.error(ErrorKind::Refused, operation, "it is not registered")),
+            }
+        })
+    }
+}
+
+impl Handle {
+    fn register(&self, range: &DmaRange<'_>, adopting: bool) -> Result<BusRange, BackendError> {
         let operation = Operation::RegisterDma;
         let refuse = |kind, text: &str| Err(self.error(kind, operation, text));
         self.claimed(operation, |function| {
@@ -73,7 +98,7 @@ impl GroupFunction for Handle {
             }
             if let Some(region) = function.dma.get_mut(&range.key) {
                 let is_same = region.at == at && region.offset == range.behind.offset;
-                if std::mem::take(&mut region.adopted) && is_same {
+                if adopting && std::mem::take(&mut region.adopted) && is_same {
                     return Ok(at);
                 }
                 return refuse(ErrorKind::Busy, "the key is in use");
@@ -98,19 +123,6 @@ impl GroupFunction for Handle {
             };
             function.dma.insert(range.key, region);
             Ok(at)
-        })
-    }
-
-    fn unregister_dma(&mut self, key: u64, at: BusRange) -> Result<(), BackendError> {
-        let operation = Operation::UnregisterDma;
-        self.claimed(operation, |function| {
-            match function.dma.get(&key).filter(|region| region.at == at) {
-                Some(_) => {
-                    function.dma.remove(&key);
-                    Ok(())
-                }
-                None => Err(self.error(ErrorKind::Refused, operation, "it is not registered")),
-            }
         })
     }
 }

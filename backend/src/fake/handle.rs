@@ -70,7 +70,7 @@ impl Handle {
     /// Whether this is how a process comes by it that serves it.
     pub(super) fn is_opened_by(&self, source: &Source) -> bool {
         match source {
-            Source::Own => !self.handed,
+            Source::Own | Source::OwnAt(_) => !self.handed,
             Source::Handed(descriptors) => self.handed && self.recognises(descriptors),
             Source::Adopted(_) => false,
         }
@@ -90,10 +90,20 @@ impl Handle {
         true
     }
 
+    /// What a dead process left is not kept any more by whoever opens the function again.
+    pub(super) fn begin_anew(&self) {
+        let mut state = self.shared.state();
+        let function = state.functions.get_mut(&self.identity.address);
+        if let Some(function) = function.filter(|one| one.claim == Some(Claim::Left)) {
+            (function.claim, function.kernel) = (None, None);
+            function.dma.clear();
+        }
+    }
+
     /// Whether one of these descriptors is this function's own.
     fn recognises(&self, descriptors: &[OwnedFd]) -> bool {
         let memory = |fd: BorrowedFd<'_>| {
-            let memory = SharedMemory::from_trusted(fd.try_clone_to_owned().ok()?).ok()?;
+            let memory = SharedMemory::from_trusted(fd.try_clone_to_owned().ok()?, 0).ok()?;
             Some(DeviceMemory::from(memory))
         };
         let Some(own) = memory(self.token.as_fd()) else { return false };
@@ -267,7 +277,9 @@ impl OpenFunction for Handle {
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.completion.as_fd(), self.liveness.as_fd(), self.token.as_fd()]
+        let mut open = self.completion.descriptors();
+        open.extend([self.liveness.as_fd(), self.token.as_fd()]);
+        open
     }
 }
 

@@ -21,6 +21,7 @@ use ipc::{Access, PciAddress, Window};
 
 pub use description::{
     ASSIGNED_BASE, FakeFunction, FakeInterrupts, MSIX_CAPABILITY, MSIX_PENDING, MSIX_TABLE,
+    POWER_CAPABILITY,
 };
 
 use self::group::FakeGroup;
@@ -28,7 +29,7 @@ use self::handle::Handle;
 use self::state::{FakeShared, FunctionState, Holder};
 use crate::error::{BackendError, ErrorKind};
 use crate::group::{BusRange, OpenGroup};
-use crate::{Backend, Listed, ServedFunction, Source, VectorSet};
+use crate::{Backend, BackendKind, Listed, ServedFunction, Source, VectorSet};
 
 /// The code of what is refused without a claim.
 pub const NOT_CLAIMED: u32 = 1;
@@ -305,6 +306,14 @@ impl FakeProcess {
 }
 
 impl Backend for FakeProcess {
+    /// As VFIO, where each of its functions is handed on.
+    fn kind(&self) -> BackendKind {
+        let state = self.shared.state();
+        let mut all = state.functions.values();
+        let is_vfio = !state.functions.is_empty() && all.all(|function| function.made.handed);
+        if is_vfio { BackendKind::Vfio } else { BackendKind::Calls }
+    }
+
     fn list(&self, limit: usize) -> Result<Vec<Listed>, BackendError> {
         let open = |address| {
             let function = Box::new(self.open(address)?);
@@ -336,9 +345,12 @@ impl Backend for FakeProcess {
             addresses.into_iter().map(|address| self.open(address)).collect();
         let opened = opened?;
         let right = match &source {
-            Source::Own => true,
+            Source::Own | Source::OwnAt(_) => {
+                opened.iter().for_each(Handle::begin_anew);
+                true
+            }
             Source::Handed(_) => false,
-            Source::Adopted(descriptors) => opened.iter().all(|handle| handle.adopt(descriptors)),
+            Source::Adopted(left) => opened.iter().all(|handle| handle.adopt(&left.group)),
         };
         if !right {
             return Err(wrong_source(address));

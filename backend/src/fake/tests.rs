@@ -8,7 +8,7 @@ use ipc::{Deadline, Event, SharedMemory};
 
 use super::*;
 use crate::{
-    Behind, BusAddresses, Delivery, DmaRange, GroupFunction, KernelInterrupts, Liveness,
+    Behind, BusAddresses, Delivery, DmaRange, GroupFunction, KernelInterrupts, Left, Liveness,
     NotifiedInterrupts, Survives,
 };
 
@@ -41,6 +41,12 @@ fn register(function: &mut dyn GroupFunction, key: u64, memory: &SharedMemory) -
     function.register_dma(&range).unwrap()
 }
 
+fn adopt(function: &mut dyn GroupFunction, key: u64, memory: &SharedMemory) -> BusRange {
+    let behind = Behind { memory, offset: 0x1000, writable: true };
+    let range = DmaRange { key, size: 0x1000, mapped_at: None, behind };
+    function.adopt_dma(&range).unwrap()
+}
+
 fn notified(function: &mut dyn ServedFunction) -> &mut dyn NotifiedInterrupts {
     match function.delivery() {
         Delivery::Notified(notified) => notified,
@@ -66,7 +72,7 @@ fn a_claim_has_one_holder_and_goes_with_it() {
     drop(group);
     assert!(!fake.is_claimed(address()));
     second.functions[0].claim().unwrap();
-    second.functions.remove(0).release();
+    assert!(second.functions.remove(0).release().unwrap().is_none());
     assert!(!fake.is_claimed(address()));
     let elsewhere = other.open_group("02:00.0".parse().unwrap(), Source::Own).err().unwrap();
     assert_eq!(elsewhere.kind, ErrorKind::NoSuchDevice);
@@ -213,16 +219,17 @@ fn what_survives_is_adopted_as_it_is() {
     drop(group);
     assert!(fake.dma_write(address(), at.address, b"data"), "DMA goes on");
     let successor = fake.process();
+    let left = Left { group: left, functions: Vec::new() };
     let mut adopted = successor.open_group(address(), Source::Adopted(left)).unwrap();
     let function = adopted.functions[0].as_mut();
     assert!(!function.is_claimed().unwrap(), "nobody else has it");
     function.claim().unwrap();
     assert_eq!(fake.resets(address()), 0);
-    assert_eq!(register(function, 0x4000, &memory), at, "it is recognised");
+    assert_eq!(adopt(function, 0x4000, &memory), at, "it is recognised");
     function.unregister_dma(0x4000, at).unwrap();
     drop(adopted);
     assert!(!fake.is_claimed(address()));
-    let again = fake.process().open_group(address(), Source::Adopted(Vec::new()));
+    let again = fake.process().open_group(address(), Source::Adopted(Left::default()));
     assert_eq!(again.err().unwrap().kind, ErrorKind::Unsupported);
 }
 

@@ -5,13 +5,10 @@ use std::process::Command;
 use cordon_tests::program;
 use serde_json::Value;
 
-use super::{Bar, Failure, Row};
+use super::{Bar, Failure, Report, Row};
 use crate::measure::{Meter, Samples};
 
-pub(super) fn measure(
-    meter: &Meter,
-    row: &mut dyn FnMut(Row) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+pub(super) fn measure(meter: &Meter, row: Report<'_>) -> Result<(), Failure> {
     // Some twenty in a second.
     let kills = (meter.time.as_millis() / 25).clamp(10, 2_000).to_string();
     let bare =
@@ -38,10 +35,9 @@ pub(super) fn measure(
         let mut subject = Samples::new();
         (0..98).for_each(|_| subject.add(p50 * 1000));
         (0..2).for_each(|_| subject.add(p99 * 1000));
-        let mut baseline = Samples::new();
-        baseline.add(microseconds("spawn_us", "p50")? * 1000);
-        let baseline_name = "a bare spawn under the same load";
-        row(Row { name: name.to_owned(), subject, baseline_name, baseline, bar })?;
+        let baseline = Samples::of(microseconds("spawn_us", "p50")? * 1000);
+        let beside = "a bare spawn under the same load";
+        row(Row::new(name, (subject, baseline), beside, bar))?;
     }
     Ok(())
 }

@@ -1,14 +1,9 @@
 //! The step on a strict DART, as on hardware: the platform chooses bus addresses, and a guest maps
 //! on demand through the companion.
 
-use std::sync::Arc;
-
 use cordon_vmm::companion::register;
-use cordon_vmm::container::GuestRegion;
-use cordon_vmm::{
-    Companion, CompanionConfig, Container, DmaMode, Host, PassthroughDevice as _, Recovery,
-};
-use ipc::{Access, PciAddress, SharedMemory, Window};
+use cordon_vmm::{Companion, CompanionConfig, DmaMode, Host, PassthroughDevice as _, Recovery};
+use ipc::{PciAddress, Window};
 use serde_json::json;
 
 use super::summary::Summary;
@@ -17,7 +12,7 @@ use crate::rig::leftovers::{self, Belongings};
 use crate::rig::probe::Probe;
 use crate::rig::reporter::Reporter;
 use crate::rig::simulator::Dart;
-use crate::rig::{RAM, RAM_BASE, RigOptions, register_window, vectors};
+use crate::rig::{RAM, RAM_BASE, RigOptions, memory, register_window, vectors};
 
 const PAGE: usize = 16 << 10;
 const PAGES: usize = 64;
@@ -85,21 +80,11 @@ pub(super) fn run(
     let probe: PciAddress = "03:00.0".parse()?;
     let devices = [format!("{probe}=probe").into()];
     let (simulator, config) = rig.start_on(Dart::Strict, &devices, Recovery::OFF, None)?;
-    reporter.data(&json!({ "process": "strict dext-sim", "pid": simulator.pid() }))?;
+    reporter.data("process", json!({ "process": "strict dext-sim", "pid": simulator.pid() }))?;
     let before = Belongings::now()?;
     {
         let host = Host::new(config);
-        let container = Arc::new(Container::new(DmaMode::Companion));
-        let memory = SharedMemory::create("guest-ram", RAM)?;
-        let ram = memory.map_all(Access::ReadWrite)?;
-        let region = GuestRegion {
-            iova: RAM_BASE,
-            size: RAM,
-            memory: memory.into(),
-            offset: 0,
-            writable: true,
-        };
-        container.map(region)?;
+        let (container, ram) = memory(DmaMode::Companion, RAM)?;
         let guest = CompanionConfig::new("00:05.0".parse()?);
         let (proxy, companion) = host.attach_with_companion(probe, &container, None, guest)?;
         let moved = (|| {

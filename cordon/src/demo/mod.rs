@@ -4,12 +4,18 @@
 //! deadline, so nothing that is killed meanwhile hangs it.
 
 mod companion;
+#[cfg(target_os = "linux")]
+mod group;
 mod steps;
 mod summary;
+#[cfg(target_os = "linux")]
+mod vfio;
 
 use std::path::PathBuf;
 
 use clap::Args;
+use console::exit;
+use cordon_vmm::faults::GRAMMAR;
 
 use crate::Failure;
 use crate::rig::RigOptions;
@@ -21,14 +27,38 @@ pub(crate) struct DemoOptions {
     /// equals the file. What is written back is what was read: the file does not change.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// Drive a real function instead, which Linux has bound to vfio-pci: an NVMe controller, WHOSE DISK IS
+    /// OVERWRITTEN, or QEMU's edu device. Given twice, two NVMe controllers of one guest, as of one IOMMU group.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "SSSS:BB:DD.F", conflicts_with = "image")]
+    vfio: Vec<ipc::PciAddress>,
+    /// With --vfio: how often its function process is killed under I/O.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "NUMBER", requires = "vfio", default_value_t = 20)]
+    kills: u32,
     /// Print JSON lines instead of text; the last one sums up.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     rig: RigOptions,
     /// The sandbox-probe program; by default the one beside this program.
-    #[arg(long, env = "CORDON_SANDBOX_PROBE")]
+    #[arg(
+        long,
+        env = "CORDON_SANDBOX_PROBE",
+        value_name = "FILE",
+        help_heading = "Device processes"
+    )]
     sandbox_probe: Option<PathBuf>,
+}
+
+/// What comes after the options of `--help`.
+pub(crate) fn help() -> String {
+    format!(
+        "The demo kills processes by itself. Faults of your own strike under the\n\
+         same devices by 'cordon torture --fault FAULT', and under your VMM by\n\
+         'cordon serve --fault FAULT'.\n\n{GRAMMAR}\n\n{}",
+        exit::HELP
+    )
 }
 
 /// Runs the demo.

@@ -3,16 +3,12 @@
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cordon_cli::selftest;
-use cordon_vmm::container::GuestRegion;
 use cordon_vmm::listing::Lister;
-use cordon_vmm::{
-    Container, DmaMode, Function, Host, HostConfig, PassthroughDevice as _, Recovery,
-};
-use ipc::{Access, Event, PciAddress, SharedMemory, Window};
+use cordon_vmm::{DmaMode, Function, Host, HostConfig, PassthroughDevice as _, Recovery};
+use ipc::{Event, PciAddress, Window};
 use serde_json::json;
 
 use super::DemoOptions;
@@ -23,7 +19,7 @@ use crate::rig::nvme::{self, Memory, Nvme};
 use crate::rig::probe::Probe;
 use crate::rig::reporter::Reporter;
 use crate::rig::storage::{BUFFER, Storage};
-use crate::rig::{QUEUES, RAM, RAM_BASE, alive, register_window, vectors};
+use crate::rig::{QUEUES, RAM, RAM_BASE, alive, memory, register_window, vectors};
 use crate::{Failure, ending, programs, sys};
 
 /// How long the demo may take to end in order once it was interrupted.
@@ -34,6 +30,14 @@ const WHILE_DEAD: u64 = 8 << 20;
 /// Runs every step; the first that does not hold ends the demo.
 pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
     let reporter = Reporter::new(options.json, ending::within(GRACE)?);
+    #[cfg(target_os = "linux")]
+    let done = match options.vfio[..] {
+        [] => steps(options, &reporter),
+        [address] => super::vfio::run(options, address, &reporter),
+        [first, second] => super::group::run(options, [first, second], &reporter),
+        _ => Err(crate::failure::Usage("--vfio: one function or two".to_owned()).into()),
+    };
+    #[cfg(not(target_os = "linux"))]
     let done = steps(options, &reporter);
     if done.is_err() {
         // A signal explains whatever failed since.
@@ -62,7 +66,7 @@ fn steps(options: &DemoOptions, reporter: &Reporter) -> Result<(), Failure> {
     let devices = [disk, format!("{probe}=probe").into()];
     let (simulator, config) = options.rig.start(&devices, Recovery::OFF, None)?;
     reporter.say(&format!("dext-sim runs as process {}", simulator.pid()))?;
-    reporter.data(&json!({ "process": "dext-sim", "pid": simulator.pid() }))?;
+    reporter.data("process", json!({ "process": "dext-sim", "pid": simulator.pid() }))?;
     let before = Belongings::now()?;
 
     drive(&config, options, [nvme, probe], reporter, &mut summary)?;
@@ -92,20 +96,23 @@ fn steps(options: &DemoOptions, reporter: &Reporter) -> Result<(), Failure> {
 
 fn finish(reporter: &Reporter, summary: &Summary) -> Result<(), Failure> {
     reporter.step("Done: every step held")?;
-    reporter.data(&json!({
-        "ok": true,
-        "functions": 2,
-        "connection_processes": 1,
-        "bytes_verified": summary.bytes,
-        "bytes_mapped_on_demand": summary.on_demand,
-        "interrupts": summary.interrupts,
-        "sandbox": {
-            "tried": summary.tried,
-            "refused": summary.refused,
-            "syscalls_function": summary.syscalls,
-        },
-        "leftovers": 0,
-    }))?;
+    reporter.data(
+        "summary",
+        json!({
+            "ok": true,
+            "functions": 2,
+            "connection_processes": 1,
+            "bytes_verified": summary.bytes,
+            "bytes_mapped_on_demand": summary.on_demand,
+            "interrupts": summary.interrupts,
+            "sandbox": {
+                "tried": summary.tried,
+                "refused": summary.refused,
+                "syscalls_function": summary.syscalls,
+            },
+            "leftovers": 0,
+        }),
+    )?;
     Ok(())
 }
 
@@ -125,18 +132,13 @@ fn drive(
             identity.address,
             identity.vendor,
             identity.device,
-            crate::devices::class_name(identity.class)
+            crate::names::class(identity.class)
         ))?;
     }
 
     reporter.step("Attaching both functions")?;
     let host = Host::new(config.clone());
-    let container = Arc::new(Container::new(DmaMode::Direct));
-    let ram = SharedMemory::create("guest-ram", RAM)?;
-    let window = ram.map_all(Access::ReadWrite)?;
-    let region =
-        GuestRegion { iova: RAM_BASE, size: RAM, memory: ram.into(), offset: 0, writable: true };
-    container.map(region)?;
+    let (container, window) = memory(DmaMode::Direct, RAM)?;
     let disk = host.attach(nvme, &container, None)?;
     let other = host.attach(probe, &container, None)?;
     let attached = Attached { host: &host, proxies: [&disk, &other] };
@@ -149,7 +151,7 @@ fn drive(
         ("function 01:00.1", other.pid()),
     ] {
         reporter.say(&format!("{role} process {pid}"))?;
-        reporter.data(&json!({ "process": role, "pid": pid }))?;
+        reporter.data("process", json!({ "process": role, "pid": pid }))?;
     }
 
     let guest = Guest::new(&window, [&disk, &other], RAM_BASE)?;
@@ -157,7 +159,7 @@ fn drive(
 
     reporter.step("The processes and what confines them")?;
     summary.syscalls = disk.sandbox().syscalls;
-    tree(&disk, &other, reporter)?;
+    tree(&[&disk, &other], reporter)?;
 
     drop(guest);
     reporter.step("Detaching both functions")?;
@@ -318,18 +320,21 @@ fn kill(proxy: &Function, reporter: &Reporter) -> Result<(), Failure> {
     Ok(())
 }
 
-fn tree(disk: &Function, other: &Function, reporter: &Reporter) -> Result<(), Failure> {
-    let connection = disk.connection();
-    let all = [
-        ("connection 01:00".to_owned(), connection.pid(), connection.sandbox()),
-        (format!("function {}", disk.address()), disk.pid(), disk.sandbox()),
-        (format!("function {}", other.address()), other.pid(), other.sandbox()),
-    ];
+/// The processes of functions that share a connection process, and what confines each.
+pub(super) fn tree(functions: &[&Function], reporter: &Reporter) -> Result<(), Failure> {
+    let connection = functions.first().map(|first| {
+        let (address, connection) = (first.address().to_string(), first.connection());
+        let device = address.rsplit_once('.').map_or(&*address, |(device, _)| device);
+        (format!("connection {device}"), connection.pid(), connection.sandbox())
+    });
+    let of_functions = functions
+        .iter()
+        .map(|one| (format!("function {}", one.address()), one.pid(), one.sandbox()));
     reporter.say(&format!("cordon (the VMM) [{}]", std::process::id()))?;
-    for (name, pid, sandbox) in &all {
-        let sandbox = Sandbox::from(sandbox);
+    for (name, pid, sandbox) in connection.into_iter().chain(of_functions) {
+        let sandbox = Sandbox::from(&sandbox);
         reporter.say(&format!("  {name} [{pid}]: {}", sandbox.summary()))?;
-        reporter.data(&json!({ "process": name, "pid": pid, "sandbox": sandbox }))?;
+        reporter.data("process", json!({ "process": name, "pid": pid, "sandbox": sandbox }))?;
     }
     Ok(())
 }

@@ -6,11 +6,13 @@
 //! detached again; whoever wants to attach it meanwhile is refused.
 
 mod decode;
+pub(crate) mod process;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use console::{OutputError, say};
+use cordon_cli::protocol::{self, Served};
 use cordon_vmm::InterruptIndex;
 use cordon_vmm::container::GuestRegion;
 use cordon_vmm::device::{PassthroughDevice as _, REGIONS};
@@ -20,21 +22,26 @@ use ipc::wire::listing;
 use ipc::{PciAddress, SharedMemory};
 use serde::Serialize;
 
-use crate::control::{self, Served};
+use crate::control;
+use crate::host::{Group, HostFunction};
+use crate::names::Ids;
 use crate::output::{self, Sandbox};
-use crate::{Common, Failure, devices};
+use crate::{Common, Failure, sys};
 
 #[derive(Serialize)]
 struct Inspection {
+    #[serde(rename = "type")]
+    kind: &'static str,
     address: String,
     root_bridge: Option<String>,
-    vendor: String,
-    device: String,
-    class: String,
-    class_name: &'static str,
+    #[serde(flatten)]
+    ids: Ids,
     claimed_by: Option<Vec<String>>,
     config: decode::Decoded,
     bars: Vec<output::Bar>,
+    /// Its IOMMU group, of a function of VFIO's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vfio: Option<Group>,
     attached: Option<Attached>,
     served: Option<Served>,
     reader: Sandbox,
@@ -74,7 +81,7 @@ struct Dma {
     addresses: &'static str,
     page_size: u64,
     #[serde(flatten)]
-    registrations: control::Dma,
+    registrations: protocol::Dma,
 }
 
 #[derive(Serialize)]
@@ -114,11 +121,14 @@ pub(crate) fn run(
             return Err(why.into());
         }
         let at = functions.iter().position(is_it);
-        let at = at.ok_or_else(|| {
-            format!("no such device: the dext at {} has no function {address}", common.dext())
+        let at = at.ok_or_else(|| match common.is_vfio() {
+            true => format!("no such device: {address} is not bound to vfio-pci"),
+            false => {
+                format!("no such device: the dext at {} has no function {address}", common.dext())
+            }
         })?;
         let bytes = lister.config(at)?;
-        let function = functions.into_iter().nth(at).ok_or("the dext's list changed")?;
+        let function = functions.into_iter().nth(at).ok_or("the list changed")?;
         (function, bytes, Sandbox::from(lister.sandbox()))
     };
     let served = control.map(|control| served(control, address)).transpose()?;
@@ -133,7 +143,8 @@ pub(crate) fn run(
         host.detach(&proxy);
         Some(attached?)
     };
-    let inspection = inspection(&function, &bytes, attached, served, reader);
+    let mut inspection = inspection(&function, &bytes, attached, served, reader);
+    inspection.vfio = if common.is_vfio() { group(address) } else { None };
     if json {
         return output::json(&inspection);
     }
@@ -142,10 +153,7 @@ pub(crate) fn run(
 
 /// What the `cordon serve` at `control` knows of the function.
 fn served(control: &Path, address: PciAddress) -> Result<Served, Failure> {
-    let mut all = control::ask(control)?.into_iter();
-    let of_it = all.find(|one| one.address == address.to_string());
-    let none = || format!("the cordon serve at {} does not have {address}", control.display());
-    Ok(of_it.ok_or_else(none)?)
+    Ok(control::inspect(control, &address.to_string())?)
 }
 
 fn inspection(
@@ -160,19 +168,25 @@ fn inspection(
         format!("{} [{}]", cordon_vmm::text::printable(&client.name), client.pid)
     };
     Inspection {
+        kind: "inspection",
         address: identity.address.to_string(),
         root_bridge: function.root_bridge.as_ref().map(ToString::to_string),
-        vendor: format!("{:04x}", identity.vendor),
-        device: format!("{:04x}", identity.device),
-        class: format!("{:06x}", identity.class),
-        class_name: devices::class_name(identity.class),
+        ids: Ids::of(identity.vendor, identity.device, identity.class),
         claimed_by: function.claimed.then(|| function.clients.iter().map(owner).collect()),
         config: decode::decode(bytes),
         bars: output::bars(&function.bars),
+        vfio: None,
         attached,
         served,
         reader,
     }
+}
+
+/// The IOMMU group of a function of the host's.
+fn group(address: PciAddress) -> Option<Group> {
+    let functions = sys::pci_functions().ok()?;
+    let is_it = |one: &HostFunction| one.address.parse::<PciAddress>().ok() == Some(address);
+    functions.iter().find(|one| is_it(one))?.iommu_group.and_then(sys::vfio_group)
 }
 
 fn attached(proxy: &Function) -> Result<Attached, Failure> {
@@ -243,21 +257,24 @@ fn dma(proxy: &Function) -> Result<Dma, Failure> {
         }
         Err(error) => return Err(error.into()),
     };
-    let registrations = control::Dma::of(proxy)?;
+    let registrations = proxy.connection().statistics(proxy.address())?.into();
     Ok(Dma { addresses, page_size: container.page_size(), registrations })
 }
 
 fn print(inspection: &Inspection) -> Result<(), OutputError> {
-    let config = &inspection.config;
+    let (config, ids) = (&inspection.config, &inspection.ids);
     say!(
         "{} {} [{}]: {}:{} (rev {:02x})",
         inspection.address,
-        inspection.class_name,
-        inspection.class,
-        inspection.vendor,
-        inspection.device,
+        ids.class_name,
+        ids.class,
+        ids.vendor,
+        ids.device,
         config.revision
     )?;
+    if let Some(vendor) = ids.vendor_name {
+        say!("    {vendor} {}", ids.device_name.unwrap_or("device without a name"))?;
+    }
     if let Some(name) = &inspection.root_bridge {
         say!("    Beneath root bridge {name}")?;
     }
@@ -273,6 +290,9 @@ fn print(inspection: &Inspection) -> Result<(), OutputError> {
         for detail in &capability.details {
             say!("        {detail}")?;
         }
+    }
+    if let Some(group) = &inspection.vfio {
+        group.lines(&inspection.address).iter().try_for_each(|line| say!("    {line}"))?;
     }
     if let Some(owners) = &inspection.claimed_by {
         say!("    Claimed; open in {}", owners.join(", "))?;
@@ -290,7 +310,8 @@ fn print(inspection: &Inspection) -> Result<(), OutputError> {
     say!("    Read by: lister process, {}", inspection.reader.summary())
 }
 
-fn print_served(served: &Served) -> Result<(), OutputError> {
+/// What a server says of a function, for people.
+pub(crate) fn print_served(served: &Served) -> Result<(), OutputError> {
     let why = served.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
     say!("    Served as {}, {}{why}", served.name, served.presence)?;
     say!(
@@ -301,11 +322,38 @@ fn print_served(served: &Served) -> Result<(), OutputError> {
         served.connection_process,
         served.returns
     )?;
+    if served.program != "original" || served.connection_program != "original" {
+        let next = served.next_connection_program.as_ref();
+        let next = next.map_or_else(String::new, |next| format!(", the next one's {next}"));
+        say!(
+            "        program of the function process {}, of the connection process {}{next}",
+            served.program,
+            served.connection_program
+        )?;
+    }
     say!("        {}", served.client)?;
-    for line in served.dma.iter().flat_map(control::Dma::lines) {
+    for line in served.dma.iter().flat_map(dma_lines) {
         say!("        {line}")?;
     }
     Ok(())
+}
+
+/// DMA registrations for people.
+fn dma_lines(dma: &protocol::Dma) -> Vec<String> {
+    let mut lines = vec![format!(
+        "DMA registrations: {} ({} bytes) now, {} ({} bytes) at most",
+        dma.live_regions, dma.live_bytes, dma.peak_regions, dma.peak_bytes
+    )];
+    for (count, why) in [
+        (dma.failed_bytes, "the platform maps no more bytes at once (about 1.5 GiB)"),
+        (dma.failed_mappings, "the platform has no more mappings (65,536)"),
+        (dma.failed_segments, "the platform had no single segment for them"),
+    ] {
+        if count > 0 {
+            lines.push(format!("DMA registrations that failed, since {why}: {count}"));
+        }
+    }
+    lines
 }
 
 fn print_attached(attached: &Attached) -> Result<(), OutputError> {
@@ -328,7 +376,7 @@ fn print_attached(attached: &Attached) -> Result<(), OutputError> {
     }
     let dma = &attached.dma;
     say!("        DMA: {}; pages of {} bytes", dma.addresses, dma.page_size)?;
-    for line in dma.registrations.lines() {
+    for line in dma_lines(&dma.registrations) {
         say!("        {line}")?;
     }
     for process in &attached.processes {

@@ -1,6 +1,8 @@
 //! A simulated device and small drivers for it, as a VMM's guest would have them: what the demo
 //! and the torture drive.
 
+#[cfg(target_os = "linux")]
+pub(crate) mod edu;
 pub(crate) mod leftovers;
 pub(crate) mod nvme;
 pub(crate) mod probe;
@@ -26,14 +28,25 @@ use crate::{Failure, Sandbox, programs};
 /// Which programs make up the rig, and how its processes are confined.
 #[derive(Debug, Args)]
 pub(crate) struct RigOptions {
-    /// Refuse to start a process without a layer of its sandbox, or say which are missing.
-    #[arg(long, value_enum, default_value_t = Sandbox::Strict)]
+    /// What is done where a layer of the sandbox is missing.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        default_value_t = Sandbox::Strict,
+        help_heading = "Device processes"
+    )]
     sandbox: Sandbox,
     /// The device-proc program; by default the one beside this program.
-    #[arg(long, env = "CORDON_DEVICE_PROC")]
+    #[arg(
+        long,
+        env = "CORDON_DEVICE_PROC",
+        value_name = "FILE",
+        help_heading = "Device processes"
+    )]
     device_proc: Option<PathBuf>,
     /// The dext-sim program; by default the one beside this program.
-    #[arg(long, env = "CORDON_DEXT_SIM")]
+    #[arg(long, env = "CORDON_DEXT_SIM", value_name = "FILE", help_heading = "Device processes")]
     dext_sim: Option<PathBuf>,
 }
 
@@ -46,6 +59,15 @@ impl RigOptions {
         faults: Option<Arc<Faults>>,
     ) -> Result<(Simulator, HostConfig), Failure> {
         self.start_on(Dart::Identity, devices, recovery, faults)
+    }
+
+    /// How processes are started over something that is there already.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn over(&self, dext: &str, recovery: Recovery) -> Result<HostConfig, Failure> {
+        let device_proc = programs::find("device-proc", self.device_proc.as_deref())?;
+        Ok(HostConfig::new(device_proc, dext)
+            .with_strict(self.sandbox == Sandbox::Strict)
+            .with_recovery(recovery))
     }
 
     /// [`RigOptions::start`] with a DART of this kind.
@@ -67,8 +89,8 @@ impl RigOptions {
     }
 }
 
-/// Where guest RAM begins, as on Apple silicon.
-pub(crate) const RAM_BASE: u64 = 0x8000_0000;
+pub(crate) use cordon_testkit::guest::{RAM_BASE, memory};
+
 /// Guest RAM: the data buffer, queues and the probe's buffers.
 pub(crate) const RAM: u64 = storage::BUFFER + (16 << 20);
 /// I/O queues of the NVMe function.

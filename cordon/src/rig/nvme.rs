@@ -92,10 +92,14 @@ pub(crate) struct Transfer {
 
 impl Queue {
     fn new(number: u16, memory: &mut Memory<'_>) -> Result<Self, Failure> {
+        let submission = memory.take(64 * u64::from(ENTRIES))?;
+        let completion = memory.take(16 * u64::from(ENTRIES))?;
+        // What a controller said there before it was removed is no news.
+        memory.window.copy_in(completion, &[0; 16 * ENTRIES as usize])?;
         Ok(Self {
             number,
-            submission: memory.take(64 * u64::from(ENTRIES))?,
-            completion: memory.take(16 * u64::from(ENTRIES))?,
+            submission,
+            completion,
             tail: 0,
             head: 0,
             phase: true,

@@ -33,7 +33,7 @@ impl Reporter {
         let elapsed = self.started.elapsed();
         if self.json {
             let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            self.output.line(json!({ "step": name, "ms": ms }))
+            self.output.line(json!({ "type": "step", "step": name, "ms": ms }))
         } else {
             self.output.line(format_args!("\n{:6.2} s  {name}", elapsed.as_secs_f64()))
         }
@@ -42,14 +42,15 @@ impl Reporter {
     /// Something that was seen in it.
     pub(crate) fn say(&self, text: &str) -> Result<(), OutputError> {
         if self.json {
-            self.output.line(json!({ "say": text }))
+            self.output.line(json!({ "type": "say", "say": text }))
         } else {
             self.output.line(format_args!("          {text}"))
         }
     }
 
-    /// Something for programs.
-    pub(crate) fn data(&self, value: &Value) -> Result<(), OutputError> {
+    /// Something for programs: an object of this type.
+    pub(crate) fn data(&self, kind: &str, mut value: Value) -> Result<(), OutputError> {
+        value["type"] = kind.into();
         if self.json { self.output.line(value) } else { Ok(()) }
     }
 

@@ -2,94 +2,206 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | `capabilities` | what is told to tools that ask |
+//! | `file` | the config file |
+//! | `fleet` | the functions that it was started for, attached and detached |
+//! | `happenings` | what happens to device processes, as events |
+//! | `inherited` | sockets that whoever starts this made |
 //! | `options` | the command line |
+//! | `passed` | those of a service manager: which is whose |
+//! | `programs` | which program functions are served by |
+//! | `reports` | crash reports |
+//! | `settings` | what is served where, of all that was said |
 //! | `sink` | where events go |
+//! | `stream` | where the event stream is written to |
 //! | `stop` | signals, and the end that comes in any case |
+//! | `wanted` | functions, as they were named, and where |
+//! | `watchdog` | signs of life for a service manager |
 //! | `watched` | a served function, as events and the control socket see it |
 //!
 //! The main thread waits for signals and for news of the functions; each served function has a thread
 //! in the `cordon_vfio_user` crate, which reports through a closure and never waits for a reader.
 
+mod capabilities;
+mod file;
+mod fleet;
+mod happenings;
+mod inherited;
 mod options;
+mod passed;
+mod programs;
+mod reports;
+mod settings;
 mod sink;
 mod stop;
+mod stream;
+mod wanted;
+mod watchdog;
 mod watched;
 
-use std::path::Path;
+use std::io::Stdin;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use console::Signal;
-use cordon_cli::event::{Event, Part};
-use cordon_vfio_user::{self as vfio_user, Server};
-use cordon_vmm::text::printable;
-use cordon_vmm::{Companion, Container, DmaMode, Host, PassthroughDevice, Presence};
-use ipc::Deadline;
-use ipc::event::Signaller;
+use console::interrupt::Held;
+use cordon_cli::event::Event;
+use cordon_vmm::{HostConfig, Observer, Presence};
+use ipc::PciAddress;
 use ipc::poll::{self, Source};
+use ipc::socket_file::Access;
+use rustix::io::Errno;
 
+use self::reports::Reports;
+use self::settings::Settings;
 use self::sink::Sink;
 use self::stop::Stop;
+use self::watchdog::Watchdog;
 use crate::Failure;
 use crate::control::Control;
 use crate::failure::ServeEnd;
+use crate::sys::{Confined, Manager};
 
+pub(crate) use self::fleet::{Fleet, Slot};
 pub(crate) use self::options::ServeOptions;
 pub(crate) use self::watched::Watched;
 
 /// How long servers may take to send their clients away before the devices are detached under them.
 const LEAVE: Duration = Duration::from_millis(200);
 
-/// One served function and what serves it.
-struct Served {
-    watched: Arc<Watched>,
-    server: Option<Server>,
-    companion: Option<Server>,
-    /// Whether its last event was that it is away, or given up.
-    told: Option<&'static str>,
-}
-
 /// Why it is served no longer.
 enum Ended {
     Signal(Signal),
     NothingLeft,
+    /// Nobody needs it any more: every client that there could be has come and gone, or who started it.
+    Finished,
+    SpawnerLost,
+}
+
+/// What is known before anything is started.
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(dead_code, reason = "nothing is confined there, so nothing is planned")
+)]
+pub(crate) struct Plan<'p> {
+    /// How device processes are started.
+    pub(crate) config: &'p HostConfig,
+    /// What is served.
+    pub(crate) devices: &'p [PciAddress],
+    /// What is listened at.
+    pub(crate) sockets: Vec<&'p Path>,
+    /// Who may connect.
+    pub(crate) access: Access,
+    /// Whether other programs may be given while it serves.
+    pub(crate) programs: bool,
+    /// Who this program is to be.
+    pub(crate) uid: Option<u32>,
+    /// Its group.
+    pub(crate) gid: Option<u32>,
+    /// What is open and stays so.
+    pub(crate) keep: Vec<RawFd>,
+}
+
+/// A server that is confined and has not begun.
+pub(crate) struct Prepared {
+    settings: Settings,
+    config: HostConfig,
+    /// Where the program of device processes is, whatever folder this process is in.
+    installed: PathBuf,
+    confined: Arc<Confined>,
+    /// Where events are written to beside standard output.
+    events: Option<OwnedFd>,
+    manager: Manager,
+    /// Where crash reports are written to.
+    reports: Option<Reports>,
+    /// Until they are caught, which takes a thread.
+    signals: Held,
+}
+
+/// Reads what is to be read, and confines this process, which has no other thread yet, for good: nothing
+/// can be opened or run afterwards but by its spawner. `None` when all that was asked for has been said.
+pub(crate) fn prepare(options: &ServeOptions) -> Result<Option<Prepared>, Failure> {
+    if options.print_capabilities {
+        return capabilities::print().map(|()| None);
+    }
+    if options.check {
+        return Settings::check(options).map(|()| None);
+    }
+    let signals = Held::begin();
+    // First of all, since these numbers are of what is open before this program opens anything.
+    let settings = Settings::of(options)?;
+    let manager = Manager::connect()?;
+    crate::limits::raise_descriptors();
+    let config = settings.config()?;
+    let installed = std::path::absolute(config.program_of_functions())?;
+    let events = options.events.as_deref().map(stream::open).transpose()?;
+    let reports = options.crash_reports.as_deref().map(Reports::open).transpose()?;
+    let of_reports = reports.iter().flat_map(Reports::descriptors);
+    let devices: Vec<PciAddress> = settings.functions.iter().map(|one| one.address).collect();
+    let of_events = events.iter().map(AsRawFd::as_raw_fd).chain(manager.number());
+    let confined = Confined::begin(&Plan {
+        config: &config,
+        devices: &devices,
+        sockets: settings.paths(),
+        access: settings.access,
+        programs: settings.control.is_some(),
+        uid: settings.uid,
+        gid: settings.gid,
+        keep: settings.inherited().into_iter().chain(of_events).chain(of_reports).collect(),
+    })?;
+    let (config, confined) = (confined.launch(config), Arc::new(confined));
+    Ok(Some(Prepared { settings, config, installed, confined, events, manager, reports, signals }))
 }
 
 /// Serves until a signal comes or nothing is left to serve.
-pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
-    options.check()?;
-    crate::limits::raise_descriptors();
-    let sink = Sink::start(options.json)?;
-    let stop = Stop::catch(&sink)?;
-    let config = options.config()?;
+pub(crate) fn run(prepared: Prepared) -> Result<(), Failure> {
+    let Prepared { settings, config, installed, confined, events, manager, mut reports, signals } =
+        prepared;
+    let sink = Sink::start(settings.json, events)?;
+    let stop = Arc::new(Stop::catch(&sink, &confined)?);
+    drop(signals);
+    sink.tell(&Event::Confined(confined.confinement().clone()));
     let faults = config.faults.clone();
-    let host = Host::new(config);
-    let failed = ipc::Event::new()?;
+    let told = sink.clone();
+    let observer = Observer::start(move |happening| {
+        happenings::event(happening).iter().for_each(|event| told.tell(event));
+        reports.iter_mut().for_each(|reports| reports.write(happening));
+    })?;
+    let config = config.with_observer(Some(observer.clone()));
+    let input = settings.exit_with_stdin.then(std::io::stdin);
+    let stays = settings.stays;
+    let fleet = Arc::new(Fleet::new(settings, config, installed, &sink, &stop, &confined)?);
+    let watchdog = Watchdog::new(manager.watchdog(), Instant::now());
     let mut serving = Serving {
-        options,
-        host: &host,
-        sink: &sink,
+        fleet: &fleet,
         stop: &stop,
-        failed: &failed,
-        served: Vec::new(),
+        manager: &manager,
+        watchdog,
+        input,
+        status: String::new(),
+        stays,
+        nothing_left: false,
     };
-    let ended = serving.serve();
+    let ended = serving.serve(&confined, &sink);
     // A signal explains whatever failed since.
     let ended = stop.signal().map_or(ended, |signal| Ok(Ended::Signal(signal)));
+    manager.stopping();
     match &ended {
         Ok(Ended::Signal(signal)) => {
             sink.tell(&Event::Stopping { signal: Some(signal.to_string()) });
         }
-        Ok(Ended::NothingLeft) => {
-            sink.tell(&Event::NothingLeft);
+        Ok(Ended::NothingLeft | Ended::Finished) => sink.tell(&Event::Stopping { signal: None }),
+        Ok(Ended::SpawnerLost) => {
+            let process = confined.confinement().spawner.unwrap_or_default();
+            sink.tell(&Event::SpawnerLost { process });
             sink.tell(&Event::Stopping { signal: None });
         }
         Err(_) => {}
     }
-    serving.close();
-    // Whatever is still looked after ends here, while somebody looks at the time.
-    drop(serving);
-    drop(host);
+    fleet.close();
+    observer.flush(stop::WRITING);
     for report in faults.iter().flat_map(|faults| faults.report()) {
         let fault = report.fault.to_string();
         sink.tell(&Event::Fault { fault, process: report.fired });
@@ -97,241 +209,162 @@ pub(crate) fn run(options: &ServeOptions) -> Result<(), Failure> {
     if ended.is_ok() {
         sink.tell(&Event::Stopped);
     }
+    confined.finish();
     let forced = stop.finish();
     let written = sink.flush(stop::WRITING);
     match ended? {
         _ if forced => Err(ServeEnd::Forced.into()),
         Ended::NothingLeft => Err(ServeEnd::NothingLeft.into()),
-        Ended::Signal(_) => Ok(written?),
+        Ended::SpawnerLost => Err(ServeEnd::SpawnerLost.into()),
+        Ended::Signal(_) | Ended::Finished => Ok(written?),
     }
 }
 
 /// What the main thread waits for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Token {
     Signal,
     ServerFailed,
-    News(usize),
+    SpawnerLost,
+    Input,
+    Changed,
+    News,
 }
 
-/// A run.
+/// A run, on the main thread.
 struct Serving<'s> {
-    options: &'s ServeOptions,
-    host: &'s Host,
-    sink: &'s Sink,
+    fleet: &'s Arc<Fleet>,
     stop: &'s Stop,
-    /// Signalled when a server failed.
-    failed: &'s ipc::Event,
-    served: Vec<Served>,
+    manager: &'s Manager,
+    watchdog: Watchdog,
+    /// Closed when it is to stop.
+    input: Option<Stdin>,
+    /// What the manager was told last.
+    status: String,
+    /// Whether it goes on when every function was given up.
+    stays: bool,
+    /// Whether that is so, and was told.
+    nothing_left: bool,
 }
 
 impl Serving<'_> {
-    fn serve(&mut self) -> Result<Ended, Failure> {
-        self.start()?;
-        let all = self.served.iter().map(|one| Arc::clone(&one.watched)).collect();
-        let control = self.options.control.as_deref();
-        let _control = control.map(|path| Control::start(path, all)).transpose()?;
-        if let Some(path) = control {
-            self.stop.remember(path);
+    /// Attaches everything, listens, and waits for the end; the control socket goes with it.
+    fn serve(&mut self, confined: &Confined, sink: &Sink) -> Result<Ended, Failure> {
+        self.fleet.start()?;
+        let control = self.fleet.control().map(|path| confined.listen(path));
+        let control = control.transpose()?.map(|file| Control::start(file, Arc::clone(self.fleet)));
+        let control = control.transpose()?;
+        if let Some(control) = &control {
+            self.stop.remember(control.file());
         }
-        self.sink.tell(&Event::Ready);
-        Ok(self.wait())
+        sink.tell(&Event::Ready);
+        self.status = self.status();
+        self.manager.ready(&self.status);
+        Ok(self.wait(confined, sink))
     }
 
-    fn start(&mut self) -> Result<(), Failure> {
-        let options = self.options;
-        for (at, (&address, path)) in options.devices.iter().zip(&options.sockets).enumerate() {
-            self.stop.interrupt().check()?;
-            // Each client has a guest of its own, or its own view of one.
-            let container = Arc::new(Container::new(options.dma_mode()));
-            let (function, companion) = match options.companion(at) {
-                None => (self.host.attach(address, &container, None)?, None),
-                Some(config) => {
-                    let both =
-                        self.host.attach_with_companion(address, &container, None, config)?;
-                    (both.0, Some(both.1))
-                }
-            };
-            let watched = Arc::new(Watched::new(function));
-            let mut one = Served { watched, server: None, companion: None, told: None };
-            let started = self.start_servers(at, &mut one, &container, companion, path);
-            // Also one that is not served whole is detached in the end.
-            self.served.push(one);
-            started?;
-        }
-        Ok(())
-    }
-
-    fn start_servers(
-        &self,
-        at: usize,
-        one: &mut Served,
-        container: &Arc<Container>,
-        companion: Option<Arc<Companion>>,
-        path: &Path,
-    ) -> Result<(), Failure> {
-        let function = &one.watched.function;
-        let device: Arc<dyn PassthroughDevice> = Arc::clone(function) as _;
-        let log = self.reporter(&one.watched, Part::Function)?;
-        let (how, container) = (self.options.how(), Arc::clone(container));
-        let server = Server::start(path, device, container, how, log)?;
-        self.stop.remember(path);
-        let socket = server.path().display().to_string();
-        let mut companion_socket = None;
-        if let (Some(companion), Some(path)) = (companion, self.options.companions.get(at)) {
-            // Its client announces the guest's memory too; the function's client gives it.
-            let container = Arc::new(Container::new(DmaMode::Companion));
-            let log = self.reporter(&one.watched, Part::Companion)?;
-            let beside = server.start_beside(path, companion, container, how, log)?;
-            self.stop.remember(path);
-            companion_socket = Some(beside.path().display().to_string());
-            one.companion = Some(beside);
-        }
-        one.server = Some(server);
-        self.sink.tell(&Event::Listening {
-            device: function.address(),
-            socket,
-            companion_socket,
-            function_process: function.pid(),
-            connection_process: function.connection().pid(),
-        });
-        Ok(())
-    }
-
-    /// Tells what happens to a server.
-    fn reporter(
-        &self,
-        watched: &Arc<Watched>,
-        part: Part,
-    ) -> Result<impl Fn(vfio_user::Event) + Send + 'static, Failure> {
-        let (watched, sink) = (Arc::clone(watched), self.sink.clone());
-        let failed = self.failed.signaller()?;
-        Ok(move |event| report(&watched, part, &sink, &failed, event))
-    }
-
-    /// Waits for a signal, or until nothing is left; tells of a device that goes away, comes back or
-    /// is given up meanwhile.
-    fn wait(&mut self) -> Ended {
+    /// Waits for a signal, or until nothing is left; tells of a device that goes away, comes back or is given
+    /// up meanwhile.
+    fn wait(&mut self, confined: &Confined, sink: &Sink) -> Ended {
+        let fleet = self.fleet;
         loop {
+            let attached: Vec<_> = fleet.slots().iter().filter_map(Slot::watched).collect();
             let mut sources = vec![
                 Source::readable(self.stop.interrupt(), Token::Signal),
-                Source::readable(self.failed, Token::ServerFailed),
+                Source::readable(&fleet.failed, Token::ServerFailed),
+                Source::readable(&fleet.changed, Token::Changed),
             ];
-            for (at, one) in self.served.iter().enumerate() {
-                sources.push(Source::readable(one.watched.function.news(), Token::News(at)));
+            if let Some(lost) = confined.lost() {
+                sources.push(Source::readable_fd(lost, Token::SpawnerLost));
             }
-            let tokens = poll::wait(&sources, None).unwrap_or_else(|error| {
+            if let Some(input) = &self.input {
+                sources.push(Source::readable(input, Token::Input));
+            }
+            let news = attached.iter().map(|one| one.function.news());
+            sources.extend(news.map(|news| Source::readable(news, Token::News)));
+            let tokens = poll::wait(&sources, self.watchdog.next()).unwrap_or_else(|error| {
                 tracing::error!("cannot wait for news: {error}");
                 std::thread::sleep(Duration::from_millis(100));
                 poll::Tokens::new()
             });
-            for token in tokens {
+            for token in &tokens {
                 match token {
-                    Token::Signal => {}
-                    Token::ServerFailed => drop(self.failed.clear()),
-                    Token::News(at) => self.served[at].news(self.sink),
+                    Token::Signal | Token::SpawnerLost | Token::Input | Token::News => {}
+                    Token::ServerFailed => drop(fleet.failed.clear()),
+                    Token::Changed => drop(fleet.changed.clear()),
                 }
             }
+            if tokens.contains(&Token::News) {
+                fleet.news();
+            }
+            self.tell_manager();
             if let Some(signal) = self.stop.signal() {
                 return Ended::Signal(signal);
             }
-            if !self.served.iter().any(|one| one.watched.is_left()) {
-                return Ended::NothingLeft;
+            if tokens.contains(&Token::Input) && self.input_is_closed() {
+                return Ended::Finished;
+            }
+            if tokens.contains(&Token::SpawnerLost) {
+                return Ended::SpawnerLost;
+            }
+            if let Some(ended) = self.nothing_left(sink) {
+                return ended;
             }
         }
     }
 
-    /// Stops serving and detaches everything, all functions at once: one whose process does not
-    /// answer holds up no other. Clients go first, so that what they had is taken back by requests and
-    /// not by an end.
-    fn close(&mut self) {
-        let (host, leave) = (self.host, Deadline::after(LEAVE));
-        let functions: Vec<_> =
-            self.served.iter().map(|one| Arc::clone(&one.watched.function)).collect();
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .served
-                .drain(..)
-                .map(|Served { watched, server, companion, .. }| {
-                    let name = format!("stop {}", watched.function.address());
-                    let close = move || {
-                        let servers: Vec<Server> = server.into_iter().chain(companion).collect();
-                        // Both are told before either is waited for.
-                        for until in [Deadline::now(), leave] {
-                            for server in &servers {
-                                server.stop(until);
-                            }
-                        }
-                        // Whoever still waits for the device is answered now.
-                        host.detach(&watched.function);
-                    };
-                    std::thread::Builder::new().name(name).spawn_scoped(scope, close)
-                })
-                .collect();
-            for thread in threads.into_iter().flatten() {
-                if thread.join().is_err() {
-                    tracing::error!("detaching a function panicked");
-                }
-            }
-        });
-        // Those for which there was no thread; for the others there is nothing left to do.
-        functions.iter().for_each(|function| host.detach(function));
+    /// Tells when every function is given up; the end, if that is one.
+    fn nothing_left(&mut self, sink: &Sink) -> Option<Ended> {
+        let slots = self.fleet.slots();
+        let before = std::mem::replace(&mut self.nothing_left, !slots.iter().any(Slot::is_left));
+        if !self.nothing_left {
+            return None;
+        }
+        if slots.iter().all(Slot::is_finished) {
+            return Some(Ended::Finished);
+        }
+        if !before {
+            // Of each it is told first that it was given up.
+            self.fleet.news();
+            sink.tell(&Event::NothingLeft);
+        }
+        (!self.stays).then_some(Ended::NothingLeft)
     }
-}
 
-impl Served {
-    /// Tells where the device is, if that changed.
-    fn news(&mut self, sink: &Sink) {
-        let function = &self.watched.function;
-        let _ = function.news().clear();
-        let device = function.address();
-        let event = match function.presence() {
-            Presence::Present if self.told == Some("away") => {
-                Event::Back { device, client: self.watched.client() }
-            }
-            Presence::Present => return,
-            Presence::Away(death) => Event::Away { device, why: death.to_string() },
-            Presence::Gone(death) => Event::GivenUp { device, why: death.to_string() },
+    /// Reads what came on standard input, which says nothing; whether that was its end.
+    fn input_is_closed(&self) -> bool {
+        match self.input.as_ref().map(|input| rustix::io::read(input, &mut [0; 64])) {
+            Some(Ok(0)) => true,
+            Some(Err(error)) => !matches!(error, Errno::AGAIN | Errno::INTR),
+            Some(Ok(_)) | None => false,
+        }
+    }
+
+    /// How much is served, for people.
+    fn status(&self) -> String {
+        let present = |slot: &&Slot| {
+            slot.watched().is_some_and(|watched| {
+                watched.is_left() && matches!(watched.function.presence(), Presence::Present)
+            })
         };
-        if self.told != Some(event.name()) {
-            sink.tell(&event);
-            self.told = Some(event.name());
+        let slots = self.fleet.slots();
+        let (present, all) = (slots.iter().filter(present).count(), slots.len());
+        if present == all {
+            format!("serving {all}")
+        } else {
+            format!("serving {present} of {all}")
         }
     }
-}
 
-/// Tells what happened to a server of a function, and remembers what its client sees.
-fn report(watched: &Watched, part: Part, sink: &Sink, failed: &Signaller, event: vfio_user::Event) {
-    let device = watched.function.address();
-    let is_function = part == Part::Function;
-    let event = match event {
-        vfio_user::Event::Attached => {
-            if is_function {
-                watched.attached();
-            }
-            Event::Attach { device, part }
+    /// Tells the service manager, if there is one, what changed, and that this program gets on.
+    fn tell_manager(&mut self) {
+        let status = self.status();
+        if status != self.status {
+            self.manager.status(&status);
+            self.status = status;
         }
-        vfio_user::Event::Detached(why) => {
-            if is_function {
-                watched.detached();
-            }
-            Event::Detach { device, part, why: printable(&why) }
+        if self.watchdog.is_due(Instant::now(), self.fleet.busy()) {
+            self.manager.alive();
         }
-        vfio_user::Event::Refused(why) => Event::Refused { device, part, why: printable(&why) },
-        vfio_user::Event::Busy => Event::Busy { device, part },
-        vfio_user::Event::Delayed(why) => Event::Delayed { device, part, why: printable(&why) },
-        vfio_user::Event::Withheld(why) => Event::Withheld { device, part, why: printable(&why) },
-        vfio_user::Event::Available => Event::Available { device, part },
-        vfio_user::Event::Failed(why) => {
-            if is_function {
-                watched.failed();
-            }
-            Event::Failed { device, part, why: printable(&why) }
-        }
-    };
-    let is_failure = matches!(event, Event::Failed { .. });
-    sink.tell(&event);
-    if is_failure {
-        failed.signal();
     }
 }

@@ -12,16 +12,17 @@
 //! whose device does not answer after 200 ms, and detaching kills a process that is stopped at once and
 //! one that does not answer after at most a second.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use console::{Interrupt, Signal, exit};
 use cordon_cli::event::Event;
+use ipc::SocketFile;
 
 use super::sink::Sink;
-use crate::{Failure, sys};
+use crate::Failure;
+use crate::sys::Confined;
 
 /// How long stopping in order may take: 200 ms for clients to leave and a second to detach. The rest of the two seconds is for a machine on which
 /// others want to run as well.
@@ -31,14 +32,14 @@ pub(super) const WRITING: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 struct StopShared {
-    /// Files to remove when it does not stop in order.
-    files: Mutex<Vec<PathBuf>>,
+    /// Sockets whose files are to be removed when it does not stop in order.
+    files: Mutex<Vec<Weak<SocketFile>>>,
     finished: AtomicBool,
     forced: AtomicBool,
 }
 
 impl StopShared {
-    fn files(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+    fn files(&self) -> MutexGuard<'_, Vec<Weak<SocketFile>>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -51,10 +52,10 @@ pub(super) struct Stop {
 
 impl Stop {
     /// Catches signals from here on.
-    pub(super) fn catch(sink: &Sink) -> Result<Self, Failure> {
+    pub(super) fn catch(sink: &Sink, confined: &Arc<Confined>) -> Result<Self, Failure> {
         let shared = Arc::<StopShared>::default();
         let interrupt = Interrupt::catch()?;
-        let (held, sink) = (Arc::clone(&shared), sink.clone());
+        let (held, sink, confined) = (Arc::clone(&shared), sink.clone(), Arc::clone(confined));
         interrupt.when_raised(move |urgency| {
             urgency.grace(IN_ORDER);
             if held.finished.load(Ordering::Acquire) {
@@ -63,9 +64,9 @@ impl Stop {
             held.forced.store(true, Ordering::Release);
             sink.tell(&Event::Forced);
             // What is started in their place meanwhile is killed by the end of this program.
-            sys::kill_children();
-            for file in held.files().iter() {
-                let _ = std::fs::remove_file(file);
+            confined.kill_children();
+            for file in held.files().iter().filter_map(Weak::upgrade) {
+                file.remove();
             }
             let _ = sink.flush(WRITING);
             std::process::exit(exit::FORCED.into());
@@ -83,9 +84,12 @@ impl Stop {
         self.interrupt.signal()
     }
 
-    /// A socket of ours is at `path` from here on.
-    pub(super) fn remember(&self, path: &Path) {
-        self.shared.files().push(path.to_owned());
+    /// This socket is ours from here on.
+    pub(super) fn remember(&self, file: &Arc<SocketFile>) {
+        let mut files = self.shared.files();
+        // A function can be detached and attached again any number of times.
+        files.retain(|one| one.strong_count() > 0);
+        files.push(Arc::downgrade(file));
     }
 
     /// Everything is stopped. Whether its children had to be killed for it.

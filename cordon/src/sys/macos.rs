@@ -1,9 +1,33 @@
 //! macOS: children as the kernel lists them, killed by number; descriptors by /dev/fd.
 #![expect(unsafe_code, reason = "no library lists the children of a process")]
 
-use std::io;
+mod confined;
+mod facts;
+mod manager;
 
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
+
+pub(crate) use confined::{Confined, SPAWNER, spawner, with_spawner};
+pub(crate) use facts::facts;
+pub(crate) use manager::{Manager, passed};
+
+/// macOS has nothing of the kind: what `command` starts goes on without its parent.
+pub(crate) fn end_with_parent(_: &mut Command) {}
+
+/// Whether a socket listens, or is connected. What does neither is taken for one that listens, which macOS
+/// does not tell: the first look for a client says what is wrong with it.
+pub(crate) fn listens(socket: &OwnedFd) -> Result<Option<bool>, Errno> {
+    match rustix::net::getpeername(socket) {
+        Ok(_) => Ok(Some(false)),
+        Err(Errno::NOTCONN) => Ok(Some(true)),
+        Err(error) => Err(error),
+    }
+}
 
 /// Children that are listed, at most.
 const MOST: usize = 4096;
@@ -40,4 +64,15 @@ pub(crate) fn descriptors() -> io::Result<Vec<String>> {
     }
     open.sort();
     Ok(open)
+}
+
+/// There is no VFIO.
+pub(crate) fn vfio_group(_: u32) -> Option<crate::host::Group> {
+    None
+}
+
+/// IOKit's registry has only those that a driver of the system's published, and says of none whose it is in
+/// a form that is documented.
+pub(crate) fn pci_functions() -> crate::host::Host {
+    Err("macOS has no interface for it (see ioreg -l -w0 -c IOPCIDevice)".to_owned())
 }

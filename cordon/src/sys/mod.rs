@@ -1,6 +1,8 @@
 //! What differs between systems: what this process has. One file for each system, with identical
 //! signatures.
 
+pub(crate) mod inherited;
+
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]

@@ -1,11 +1,12 @@
 //! The connection process: claim, DMA registrations and BAR windows of one physical device.
 //!
-//! It opens the isolation group of the device without claiming any function of it, confines
-//! itself, and then does as the VMM side says: claim a function and export its BARs, take regions
+//! It opens the isolation group of the device without claiming any function of it, or takes over what a process
+//! before it left that died (where the backend has devices go on meanwhile), confines itself, and then does as the VMM side says: claim a function and export its BARs, take regions
 //! of guest memory, register ranges of them. It never sees a byte that a guest wrote. It distrusts
 //! function processes: one that serves a companion may ask for registrations of its own function,
 //! and every range is checked against the memory table. It exits at once when the VMM side or the
-//! backend is gone; what survives that is the backend's.
+//! backend is gone; what survives that is the backend's, or goes on with the descriptors that the VMM side keeps
+//! (`Escrow`).
 //!
 //! One thread serves all functions, which may belong to different guests. So what takes a call of the
 //! backend for each of many registrations is done in slices of [`SLICE`]: nobody waits for more than
@@ -13,14 +14,21 @@
 
 pub mod claimed;
 mod companion;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use cordon_backend::{Backend, BusRange, Group, Liveness, OpenGroup, Source as Origin};
+use cordon_backend::{
+    Backend, BackendKind, BusRange, Group, GroupFunction, Liveness, OpenGroup, Source as Origin,
+    Survives,
+};
 use ipc::poll::{self, Source};
-use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::connection::{Mapped, Ready, Request};
+use ipc::tube::MAX_HANDLES;
+use ipc::wire::common::{Failure, FailureKind, Identity};
+use ipc::wire::connection::{Escrowed, EscrowedFunction, Mapped, Ready, Request};
 use ipc::wire::dma::Reply;
 use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
@@ -29,7 +37,7 @@ use ipc::{Deadline, Handles, MemoryEntry, MemoryPort, PciAddress, Tube};
 use self::claimed::ClaimedFunction;
 use self::companion::Companion;
 use crate::hooks::Hooks;
-use crate::options::{Common, Windows};
+use crate::options::{Common, Holding, Windows};
 use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside, one_beside};
 
 /// How long registrations are made or removed before whoever else waits is served: a few hundred of
@@ -41,6 +49,8 @@ pub const SLICE: Duration = Duration::from_millis(5);
 enum Token {
     Tube,
     Backend,
+    /// The loss of the function with this number.
+    Function(u8),
     /// A function process, of the function with this number.
     Companion(u8),
 }
@@ -63,16 +73,18 @@ pub struct ConnectionProcess {
 /// [`RoleError`].
 pub fn run(
     address: PciAddress,
-    windows: Windows,
+    holding: Holding,
     common: &Common,
     hooks: &mut dyn Hooks,
 ) -> Result<(), RoleError> {
     let mut tube = start::greet(start::inherited_tube(common)?, Role::Connection)?;
     let backend = hooks.backend(&common.dext).map_err(RoleError::from);
     let port = MemoryPort::inherited();
-    let confinement = common.confinement();
-    let prepared = backend
-        .and_then(|backend| prepare(backend.as_ref(), address, windows, port, confinement, &tube));
+    let (confinement, windows) = (common.confinement(), holding.windows);
+    let prepared = backend.and_then(|backend| {
+        let origin = origin(holding, &mut tube)?;
+        prepare_from(backend.as_ref(), address, origin, windows, port, confinement, &tube)
+    });
     start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
@@ -84,13 +96,21 @@ pub fn serve_on(
     tube: Tube,
     backend: &dyn Backend,
     address: PciAddress,
-    windows: Windows,
+    holding: impl Into<Holding>,
     confinement: Confinement,
     hooks: &mut dyn Hooks,
 ) -> Result<(), RoleError> {
     let mut tube = start::greet(tube, Role::Connection)?;
-    let prepared = prepare(backend, address, windows, None, confinement, &tube);
+    let holding = holding.into();
+    let prepared = origin(holding, &mut tube).and_then(|origin| {
+        prepare_from(backend, address, origin, holding.windows, None, confinement, &tube)
+    });
     start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
+}
+
+/// How it comes by the group.
+fn origin(holding: Holding, tube: &mut Tube) -> Result<Origin, RoleError> {
+    if holding.adopt { start::left(tube).map(Origin::Adopted) } else { Ok(Origin::Own) }
 }
 
 /// Opens and confines; public so that the escape suite confines itself the same way.
@@ -105,15 +125,36 @@ pub fn prepare(
     confinement: Confinement,
     tube: &Tube,
 ) -> Result<(ConnectionProcess, Ready), RoleError> {
-    let OpenGroup { group, functions } = backend.open_group(address, Origin::Own)?;
-    let identities = functions.iter().map(|function| function.identity()).collect();
-    let mut functions: Vec<ClaimedFunction> =
-        functions.into_iter().map(|function| ClaimedFunction::new(function, windows)).collect();
+    prepare_from(backend, address, Origin::Own, windows, port, confinement, tube)
+}
+
+fn prepare_from(
+    backend: &dyn Backend,
+    address: PciAddress,
+    origin: Origin,
+    windows: Windows,
+    port: Option<MemoryPort>,
+    confinement: Confinement,
+    tube: &Tube,
+) -> Result<(ConnectionProcess, Ready), RoleError> {
+    let OpenGroup { group, functions } = backend.open_group(address, origin)?;
+    let identities: Vec<Identity> = functions.iter().map(|function| function.identity()).collect();
+    let numbers: Vec<_> =
+        ipc::numbered(address, identities.iter().map(|identity| identity.address)).collect();
+    let numbered = |function: Box<dyn GroupFunction>| {
+        let (number, _) = numbers.iter().find(|(_, address)| *address == function.address())?;
+        Some(ClaimedFunction::new(function, windows).with_number(*number))
+    };
+    let mut functions: Vec<ClaimedFunction> = functions.into_iter().filter_map(numbered).collect();
     let later = crate::budget::connection(confinement, &mut functions)?;
     let mut open = vec![tube.as_fd()];
     open.extend(group.descriptors());
     open.extend(functions.iter().flat_map(ClaimedFunction::descriptors));
-    let sandbox = start::confine(confinement, sandbox_profiles::Role::Connection, &open, later)?;
+    let role = match backend.kind() {
+        BackendKind::Calls => sandbox_profiles::Role::Connection,
+        BackendKind::Vfio => sandbox_profiles::Role::VfioConnection,
+    };
+    let sandbox = start::confine(confinement, role, &open, later)?;
     let (companions, turn) = (Vec::new(), 0);
     let process = ConnectionProcess { address, group, functions, companions, turn, port };
     Ok((process, Ready { functions: identities, sandbox }))
@@ -131,6 +172,7 @@ impl ConnectionProcess {
                     }
                     Token::Companion(function) => self.serve_companion(function),
                     Token::Backend => return Err(self.group.lost("waiting").into()),
+                    Token::Function(number) => self.lose(number)?,
                 }
             }
             self.work();
@@ -138,11 +180,18 @@ impl ConnectionProcess {
     }
 
     fn wait(&self, tube: &Tube) -> Result<poll::Tokens<Token>, RoleError> {
-        let of_functions = self.functions.iter().filter_map(ClaimedFunction::liveness);
-        let liveness: Vec<Liveness<'_>> =
-            self.group.liveness().into_iter().chain(of_functions).collect();
+        let of_functions = self.functions.iter().filter_map(|function| {
+            Some((function.liveness()?, Token::Function(function.number())))
+        });
+        let liveness: Vec<(Liveness<'_>, Token)> = self
+            .group
+            .liveness()
+            .into_iter()
+            .map(|group| (group, Token::Backend))
+            .chain(of_functions)
+            .collect();
         let mut sources = vec![Source::readable(tube, Token::Tube)];
-        sources.extend(liveness.iter().map(|liveness| liveness.source(Token::Backend)));
+        sources.extend(liveness.iter().map(|(liveness, token)| liveness.source(*token)));
         for companion in &self.companions {
             let (tube, token) = (companion.tube(), Token::Companion(companion.function()));
             sources.push(Source::readable(tube, token));
@@ -152,6 +201,18 @@ impl ConnectionProcess {
         }
         let has_work = self.functions.iter().any(ClaimedFunction::has_work);
         poll::wait(&sources, has_work.then(Deadline::now)).map_err(RoleError::Wait)
+    }
+
+    /// A function is to go. One that nobody uses is closed, which is all that it takes, if the rest of the
+    /// group does not go with it.
+    fn lose(&mut self, number: u8) -> Result<(), RoleError> {
+        let is_it = |one: &ClaimedFunction| one.number() == number;
+        match self.functions.iter().position(is_it) {
+            Some(at) if self.functions[at].is_unused_alone() => drop(self.functions.remove(at)),
+            Some(at) => return Err(self.functions[at].lost(self.group.as_ref())),
+            None => {}
+        }
+        Ok(())
     }
 
     /// Works for one slice for the next function that has work: others, and their requests, come in
@@ -226,11 +287,40 @@ impl ConnectionProcess {
         answer.send_with(call, attached, &handles)
     }
 
+    /// The answer to the question what keeps the functions going without this process: the descriptors go
+    /// beside it.
+    fn send_escrow(
+        &self,
+        answer: Answer<'_>,
+        call: &ipc::wire::connection::Escrow,
+    ) -> Result<(), RoleError> {
+        let Survives::Descriptors(mut handles) = self.group.survives() else {
+            return answer.send(call, Ok(Escrowed::default()));
+        };
+        let count = |handles: &[_]| u8::try_from(handles.len()).unwrap_or(u8::MAX);
+        let mut escrowed = Escrowed { group: count(&handles), functions: Vec::new() };
+        for function in self.functions.iter().filter(|one| one.is_attached()) {
+            let left = function.survives();
+            escrowed.functions.push(EscrowedFunction {
+                address: function.address(),
+                descriptors: count(&left.descriptors),
+                request: left.request.is_some(),
+            });
+            handles.extend(left.descriptors.into_iter().chain(left.request));
+        }
+        if handles.len() > MAX_HANDLES {
+            // So many functions of one group go with the process.
+            return answer.send(call, Ok(Escrowed::default()));
+        }
+        answer.send_with(call, Ok(escrowed), &handles)
+    }
+
     fn detach(&mut self, number: u8) -> Result<(), Failure> {
         self.function(number)?;
         let is_it = |one: &mut ClaimedFunction| one.number() == number;
         let until = Deadline::after(SLICE);
-        self.functions.extract_if(.., is_it).for_each(|one| one.release(until));
+        let gone: Vec<_> = self.functions.extract_if(.., is_it).collect();
+        self.functions.extend(gone.into_iter().filter_map(|one| one.release(until)));
         self.companions.retain(|one| one.function() != number);
         Ok(())
     }
@@ -261,9 +351,7 @@ impl ConnectionProcess {
             kind: FailureKind::NoDevice,
             code: None,
             message: format!(
-                "Function {number} of {:02x}:{:02x} is not open in its connection process",
-                address.bus(),
-                address.device()
+                "Function number {number} of the connection process of {address} is not open there"
             ),
         })
     }
@@ -315,6 +403,15 @@ impl Serve for ConnectionProcess {
                 });
                 answer.send(&call, mapped)?;
             }
+            Request::AdoptDma(call) => {
+                let function = alone.and_then(|()| self.function(call.function));
+                let mapped = function.and_then(|function| function.adopt(&call.entry));
+                let mapped = mapped.map(|BusRange { address, length }| Mapped {
+                    bus_address: address,
+                    bus_length: length,
+                });
+                answer.send(&call, mapped)?;
+            }
             Request::UnmapDma(call) => {
                 let function = alone.and_then(|()| self.function(call.function));
                 answer.send(&call, function.and_then(|function| function.unmap(call.key)))?;
@@ -343,6 +440,17 @@ impl Serve for ConnectionProcess {
                 let look = |()| self.functions.iter_mut().try_for_each(ClaimedFunction::look);
                 answer.send::<Request, _>(&call, alone.and_then(look))?;
             }
+            Request::HandOver(call) => {
+                let function = alone.and_then(|()| self.function(call.function));
+                match function.and_then(|function| function.handed()) {
+                    Ok(handed) => answer.send_with(&call, Ok(()), &handed)?,
+                    Err(failure) => answer.send(&call, Err(failure))?,
+                }
+            }
+            Request::Escrow(call) => match alone {
+                Ok(()) => self.send_escrow(answer, &call)?,
+                Err(failure) => answer.send(&call, Err(failure))?,
+            },
             Request::Shutdown(call) => {
                 answer.send::<Request, _>(&call, alone)?;
                 return Ok(false);

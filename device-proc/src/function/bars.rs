@@ -18,16 +18,17 @@ pub struct Bars {
 }
 
 impl Bars {
-    /// Opens every BAR that can be opened. Skipped are unused, empty and I/O BARs and the upper
-    /// halves of 64-bit ones (P7.1); one that cannot be opened is a warning, and out of reach (P7.4).
+    /// Opens every BAR that can be opened; `infos` are what the backend says of them. Skipped are unused,
+    /// empty and I/O BARs and the upper halves of 64-bit ones (P7.1); one that cannot be opened is a warning,
+    /// and out of reach (P7.4).
     ///
     /// # Errors
     /// [`BackendError`] when the backend is lost.
     pub fn new(
         function: &mut dyn ServedFunction,
+        infos: [Option<BarInfo>; 6],
         msix: Option<MsixCapability>,
     ) -> Result<Self, BackendError> {
-        let infos = function.bars()?;
         let mut reach = [0; 6];
         for (number, (info, reach)) in (0u8..).zip(infos.iter().zip(&mut reach)) {
             let Some(info) = info.filter(is_mappable) else {
@@ -136,7 +137,8 @@ mod tests {
         let (fake, mut client) = Fake::client();
         fake_setup(&fake);
         let msix = crate::pci::msix(&mut client).unwrap();
-        let bars = Bars::new(&mut client, msix).unwrap();
+        let infos = client.bars().unwrap();
+        let bars = Bars::new(&mut client, infos, msix).unwrap();
         (fake, Opened { client, bars })
     }
 

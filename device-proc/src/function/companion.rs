@@ -28,14 +28,12 @@ use ipc::wire::handshake::Role;
 use ipc::{Deadline, Tube, TubeError};
 
 use super::ring::{self, Batch, GuestMemory, Pending};
+use crate::limits::MAX_WAITING;
 use crate::memory::MemoryTable;
 use crate::start::{self, Owed};
 
 /// How long the connection process may take to introduce itself.
 const JOIN: Duration = Duration::from_millis(2500);
-/// Most doorbells that wait for the one that is open: the VMM side rings one at a time, and leaves some
-/// behind whose callers gave up.
-const MAX_WAITING: usize = 64;
 
 /// What becomes of an answer that was owed.
 #[derive(Debug)]

@@ -144,6 +144,21 @@ fn a_doorbell_is_open_until_its_answer_comes_and_others_wait_for_it() {
 }
 
 #[test]
+fn so_many_doorbells_wait_and_one_more_is_refused() {
+    let mut s = setup();
+    s.ring(1, LONG);
+    let first = s.map_asked(1);
+    let last = 2 + MAX_WAITING as u64;
+    for batch in 2..=last {
+        let call = Doorbell { page: None, batch, timeout_ms: LONG };
+        s.companion.ring(&s.memory, &call, owed(u32::try_from(batch).unwrap()));
+    }
+    assert_eq!(s.rung(), [(last, None)]);
+    s.answer(first);
+    assert_eq!(s.rung().len(), 1 + MAX_WAITING);
+}
+
+#[test]
 fn c5_7_an_answer_that_comes_too_late_is_dropped_and_its_batch_abandoned() {
     let mut s = setup();
     s.ring(1, 0);

@@ -1,6 +1,6 @@
 //! Config space: reads (P5) and what of a write reaches the device (P6).
 
-use cordon_backend::{BackendError, ErrorKind, OpenFunction, ResetKind, ServedFunction};
+use cordon_backend::{BackendError, ErrorKind, OpenFunction, ServedFunction};
 use cordon_pci::permission::{Forward, Layout};
 use ipc::wire::common::{Failure, FailureKind};
 use ipc::wire::function::CONFIG_SPACE;
@@ -87,7 +87,8 @@ pub(super) fn write(
 
 /// P8: reset by the backend; a failure is an I/O error, unless the device is gone.
 pub(super) fn reset(function: &mut dyn ServedFunction) -> Result<(), Failure> {
-    function.reset(ResetKind::Function).map_err(|error| {
+    let identity = function.identity();
+    crate::reset::reset(function, &identity).map_err(|error| {
         let failure = failure(&error);
         let kind = match failure.kind {
             FailureKind::Busy | FailureKind::NoSpace => FailureKind::Io,

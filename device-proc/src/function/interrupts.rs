@@ -28,7 +28,12 @@ pub struct Interrupts {
     entries: u16,
     mode: Mode,
     statistics: Statistics,
+    /// No notification is armed, since that failed: when it is tried again.
+    rearm: Option<Deadline>,
 }
+
+/// After this long a notification is armed again that could not be.
+const REARM: Duration = Duration::from_millis(10);
 
 /// Which index is in use; one at a time.
 enum Mode {
@@ -141,7 +146,7 @@ impl Interrupts {
         let vectors = function.set_up_interrupts()?;
         let subject = format!("Function {}", function.address());
         let (mode, statistics) = (Mode::Off, Statistics::default());
-        Ok(Self { subject, vectors, entries, mode, statistics })
+        Ok(Self { subject, vectors, entries, mode, statistics, rearm: None })
     }
 
     /// Message vectors that the backend delivers.
@@ -158,28 +163,36 @@ impl Interrupts {
 
     /// A notification came (P9.1): drain, deliver in ascending order, arm again in any case.
     ///
+    /// The notification is taken after the signals, which it would only hold up: none comes before the
+    /// next is armed, and arming looks for what fired since the pending bits were drained. One that cannot be
+    /// armed is armed later ([`Interrupts::settle`]), or the function would never be heard again.
+    ///
     /// # Errors
     /// [`BackendError`] only when the backend is lost.
     pub fn deliver(&mut self, function: &mut dyn ServedFunction) -> Result<(), BackendError> {
+        if let Delivery::Notified(notified) = function.delivery() {
+            self.statistics.notifications += 1;
+            match notified.drain() {
+                Ok(pending) => self.dispatch(function, pending),
+                Err(error) if error.is_fatal() => return Err(error),
+                Err(error) => tracing::warn!("pending bits cannot be drained: {error}"),
+            }
+        }
         if let Some(Err(error)) = function.notification().map(ipc::Event::clear) {
             tracing::warn!("cannot take a notification: {error}");
         }
         let Delivery::Notified(notified) = function.delivery() else { return Ok(()) };
-        self.statistics.notifications += 1;
-        match notified.drain() {
-            Ok(pending) => self.dispatch(function, pending),
-            Err(error) if error.is_fatal() => return Err(error),
-            Err(error) => tracing::warn!("pending bits cannot be drained: {error}"),
-        }
-        let Delivery::Notified(notified) = function.delivery() else { return Ok(()) };
         match notified.arm() {
-            Err(error) if error.is_fatal() => Err(error),
+            Ok(()) => self.rearm = None,
+            Err(error) if error.is_fatal() => return Err(error),
             Err(error) => {
-                tracing::warn!("the notification cannot be armed again: {error}");
-                Ok(())
+                if self.rearm.is_none() {
+                    tracing::warn!("the notification cannot be armed again yet: {error}");
+                }
+                self.rearm = Some(Deadline::after(REARM));
             }
-            Ok(()) => Ok(()),
         }
+        Ok(())
     }
 
     fn dispatch(&mut self, function: &mut dyn ServedFunction, pending: VectorSet) {
@@ -205,14 +218,22 @@ impl Interrupts {
     /// When [`Interrupts::settle`] is to be called next, if at all.
     #[must_use]
     pub fn due(&self) -> Option<Deadline> {
-        if let Mode::Intx(intx) = &self.mode { intx.due() } else { None }
+        let intx = if let Mode::Intx(intx) = &self.mode { intx.due() } else { None };
+        intx.into_iter().chain(self.rearm).min()
     }
 
-    /// Signals INTx that was held off, if it is time.
-    pub fn settle(&mut self, function: &mut dyn ServedFunction) {
+    /// Signals INTx that was held off, and arms a notification that could not be, if it is time.
+    ///
+    /// # Errors
+    /// As [`Interrupts::deliver`].
+    pub fn settle(&mut self, function: &mut dyn ServedFunction) -> Result<(), BackendError> {
+        if self.rearm.is_some_and(|at| at.passed()) {
+            self.deliver(function)?;
+        }
         if let Mode::Intx(intx) = &mut self.mode {
             self.statistics.delivered += u64::from(intx.settle(function));
         }
+        Ok(())
     }
 
     /// How many vectors an index has (P4).
@@ -235,7 +256,7 @@ impl Interrupts {
     ) -> Result<(), Failure> {
         let was_in_use = is_mode(&self.mode, index);
         match action {
-            InterruptAction::Assign { start, present } => {
+            InterruptAction::Assign { start, present, .. } => {
                 self.assign(index, *start, present, handles)?;
             }
             other => {
@@ -247,7 +268,14 @@ impl Interrupts {
             Delivery::Notified(notified) => notified.set_mask(self.mask()),
             Delivery::Kernel(kernel) => self.tell(kernel, index, action, was_in_use),
         };
-        done.map_err(|error| failure(&error))
+        done.map_err(|error| failure(&error))?;
+        match action {
+            // Last: what fires before it is recorded would be lost.
+            InterruptAction::Assign { start, present, signal: true } => {
+                self.trigger(index, *start, u16::try_from(present.len()).unwrap_or(u16::MAX))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Tells the kernel of a change that was made here.

@@ -36,7 +36,8 @@ impl Setup {
 
     fn assign(&mut self, index: InterruptIndex, start: u16, events: &[&Event]) {
         let present = vec![true; events.len()];
-        self.change(index, InterruptAction::Assign { start, present }, events).unwrap();
+        self.change(index, InterruptAction::Assign { start, present, signal: false }, events)
+            .unwrap();
     }
 
     fn fire(&mut self, vectors: &[u16]) {
@@ -48,11 +49,11 @@ impl Setup {
     fn unmask(&mut self) {
         self.change(IntxIndex, InterruptAction::Unmask, &[]).unwrap();
         std::thread::sleep(HOLD_OFF);
-        self.interrupts.settle(&mut self.client);
+        self.interrupts.settle(&mut self.client).unwrap();
     }
 
     fn last_mask(&self) -> Vec<u64> {
-        self.fake.calls_of(selector::SET_IRQ_MASK).last().unwrap().clone()
+        self.fake.enabled_words()
     }
 }
 
@@ -84,6 +85,46 @@ fn p9_1_arming_goes_on_when_draining_fails() {
     let arms = fake.calls_of(selector::WAIT_INTERRUPT).len();
     interrupts.deliver(&mut client).unwrap();
     assert_eq!(fake.calls_of(selector::WAIT_INTERRUPT).len(), arms + 1);
+}
+
+/// What fires after the pending bits were drained and before the next notification is armed.
+#[test]
+fn p9_1_what_fires_between_draining_and_arming_is_notified_at_once() {
+    let mut s = setup();
+    let [a, b] = events();
+    s.assign(Msix, 3, &[&a, &b]);
+    s.fake.fire_before_arming(&[4]);
+    s.fire(&[3]);
+    assert!(a.clear().unwrap() && !b.clear().unwrap());
+    assert!(s.client.completion().wait(ipc::Deadline::now()).unwrap(), "nobody is told of 4");
+    s.interrupts.deliver(&mut s.client).unwrap();
+    assert!(!a.clear().unwrap() && b.clear().unwrap());
+    assert!(!s.client.completion().clear().unwrap());
+}
+
+#[test]
+fn p9_1_a_notification_that_could_not_be_armed_is_armed_later_and_nothing_is_lost() {
+    let mut s = setup();
+    let [a] = events();
+    s.assign(Msix, 3, &[&a]);
+    s.fake.fail(selector::WAIT_INTERRUPT, IoReturn::NO_MEMORY);
+    s.fire(&[3]);
+    assert!(a.clear().unwrap());
+    for _ in 0..3 {
+        let due = s.interrupts.due().expect("it is tried again");
+        std::thread::sleep(due.remaining().unwrap_or_default());
+        s.interrupts.settle(&mut s.client).unwrap();
+    }
+    // It fires while nobody would be told.
+    s.fake.pend(&[3]);
+    assert!(s.client.completion().clear().unwrap());
+    s.fake.recover(selector::WAIT_INTERRUPT);
+    let arms = s.fake.calls_of(selector::WAIT_INTERRUPT).len();
+    std::thread::sleep(s.interrupts.due().unwrap().remaining().unwrap_or_default());
+    s.interrupts.settle(&mut s.client).unwrap();
+    assert!(a.clear().unwrap(), "what fired meanwhile is delivered");
+    assert_eq!(s.fake.calls_of(selector::WAIT_INTERRUPT).len(), arms + 1);
+    assert!(s.interrupts.due().is_none(), "it is armed");
 }
 
 #[test]
@@ -141,6 +182,11 @@ fn intx_that_fires_before_its_signal_is_taken_is_one_interrupt() {
     assert!(line.clear().unwrap());
     // The guest has looked at the device later than all three.
     s.unmask();
+    if cfg!(any(target_os = "macos", cordon_portable)) {
+        // Of a pipe nobody can tell whether a signal was taken: it may have been after the first one.
+        assert!(line.clear().unwrap());
+        s.unmask();
+    }
     assert!(!line.clear().unwrap());
     // And what comes after it was taken is another one's, however many.
     s.fire(&[0]);
@@ -237,7 +283,7 @@ fn p9_4_the_mask_follows_the_setup() {
     s.assign(Msix, 0, &[&a]);
     s.assign(Msix, 30, &[&b, &c]);
     assert_eq!(s.last_mask(), [1 | 3 << 30, 0, 0, 0]);
-    let take_away = InterruptAction::Assign { start: 30, present: vec![false] };
+    let take_away = InterruptAction::Assign { start: 30, present: vec![false], signal: false };
     s.change(Msix, take_away, &[]).unwrap();
     assert_eq!(s.last_mask(), [1 | 1 << 31, 0, 0, 0]);
     s.change(Msix, InterruptAction::Disable, &[]).unwrap();
@@ -251,7 +297,7 @@ fn p4_counts_bound_what_can_be_assigned() {
     let mut s = setup();
     let [a] = events();
     for (index, start) in [(IntxIndex, 1), (Msi, 32), (Msix, 32), (ErrIndex, 0), (Req, 0)] {
-        let action = InterruptAction::Assign { start, present: vec![true] };
+        let action = InterruptAction::Assign { start, present: vec![true], signal: false };
         let refused = s.change(index, action, &[&a]).unwrap_err();
         assert_eq!(refused.kind, FailureKind::InvalidArgument, "{index:?}");
     }
@@ -263,11 +309,11 @@ fn p4_counts_bound_what_can_be_assigned() {
 fn descriptors_must_match_the_vectors_they_are_for() {
     let mut s = setup();
     let [a, b] = events();
-    let one = || InterruptAction::Assign { start: 0, present: vec![true] };
+    let one = || InterruptAction::Assign { start: 0, present: vec![true], signal: false };
     assert!(s.change(Msix, one(), &[]).is_err());
     assert!(s.change(Msix, one(), &[&a, &b]).is_err());
     assert!(s.change(Msix, InterruptAction::Disable, &[&a]).is_err());
-    let holes = InterruptAction::Assign { start: 0, present: vec![false, true] };
+    let holes = InterruptAction::Assign { start: 0, present: vec![false, true], signal: false };
     s.change(Msix, holes, &[&b]).unwrap();
     s.fire(&[0, 1]);
     assert!(b.clear().unwrap());
@@ -278,7 +324,7 @@ fn one_index_at_a_time() {
     let mut s = setup();
     let [a] = events();
     s.assign(Msix, 0, &[&a]);
-    let action = InterruptAction::Assign { start: 0, present: vec![true] };
+    let action = InterruptAction::Assign { start: 0, present: vec![true], signal: false };
     assert_eq!(s.change(IntxIndex, action, &[&a]).unwrap_err().kind, FailureKind::Busy);
     s.change(IntxIndex, InterruptAction::Disable, &[]).unwrap();
     s.fire(&[0]);
@@ -292,4 +338,17 @@ fn a_trigger_signals_as_the_device_would() {
     s.assign(Msi, 0, &[&a, &b]);
     s.change(Msi, InterruptAction::Trigger { start: 1, count: 1 }, &[]).unwrap();
     assert!(!a.clear().unwrap() && b.clear().unwrap());
+}
+
+#[test]
+fn one_vector_more_than_a_request_has_room_for_is_refused() {
+    let mut setup = setup();
+    for (count, says) in [(MAX_ASSIGN, None), (MAX_ASSIGN + 1, Some("the limit is 32"))] {
+        let present = vec![false; count];
+        let action = InterruptAction::Assign { start: 0, present, signal: false };
+        let refused = setup.change(InterruptIndex::Msix, action, &[]).err();
+        let told = refused.as_ref().map(|failure| failure.message.as_str());
+        assert_eq!(told.is_some(), says.is_some(), "{count}: {told:?}");
+        assert!(told.is_none_or(|told| told.contains(says.unwrap())), "{told:?}");
+    }
 }

@@ -14,14 +14,16 @@ pub mod interrupts;
 mod lane;
 pub mod ring;
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use cordon_backend::{Backend, ServedFunction, Source as Origin};
+use cordon_backend::{Backend, BackendKind, ServedFunction, Source as Origin};
 use cordon_pci::permission::Layout;
 use ipc::poll::{self, Source};
 use ipc::wire::common::Failure;
 use ipc::wire::faults::Misbehave;
-use ipc::wire::function::{Access, Companion as JoinCompanion, Doorbell, Ready, Request, Space};
+use ipc::wire::function::{
+    Access, Companion as JoinCompanion, Doorbell, Known, Ready, Request, Space,
+};
 use ipc::wire::handshake::Role;
 use ipc::{Deadline, Handles, PciAddress, Tube};
 
@@ -82,8 +84,10 @@ pub fn run(
     let mut tube = start::greet(start::inherited_tube(common)?, Role::Function)?;
     let backend = hooks.backend(&common.dext).map_err(RoleError::from);
     let confinement = common.confinement();
-    let prepared =
-        backend.and_then(|backend| prepare(backend.as_ref(), address, serving, confinement, &tube));
+    let prepared = backend.and_then(|backend| {
+        let handed = start::handed(backend.as_ref(), &mut tube)?;
+        prepare(backend.as_ref(), address, serving, handed, confinement, &tube)
+    });
     start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
@@ -100,11 +104,12 @@ pub fn serve_on(
     hooks: &mut dyn Hooks,
 ) -> Result<(), RoleError> {
     let mut tube = start::greet(tube, Role::Function)?;
-    let prepared = prepare(backend, address, serving, confinement, &tube);
+    let prepared = start::handed(backend, &mut tube)
+        .and_then(|handed| prepare(backend, address, serving, handed, confinement, &tube));
     start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
 }
 
-/// Opens, sets up and confines; public so that the escape suite confines itself the same way.
+/// Opens, or takes what was `handed` on, sets up and confines; public so that the escape suite confines itself the same way.
 ///
 /// # Errors
 /// [`RoleError`].
@@ -112,6 +117,7 @@ pub fn prepare(
     backend: &dyn Backend,
     address: PciAddress,
     serving: Serving,
+    handed: Option<Vec<OwnedFd>>,
     confinement: Confinement,
     tube: &Tube,
 ) -> Result<(FunctionProcess, Ready), RoleError> {
@@ -119,22 +125,36 @@ pub fn prepare(
     if matches!(confinement, Confinement::Process { .. }) {
         ipc::event::bound_signals().map_err(RoleError::Timer)?;
     }
-    let mut function = backend.open_function(address, Origin::Own)?;
-    let permissions = pci::permissions(function.as_mut(), serving.max_read_request)?;
+    let Serving { standby, max_read_request, known } = serving;
+    let found = known.as_ref().and_then(|known| known.place);
+    let own = found.map_or(Origin::Own, Origin::OwnAt);
+    let origin = handed.map_or(own, Origin::Handed);
+    let mut function = backend.open_function(address, origin)?;
+    let config = known.as_ref().map_or(&[][..], |known| &known.config);
+    let (permissions, config) = pci::permissions(function.as_mut(), max_read_request, config)?;
     let msix = permissions.msix();
-    let bars = Bars::new(function.as_mut(), msix)?;
+    let infos = match known {
+        Some(known) => known.bars,
+        None => function.bars()?,
+    };
+    let bars = Bars::new(function.as_mut(), infos, msix)?;
     let entries = msix.map_or(0, |msix| msix.vectors);
     let interrupts =
-        if serving.standby { None } else { Some(Interrupts::new(function.as_mut(), entries)?) };
-    let (identity, infos) = (function.identity(), bars.infos());
+        if standby { None } else { Some(Interrupts::new(function.as_mut(), entries)?) };
+    let identity = function.identity();
+    let known = Known { place: function.place(), bars: bars.infos(), config };
     let vectors = interrupts.as_ref().map_or(0, Interrupts::vectors);
     let mut open = vec![tube.as_fd()];
     open.extend(function.descriptors());
     let later = confinement.guest_memory();
-    let sandbox = start::confine(confinement, sandbox_profiles::Role::Function, &open, later)?;
+    let role = match backend.kind() {
+        BackendKind::Calls => sandbox_profiles::Role::Function,
+        BackendKind::Vfio => sandbox_profiles::Role::VfioFunction,
+    };
+    let sandbox = start::confine(confinement, role, &open, later)?;
     let ready = Ready {
         identity,
-        bars: infos,
+        known,
         msix: msix.map(pci::msix_info),
         vectors,
         max_read_request: permissions.max_read_request(),
@@ -160,7 +180,7 @@ impl FunctionProcess {
             // What is in the lane first, a little at a time; then a look at everything else.
             self.serve_lane(tube, hooks)?;
             if let Some(interrupts) = &mut self.interrupts {
-                interrupts.settle(self.function.as_mut());
+                interrupts.settle(self.function.as_mut())?;
             }
             for token in self.wait(tube)? {
                 match token {

@@ -199,7 +199,7 @@ fn run(
             if !end.state().killed {
                 let _ = writeln!(stderr, "device-proc: {}", ipc::chain(&error));
             }
-            program::FAILED
+            program::status(&error)
         }
     }
 }
@@ -208,15 +208,17 @@ fn serve(process: &FakeProcess, command: Command, tube: Tube) -> Result<(), Role
     let confinement = |common: &Common| Confinement::Thread(common.sandbox.into());
     let mut hooks = ThreadHooks { process: process.clone(), armed: None };
     match command {
-        Command::Connection { address, windows, common } => {
+        Command::Connection { address, holding, common } => {
             let confinement = confinement(&common);
-            connection::serve_on(tube, process, address, windows, confinement, &mut hooks)
+            connection::serve_on(tube, process, address, holding, confinement, &mut hooks)
         }
         Command::Function { address, serving, common } => {
             let confinement = confinement(&common);
             function::serve_on(tube, process, address, serving, confinement, &mut hooks)
         }
-        Command::Lister { common } => lister::serve_on(tube, process, confinement(&common)),
+        Command::Lister { address, common } => {
+            lister::serve_on(tube, process, address, confinement(&common))
+        }
         // They have no role, and no use for a tube.
         Command::Doctor { .. } | Command::Help | Command::Version => Ok(()),
     }

@@ -76,9 +76,50 @@ fn what_others_opened_is_of_no_use() {
     let address = "01:00.0".parse().unwrap();
     let handed = dext.open_function(address, Source::Handed(Vec::new()));
     assert_eq!(handed.err().unwrap().kind, ErrorKind::Unsupported);
-    let adopted = dext.open_group(address, Source::Adopted(Vec::new()));
+    let adopted = dext.open_group(address, Source::Adopted(cordon_backend::Left::default()));
     assert_eq!(adopted.err().unwrap().kind, ErrorKind::Unsupported);
     let unreachable = dext.open_group(address, Source::Own).err().unwrap();
     assert_eq!(unreachable.kind, ErrorKind::Unreachable);
     assert!(unreachable.to_string().starts_with("No dext at sim:/nonexistent/dext: "));
+}
+
+#[test]
+fn the_fake_leaves_a_registration_as_it_is_whose_key_is_taken() {
+    let (fake, mut client) = crate::fake::Fake::client();
+    let memory = ipc::SharedMemory::create("guest", 0x8000).unwrap();
+    let behind = || crate::Behind { memory: &memory, offset: 0, writable: true };
+    client.register_dma(0x1000, 0x7000_0000, 0x4000, behind()).unwrap();
+    let refused = client.register_dma(0x1000, 0x7000_0000, 0x2000, behind()).unwrap_err();
+    assert_eq!(refused.code(), Some(IoReturn::STILL_OPEN));
+    assert_eq!(fake.registered(), [(0x1000, 0x4000)]);
+    client.unregister_dma(0x1000).unwrap();
+    assert_eq!(fake.registered(), []);
+}
+
+/// A registry of so many services.
+struct Many(u64);
+
+impl Registry for Many {
+    fn services(&self) -> Result<Vec<Service>, DextError> {
+        let service = |id| Service {
+            id,
+            class: SERVICE_CLASS.to_owned(),
+            root_bridge: None,
+            clients: Vec::new(),
+        };
+        Ok((0..self.0).map(service).collect())
+    }
+
+    fn open(&self, _: u64, _: u32) -> Result<Box<dyn crate::UserClient>, DextError> {
+        Ok(crate::fake::Fake::connection().1)
+    }
+}
+
+#[test]
+fn of_more_functions_than_are_asked_for_only_so_many_are_opened_and_listed() {
+    use ipc::wire::listing::MAX_FUNCTIONS;
+    for (there, listed) in [(MAX_FUNCTIONS, MAX_FUNCTIONS), (MAX_FUNCTIONS + 1, MAX_FUNCTIONS)] {
+        let dext = Dext::of(Box::new(Many(there as u64)));
+        assert_eq!(dext.list(MAX_FUNCTIONS).unwrap().len(), listed);
+    }
 }

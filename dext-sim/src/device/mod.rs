@@ -1,8 +1,8 @@
 //! Device models, and the thread that polls each.
 //!
 //! A store to a shared BAR makes no noise, so a model looks at its registers: eagerly while there
-//! is work, every 50 us for a while after, every 500 us when idle. What is written through the
-//! driver wakes it at once.
+//! is work, then with pauses of 50 us, which grow to 5 ms as time passes without any, so that many idle
+//! devices leave the machine to others. What is written through the driver wakes it at once.
 
 mod nvme;
 mod probe;
@@ -17,6 +17,11 @@ use crate::config_space::Shape;
 use crate::hardware::Hardware;
 use crate::options::DeviceKind;
 use crate::threads;
+
+/// Between two looks of a model that is idle: a hundredth of the time since it had something to do, and
+/// no less or more than this.
+const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// A simulated device.
 pub(crate) trait Model: Send {
@@ -66,10 +71,8 @@ pub(crate) fn start(
             let idle = last_work.elapsed();
             if idle < Duration::from_micros(100) {
                 std::thread::yield_now();
-            } else if idle < Duration::from_millis(50) {
-                hardware.wait_for_wake(Duration::from_micros(50));
             } else {
-                hardware.wait_for_wake(Duration::from_micros(500));
+                hardware.wait_for_wake((idle / 100).clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
             }
         }
     };

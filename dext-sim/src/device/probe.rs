@@ -19,6 +19,7 @@
 //! | 0x68 | IRQ_COUNT | how many |
 //! | 0x6c | IRQ_START | a new number fires them |
 //! | 0x70 | IRQ_DONE | the number of the last that was carried out |
+//! | 0x78 | RAISED | 64-bit: when the last vector was fired, in nanoseconds of the system's monotonic clock |
 //! | 0x100.. | FIRED | how often each vector was fired, one word a vector |
 //!
 //! Start registers take numbers, not bits: a polled device cannot miss a change of value, and a
@@ -28,6 +29,7 @@
 
 use ipc::Window;
 use ipc::wire::common::BarInfo;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::Model;
 use crate::config_space::{BarShape, MsixShape, Shape};
@@ -35,6 +37,7 @@ use crate::hardware::Hardware;
 
 const ID: u32 = u32::from_le_bytes(*b"PRBE");
 const MAX_COPY: usize = 1 << 20;
+const RAISED: u64 = 0x78;
 const FIRED: u64 = 0x100;
 /// Vectors of its MSI capability.
 const MSI_VECTORS: u16 = 32;
@@ -76,6 +79,7 @@ impl Probe {
         let at = FIRED + 4 * u64::from(vector);
         let fired = registers.read::<u32>(at).unwrap_or_default();
         let _ = registers.store_u32(at, fired.wrapping_add(1));
+        let _ = registers.write(RAISED, now());
         hardware.raise(vector);
     }
 
@@ -91,6 +95,13 @@ impl Probe {
             hardware.dma_read(source, &mut bytes).and_then(|()| hardware.dma_write(target, &bytes));
         u32::from(copied.is_err())
     }
+}
+
+/// Nanoseconds of the monotonic clock, which all processes of a system share.
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or_default()
 }
 
 impl Model for Probe {

@@ -11,10 +11,8 @@ use ipc::wire::dext::IoReturn;
 
 use super::ending::EndingError;
 use super::{Ending, Fault};
+use crate::limits::MAX_MILLISECONDS;
 use crate::methods::{self, METHODS};
-
-/// Longest time of a fault in milliseconds: ten minutes.
-const MAX_MILLISECONDS: u64 = 600_000;
 
 /// A fault description that makes no sense.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -6,16 +6,13 @@ use ipc::wire::dext::{INTERRUPT_PAGE, IoReturn};
 use ipc::{Access, SharedMemory};
 
 use super::{Behind, Scalars, UserClient};
+pub(crate) use crate::limits::MAX_BUFFER;
+use crate::limits::MAX_CHUNKS;
+use crate::limits::MAX_REGIONS;
 use crate::memory::ClientMemory;
 
-/// Most DMA regions of one connection.
-const MAX_REGIONS: usize = 65_536;
 /// A region is split in chunks of this size.
 const CHUNK: u64 = 3 << 29;
-/// Most chunks of one region.
-const MAX_CHUNKS: u64 = 128;
-/// Largest buffer of AllocateDMABuffer.
-pub(crate) const MAX_BUFFER: u64 = 3 << 29;
 
 /// A registered region.
 pub(super) struct Region {

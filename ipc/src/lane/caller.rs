@@ -18,6 +18,9 @@ use crate::{Deadline, SharedMemory, Window, window};
 /// machine that is itself virtual (some 40 us), or two sides that sleep would never find each other awake.
 const LONGEST_LOOK: Duration = Duration::from_micros(100);
 
+/// How long a caller waits for its turn to look, before it asks without and sleeps.
+const PATIENCE: Duration = Duration::from_micros(100);
+
 /// All slots are free.
 const ALL: u32 = (1 << SLOTS) - 1;
 
@@ -158,6 +161,7 @@ impl Caller {
         wait: impl FnOnce() -> Wait<'w>,
     ) -> Result<Result<u64, Failure>, LaneError> {
         let words = self.words()?;
+        let spinner = Spinner::enter();
         let at = self.take().ok_or(LaneError::Full)?;
         let slot = &self.slots[at];
         // Only whoever has the slot counts here.
@@ -168,8 +172,7 @@ impl Caller {
         }
         published();
         let is_answered = || calling::is_answered(words, at, number);
-        let found =
-            Spinner::enter().is_some_and(|_spinner| self.spin.look(|| is_answered() || is_dead()));
+        let found = spinner.is_some_and(|_spinner| self.spin.look(|| is_answered() || is_dead()));
         if !found || !is_answered() {
             let wait = wait();
             match self.sleep(words, at, is_answered, is_dead, &wait) {
@@ -276,19 +279,31 @@ impl Caller {
     }
 }
 
-/// Threads of this process that look for an answer.
+/// Threads of this process that may look for an answer.
 static SPINNING: AtomicUsize = AtomicUsize::new(0);
 
 /// One of them.
 struct Spinner;
 
 impl Spinner {
+    /// Takes a turn. While others have all of them, gives its processor to whoever has work, for at most
+    /// [`PATIENCE`]: an answer takes a fraction of a microsecond to come, and a caller that slept instead would
+    /// cost two wake-ups, which is a hundred times as much.
     fn enter() -> Option<Self> {
-        if SPINNING.fetch_add(1, Ordering::Relaxed) < spin::most_lookers() {
-            return Some(Self);
+        let most = spin::most_lookers();
+        let mut began = None;
+        loop {
+            if SPINNING.load(Ordering::Relaxed) < most {
+                if SPINNING.fetch_add(1, Ordering::Relaxed) < most {
+                    return Some(Self);
+                }
+                SPINNING.fetch_sub(1, Ordering::Relaxed);
+            }
+            if most == 0 || began.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                return None;
+            }
+            std::thread::yield_now();
         }
-        SPINNING.fetch_sub(1, Ordering::Relaxed);
-        None
     }
 }
 

@@ -35,6 +35,15 @@ pub use caller::{Caller, LaneError, LaneHandles, MadeError, Wait};
 pub use protocol::{MAX_TEXT, SLOTS};
 pub use server::{JoinError, Server, Taken};
 
+/// Which word is where, counted in words, for people who test what becomes of a peer that lies.
+#[doc(hidden)]
+pub mod layout {
+    pub use super::protocol::{
+        ANSWERED, ASLEEP, BEGUN, HEADER, LENGTH, NUMBER, OFFSET, RESULT, SLOT, STATUS, TEXT, VALUE,
+        WAITING, WHAT,
+    };
+}
+
 /// Bytes of the shared memory: a page on every system that this runs on.
 pub const BYTES: u64 = 16 * 1024;
 

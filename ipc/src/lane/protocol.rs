@@ -14,28 +14,39 @@ pub const MAX_TEXT: usize = 8 * (SLOT - TEXT);
 /// Words of the whole lane. Two cache lines apart what the two sides write, since processors fetch lines
 /// in pairs.
 pub(super) const WORDS: usize = HEADER + SLOTS * SLOT;
-const HEADER: usize = 16;
-const SLOT: usize = 64;
+/// Words before the first slot.
+pub const HEADER: usize = 16;
+/// Words of a slot.
+pub const SLOT: usize = 64;
 
 /// The server's: not 0 while it sleeps or is about to.
-const ASLEEP: usize = 0;
+pub const ASLEEP: usize = 0;
 /// The server's, in a line that nobody else reads while all is well: one more than the slot whose
 /// request it carries out, 0 for none.
-const BEGUN: usize = 8;
+pub const BEGUN: usize = 8;
 
 // Of a slot, the caller's: the number last, since it publishes the others.
-const NUMBER: usize = 0;
-const WHAT: usize = 1;
-const OFFSET: usize = 2;
-const VALUE: usize = 3;
+/// The number of the request.
+pub const NUMBER: usize = 0;
+/// Space, BAR, width and direction; see `pack`.
+pub const WHAT: usize = 1;
+/// Where.
+pub const OFFSET: usize = 2;
+/// What is written.
+pub const VALUE: usize = 3;
 /// Not 0 while the caller sleeps or is about to.
-const WAITING: usize = 4;
+pub const WAITING: usize = 4;
 // The server's.
-const ANSWERED: usize = 16;
-const STATUS: usize = 17;
-const RESULT: usize = 18;
-const LENGTH: usize = 19;
-const TEXT: usize = 24;
+/// The number of the request that was answered, written last.
+pub const ANSWERED: usize = 16;
+/// 0, or a failure; see `pack_failure`.
+pub const STATUS: usize = 17;
+/// The value that was read.
+pub const RESULT: usize = 18;
+/// Bytes of a failure's text.
+pub const LENGTH: usize = 19;
+/// The first word of that text.
+pub const TEXT: usize = 24;
 
 /// A word that another process changes.
 pub(super) trait Word {

@@ -77,7 +77,7 @@ impl Server {
         if callers.len() != SLOTS {
             return Err(JoinError::Count(count));
         }
-        let memory = SharedMemory::from_peer(memory)?;
+        let memory = SharedMemory::from_peer(memory, WORDS as u64 * 8)?;
         let window = memory.map(0, WORDS * 8, window::Access::ReadWrite)?;
         window.words(0, WORDS)?;
         let spin = Spin::new(if looks { LONGEST_LOOK } else { Duration::ZERO });

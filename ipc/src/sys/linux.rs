@@ -1,59 +1,25 @@
-//! Linux: eventfd, sealed memfd, SEQPACKET.
+//! Linux: sealed memfd, flags at the making of a descriptor.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::event::EventfdFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::deadline::Deadline;
-use crate::window::{Access, Window, WindowError};
+use crate::window::{Window, WindowError};
 
+mod copies;
+mod guarded;
 mod timer;
 
+pub(crate) use copies::Copies;
 pub(super) use timer::Timer;
-mod guarded;
 
 pub(crate) use guarded::{cannot_fault, copy_from_mapping, copy_to_mapping};
-
-pub(crate) use crate::tube::packet::PacketTransport as Transport;
-
-/// An eventfd is both ends.
-#[derive(Debug)]
-pub(crate) struct EventPair(OwnedFd);
-
-impl EventPair {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
-    }
-
-    pub(crate) fn read_end(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
-    pub(crate) fn write_end(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-
-    pub(crate) fn clear(&self) -> io::Result<bool> {
-        clear_event(self.read_end())
-    }
-}
-
-/// Takes all signals that came to a read end so far; whether there was one.
-pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    loop {
-        match rustix::io::read(fd, &mut [0u8; 8]) {
-            Ok(_) => return Ok(true),
-            Err(Errno::AGAIN) => return Ok(false),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
 
 /// Received descriptors close on exec: the flag sees to it.
 pub(crate) const RECEIVE_CLOSE_ON_EXEC: rustix::net::RecvFlags =
@@ -65,14 +31,27 @@ pub(crate) fn close_on_exec(_: &OwnedFd) {}
 /// A peer that is gone is an error, not a signal.
 pub(crate) const SEND_WITHOUT_SIGNAL: rustix::net::SendFlags = rustix::net::SendFlags::NOSIGNAL;
 
-/// What is written to signal: an eventfd takes no less.
+/// What is written to signal: an eventfd, ours or that of a client of vfio-user, takes no less.
 pub(crate) const SIGNAL: &[u8] = &1u64.to_ne_bytes();
 
-/// Whether the descriptor is an eventfd. All anonymous objects share one inode, so that only their
-/// names tell them apart.
+/// Whether the descriptor is an eventfd, which is asked without /proc: whoever asks may have no files. Anonymous
+/// objects have no file type, and of those only an eventfd takes a number of eight bytes; zero adds nothing to it
+/// and is taken at once, unless its counter has overflowed, which counts as no eventfd.
 pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    Ok(std::fs::read_link(link)?.as_os_str() == "anon_inode:[eventfd]")
+    if rustix::fs::fstat(fd)?.st_mode & libc::S_IFMT != 0 {
+        return Ok(false);
+    }
+    let mut asked = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    rustix::event::poll(&mut asked, Some(&Timespec::default()))?;
+    if asked[0].revents().contains(PollFlags::ERR) {
+        return Ok(false);
+    }
+    match rustix::io::write(fd, &0u64.to_ne_bytes()) {
+        Ok(taken) => Ok(taken == 8),
+        // Nothing else waits either.
+        Err(Errno::INTR) => Ok(true),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Anonymous memory of `size` bytes that can neither shrink nor grow from here on. Nor can it be
@@ -123,9 +102,6 @@ pub(crate) fn give_back(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
     Ok(rustix::fs::fallocate(fd, hole, 0, size)?)
 }
 
-/// The kind of socket that carries tubes.
-pub(crate) const TUBE_SOCKET: SocketType = SocketType::SEQPACKET;
-
 /// Most bytes of a socket's path: `sun_path` without its last NUL.
 pub(crate) const MAX_SOCKET_PATH: usize = 107;
 
@@ -134,9 +110,38 @@ pub(crate) fn socket(kind: SocketType) -> Result<OwnedFd, Errno> {
     rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
 }
 
-/// The next connection of a listening socket.
+/// Two connected sockets that close on exec and do not block.
+pub(crate) fn socket_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?)
+}
+
+/// The next connection of a listening socket, which closes on exec and does not block.
 pub(crate) fn accept(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    rustix::net::accept_with(socket, SocketFlags::CLOEXEC)
+    rustix::net::accept_with(socket, SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK))
+}
+
+/// Nothing that a send here does not say by its flags: it neither waits nor raises a signal, whatever
+/// state the socket is in. So a confined process needs no call for it.
+pub(crate) fn prepare_socket(_: BorrowedFd<'_>) {}
+
+/// There is no such setting here: writing to a pipe without a reader raises a signal that every Rust
+/// program ignores from its start, and events are no pipes.
+pub(crate) fn prepare_pipe(_: BorrowedFd<'_>) {}
+
+/// Whether shared memory has at least `size` bytes.
+pub(crate) fn holds(fd: BorrowedFd<'_>, size: u64) -> io::Result<bool> {
+    let found = rustix::fs::fstat(fd)?.st_size;
+    Ok(u64::try_from(found).is_ok_and(|found| found >= size))
+}
+
+/// Whether an event is signalled and not cleared, known of an eventfd, which is both ends.
+pub(crate) fn is_pending(fd: BorrowedFd<'_>) -> bool {
+    use rustix::fs::FileType;
+    let both_ends = rustix::fs::fstat(fd).is_ok_and(|stat| {
+        !matches!(FileType::from_raw_mode(stat.st_mode), FileType::Fifo | FileType::Socket)
+    });
+    both_ends && crate::poll::wait_readable(&fd, Deadline::now()).unwrap_or(false)
 }
 
 /// A part of a mapping that can be mapped elsewhere. There is none here: all memory that is handed on
@@ -163,7 +168,7 @@ impl MemoryEntry {
     ///
     /// # Errors
     /// None, of what cannot be.
-    pub fn map(&self, _: u64, _: usize, _: Access) -> Result<Window, WindowError> {
+    pub fn map(&self, _: u64, _: usize) -> Result<Window, WindowError> {
         match self.0 {}
     }
 

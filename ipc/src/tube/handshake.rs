@@ -5,6 +5,7 @@
 
 use super::{MAX_HANDLES, MAX_MESSAGE, Tube, TubeError};
 use crate::deadline::Deadline;
+use crate::limits::MIN_MESSAGE;
 use crate::wire::handshake::{Hello, MAGIC, OLDEST_VERSION, Role, VERSION};
 
 /// What both sides can do.
@@ -59,9 +60,6 @@ pub enum HandshakeError {
         max_handles: u16,
     },
 }
-
-/// A peer that takes less than this cannot be told anything useful.
-const MIN_MESSAGE: u32 = 8 * 1024;
 
 impl Hello {
     /// What this build offers as `role`.

@@ -58,7 +58,11 @@ impl Tube {
         let socket = sys::socket(sys::TUBE_SOCKET)?;
         loop {
             match rustix::net::connect(&socket, &address) {
-                Ok(()) => return Ok(Self::from_fd(socket)),
+                Ok(()) => {
+                    // Not before: connecting waits while the listener's queue is full.
+                    rustix::io::ioctl_fionbio(&socket, true)?;
+                    return Ok(Self::from_fd(socket));
+                }
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

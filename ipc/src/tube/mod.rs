@@ -1,7 +1,8 @@
 //! The tube: the one message channel between two processes.
 //!
 //! A message is a typed value in bincode with up to [`MAX_HANDLES`] descriptors beside it, behind
-//! a 16-byte header ([`frame`]). SEQPACKET carries it on Linux, STREAM on macOS. Both ends run
+//! a 16-byte header ([`frame`]). SEQPACKET carries it on Linux, STREAM on macOS and in
+//! the portable flavour. Both ends run
 //! this code and distrust each other:
 //!
 //! - lengths and counts are checked against [`MAX_MESSAGE`] and [`MAX_HANDLES`] before anything
@@ -16,9 +17,9 @@
 pub mod frame;
 mod handshake;
 mod listener;
-#[cfg(target_os = "linux")]
+#[cfg(not(any(target_os = "macos", cordon_portable)))]
 pub(crate) mod packet;
-#[cfg(any(target_os = "macos", test))]
+#[cfg(any(target_os = "macos", cordon_portable, test, feature = "fuzzing"))]
 pub(crate) mod stream;
 
 use std::collections::VecDeque;
@@ -35,19 +36,11 @@ use crate::handles::Handles;
 use crate::poll::{self, Source};
 use crate::sys;
 
+pub use crate::limits::MAX_HANDLES;
+pub use crate::limits::MAX_MESSAGE;
+pub use crate::limits::MAX_UNSENT;
 pub use handshake::{Agreed, HandshakeError};
 pub use listener::Listener;
-
-/// Largest message, header included: a batch of 4096 DMA entries of 24 bytes fits (apple-dma),
-/// and a Linux socket takes it whole with its default buffer of 208 KiB.
-pub const MAX_MESSAGE: usize = 128 * 1024;
-
-/// Most descriptors beside one message: more than the 16 that any vfio-user client sends at once,
-/// and enough for every window of six BARs that are each split in three.
-pub const MAX_HANDLES: usize = 32;
-
-/// Most messages that are kept for a peer that does not read.
-pub const MAX_UNSENT: usize = 4;
 
 /// Why a message did not go or come.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +133,7 @@ impl Tube {
     /// Sends one message. Blocks at most until the deadline when the peer does not read.
     ///
     /// # Errors
-    /// [`TubeError`]; after [`TubeError::TimedOut`] nothing of the message was sent on Linux.
+    /// [`TubeError`]; after [`TubeError::TimedOut`] nothing of the message was sent over SEQPACKET.
     pub fn send<M: Serialize>(
         &mut self,
         id: u32,
@@ -261,7 +254,7 @@ impl Tube {
 pub struct Frame<'t> {
     /// The sender's number for it.
     pub id: u32,
-    body: &'t [u8],
+    pub(crate) body: &'t [u8],
     /// What came beside it; closed unless taken.
     pub handles: Handles,
 }

@@ -4,14 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::SocketType;
 
 use super::frame::{FrameError, Header};
 use super::{MAX_MESSAGE, TubeError};
 use crate::deadline::Deadline;
 use crate::handles::Handles;
 use crate::poll::{self, Source};
-use crate::rights;
+use crate::{rights, sys};
 
 /// A connected SEQPACKET socket.
 #[derive(Debug)]
@@ -19,9 +19,7 @@ pub(crate) struct PacketTransport(OwnedFd);
 
 impl PacketTransport {
     pub(crate) fn pair() -> io::Result<(Self, Self)> {
-        let kind = SocketType::SEQPACKET;
-        let (a, b) =
-            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        let (a, b) = sys::socket_pair(SocketType::SEQPACKET)?;
         Ok((Self(a), Self(b)))
     }
 

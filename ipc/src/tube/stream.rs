@@ -6,7 +6,7 @@
 //! number that no message has. Acknowledgements come in the order of the messages and are never
 //! seen outside of this file.
 //!
-//! Compiled for Linux in tests only, where the same logic runs over a STREAM socket pair.
+//! Compiled for Linux in tests and in the portable flavour, where it is the tube of every process.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,15 +14,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use rustix::io::{Errno, FdFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::io::Errno;
+use rustix::net::SocketType;
 
 use super::frame::{FrameError, HEADER, Header};
 use super::{MAX_HANDLES, TubeError};
 use crate::deadline::Deadline;
 use crate::handles::Handles;
-use crate::poll::{self, Source};
-use crate::rights;
+use crate::limits::MAX_HELD as MOST_HELD;
+use crate::poll;
+use crate::{rights, sys};
 
 /// A connected STREAM socket and what of a message has come so far.
 #[derive(Debug)]
@@ -36,24 +37,17 @@ pub(crate) struct StreamTransport {
 
 /// The number of an acknowledgement.
 const ACKNOWLEDGED: u32 = u32::MAX;
-/// Messages with descriptors that may be on their way at once.
-const MOST_HELD: usize = 64;
 /// How long an acknowledgement may take to be taken: it is 16 bytes.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 impl StreamTransport {
     pub(crate) fn pair() -> io::Result<(Self, Self)> {
-        let kind = SocketType::STREAM;
-        let (a, b) =
-            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::empty(), None)?;
-        for end in [&a, &b] {
-            // There is no SOCK_CLOEXEC on macOS; spawning closes everything else by itself too.
-            rustix::io::fcntl_setfd(end, FdFlags::CLOEXEC)?;
-        }
+        let (a, b) = sys::socket_pair(SocketType::STREAM)?;
         Ok((Self::from_fd(a), Self::from_fd(b)))
     }
 
     pub(crate) fn from_fd(socket: OwnedFd) -> Self {
+        sys::prepare_socket(socket.as_fd());
         let (partial, handles, held) = (Vec::new(), Vec::new(), Mutex::default());
         Self { socket, partial, handles, held }
     }
@@ -84,7 +78,12 @@ impl StreamTransport {
         if !handles.is_empty() {
             self.hold(handles)?;
         }
-        self.send_all(bytes, handles, deadline)
+        self.send_all(bytes, handles, deadline).inspect_err(|error| {
+            if !handles.is_empty() && matches!(error, TubeError::TimedOut) {
+                // They are at most on their way with bytes that nobody will acknowledge.
+                self.held().pop_back();
+            }
+        })
     }
 
     fn send_all(
@@ -101,9 +100,8 @@ impl StreamTransport {
                     rest = &rest[sent..];
                     handles = &[];
                 }
-                Err(Errno::AGAIN) => {
-                    let source = [Source::writable(&self.socket, ())];
-                    if poll::wait(&source, Some(deadline))?.is_empty() {
+                Err(error) if rights::is_full(error, handles) => {
+                    if !rights::wait_for_room(&self.socket, error, deadline)? {
                         return Err(TubeError::TimedOut);
                     }
                 }
@@ -148,7 +146,9 @@ impl StreamTransport {
     /// The oldest message that was held has arrived.
     fn acknowledged(&mut self, header: Header) -> Result<(), TubeError> {
         self.partial.clear();
-        let whole = header.length as usize == HEADER && header.handles == 0;
+        // What came beside it is closed here: it would count as the next message's.
+        let came = std::mem::take(&mut self.handles);
+        let whole = header.length as usize == HEADER && header.handles == 0 && came.is_empty();
         match self.held().pop_front().filter(|_| whole) {
             Some(_arrived) => Ok(()),
             None => Err(FrameError::Acknowledgement.into()),
@@ -295,6 +295,16 @@ mod tests {
         a.send_all(&message(ACKNOWLEDGED, b"", 0), &[], soon()).unwrap();
         let error = b.receive(&mut Vec::new(), soon()).unwrap_err();
         assert!(matches!(error, TubeError::Frame(FrameError::Acknowledgement)), "{error}");
+        // One that has a descriptor, which is not the next message's.
+        let (a, mut b) = StreamTransport::pair().unwrap();
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        b.send(&message(1, b"", 1), &[write.as_fd()], soon()).unwrap();
+        let beside = &[write.as_fd()];
+        a.send_all(&message(ACKNOWLEDGED, b"", 0), beside, soon()).unwrap();
+        let error = b.receive(&mut Vec::new(), soon()).unwrap_err();
+        assert!(matches!(error, TubeError::Frame(FrameError::Acknowledgement)), "{error}");
+        drop((a, b, write));
+        assert!(!is_held(&read));
         let (a, _b) = StreamTransport::pair().unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
         let sent = (1..100).find_map(|id| {
@@ -345,6 +355,42 @@ mod tests {
                 Err(error) => assert!(matches!(error, TubeError::TimedOut), "{error}"),
             }
         }
+    }
+
+    /// On macOS a full buffer has no room for descriptors long before it has none for bytes, and says so
+    /// by another error, as if the message could never go.
+    #[test]
+    fn a_descriptor_that_finds_no_room_waits_for_it() {
+        let (a, mut b) = StreamTransport::pair().unwrap();
+        let filling = message(1, &[1; 16], 0);
+        let mut filled = 0;
+        // Also in part: what is left over goes first.
+        let rest = loop {
+            match a.send_some(&filling).unwrap() {
+                sent if sent == filling.len() => filled += 1,
+                sent => break if sent == 0 { &[][..] } else { &filling[sent..] },
+            }
+        };
+        let (null, more) =
+            (std::fs::File::open("/dev/null").unwrap(), usize::from(!rest.is_empty()));
+        let early = a.send(
+            &message(2, b"", 1),
+            &[null.as_fd()],
+            Deadline::after(Duration::from_millis(20)),
+        );
+        assert!(matches!(early, Err(TubeError::TimedOut)), "{early:?}");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                a.send_all(rest, &[], soon()).unwrap();
+                a.send(&message(3, b"", 1), &[null.as_fd()], soon()).unwrap();
+            });
+            let mut buffer = Vec::new();
+            for _ in 0..filled + more {
+                assert_eq!(b.receive(&mut buffer, soon()).unwrap().0.id, 1);
+            }
+            let (header, came) = b.receive(&mut buffer, soon()).unwrap();
+            assert_eq!((header.id, came.len()), (3, 1));
+        });
     }
 
     #[test]

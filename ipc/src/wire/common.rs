@@ -4,6 +4,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::PciAddress;
 
+/// How the last words of a process begin that ends by a fault of its memory. Text for people: what follows
+/// says what was accessed.
+pub const MEMORY_FAULT: &str = "memory fault: ";
+
+/// How the last words of a process begin that ends by a system call that its sandbox forbids. The number of the
+/// call follows, and the end of the line.
+pub const FORBIDDEN_CALL: &str = "forbidden system call: number ";
+
+/// The exit status of a connection process that ends since the host wants a function back that is in use: it is
+/// unplugged, or another driver is to have it.
+pub const REQUESTED: u8 = 3;
+
 /// What the dext says a function is (selector GetIdentity).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {

@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::PciAddress;
+
 use super::call::{Names, conversation};
 use super::common::{BarInfo, Identity, Ping, Shutdown};
 use super::faults::Misbehave;
 use super::sandbox::SandboxReport;
 
-/// Sent once every function of the device is open (none claimed) and the process is confined.
+/// Sent once every function of the isolation group is open (none claimed) and the process is confined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// The functions that can be attached.
@@ -89,14 +91,14 @@ pub struct DmaStatistics {
 /// Claims a function and exports its BARs; one descriptor beside the answer for each window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
 }
 
 /// Closes the opener's connection: the dext releases the claim and all DMA of the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detach {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
 }
 
@@ -104,7 +106,7 @@ pub struct Detach {
 /// of its own: functions of one device may belong to different guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddMemory {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
     /// Guest address.
     pub base: u64,
@@ -121,7 +123,7 @@ pub struct AddMemory {
 /// the VMM's are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveMemory {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
     /// Guest address that it was added at.
     pub base: u64,
@@ -130,7 +132,7 @@ pub struct RemoveMemory {
 /// Registers a range for a function, on behalf of the VMM (direct mode, P2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapDma {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
     /// The range.
     pub entry: DmaEntry,
@@ -148,7 +150,7 @@ pub struct Mapped {
 /// Removes a registration that was made on behalf of the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnmapDma {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
     /// Its key.
     pub key: u64,
@@ -157,7 +159,7 @@ pub struct UnmapDma {
 /// Asks for the registrations of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetStatistics {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
 }
 
@@ -172,7 +174,7 @@ impl Names for GetStatistics {
 /// Resets a claimed function: it comes back after its connection process died (P8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reset {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
 }
 
@@ -180,7 +182,7 @@ pub struct Reset {
 /// one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Companion {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
 }
 
@@ -188,7 +190,7 @@ pub struct Companion {
 /// whether that is done: where it takes long, it is to be asked again until it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseDma {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
 }
 
@@ -196,10 +198,64 @@ pub struct ReleaseDma {
 /// not never is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AbandonBatch {
-    /// Function number 0..=7.
+    /// Which function, by its number ([`crate::numbered`]).
     pub function: u8,
     /// Number of the doorbell.
     pub batch: u64,
+}
+
+/// Asks for what a process that serves a claimed function is handed ([`super::function::Handed`]): that many
+/// descriptors come beside the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOver {
+    /// Which function, by its number ([`crate::numbered`]).
+    pub function: u8,
+}
+
+/// Asks for what keeps the functions that are attached going if the process dies ([`Escrowed`]), as things are now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Escrow;
+
+/// What keeps functions going without the process that holds their group. The descriptors travel beside: those
+/// of the group first, then those of each function.
+///
+/// The answer to [`Escrow`], and the first message to a successor that adopts instead of opening (`--adopt`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Escrowed {
+    /// Descriptors of the group; 0 where nothing outlives the process.
+    pub group: u8,
+    /// Its functions that are attached.
+    pub functions: Vec<EscrowedFunction>,
+}
+
+/// One function of [`Escrowed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EscrowedFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// How many descriptors are its own.
+    pub descriptors: u8,
+    /// Whether another one comes after these: an event that is readable once the function is to be given back.
+    pub request: bool,
+}
+
+impl Escrowed {
+    /// How many descriptors travel beside it.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        let of = |one: &EscrowedFunction| usize::from(one.descriptors) + usize::from(one.request);
+        usize::from(self.group) + self.functions.iter().map(of).sum::<usize>()
+    }
+}
+
+/// Registers a range for an adopted function as [`MapDma`] does, unless the predecessor has registered it
+/// already: whoever asks has kept account, and says that it can have registered nothing else there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptDma {
+    /// Function number 0..=7.
+    pub function: u8,
+    /// The range.
+    pub entry: DmaEntry,
 }
 
 conversation! {
@@ -233,5 +289,11 @@ conversation! {
         Shutdown -> ();
         /// Do wrong at the next request.
         Misbehave -> ();
+        /// Hand a function on.
+        HandOver -> ();
+        /// What keeps the functions going without the process.
+        Escrow -> Escrowed;
+        /// Register a range that a predecessor may have registered.
+        AdoptDma -> Mapped;
     }
 }

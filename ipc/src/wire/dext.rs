@@ -83,6 +83,8 @@ macro_rules! io_returns {
 io_returns! {
     /// It is done.
     SUCCESS = 0, "kIOReturnSuccess";
+    /// The kernel refused, before the dext was asked.
+    ERROR = 0xe000_02bc, "kIOReturnError";
     /// No memory left.
     NO_MEMORY = 0xe000_02bd, "kIOReturnNoMemory";
     /// No place left for another one.
@@ -109,6 +111,8 @@ io_returns! {
     NOT_ATTACHED = 0xe000_02d9, "kIOReturnNotAttached";
     /// A limit is reached.
     NO_SPACE = 0xe000_02db, "kIOReturnNoSpace";
+    /// The process may not open the service: its signature has no entitlement for this dext.
+    NOT_PERMITTED = 0xe000_02e2, "kIOReturnNotPermitted";
     /// Past the end.
     OVERRUN = 0xe000_02e8, "kIOReturnOverrun";
     /// No such thing.

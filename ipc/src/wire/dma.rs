@@ -4,9 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::FailureKind;
 use super::connection::DmaEntry;
-
-/// Most entries of one request; a companion's batch is one message.
-pub const MAX_BATCH: usize = 4096;
+pub use crate::limits::MAX_BATCH;
 
 /// What a function process asks for on behalf of its guest. `batch` is the number of the doorbell:
 /// a doorbell that is carried out again, since its process died, repeats it.

@@ -6,20 +6,80 @@ use super::call::{Names, conversation};
 use super::common::{BarInfo, Identity, MsixInfo, Ping, Shutdown};
 use super::faults::Misbehave;
 use super::sandbox::SandboxReport;
+use crate::codec;
+pub use crate::limits::MAX_ASSIGN;
+pub use crate::limits::MAX_KNOWN;
+use crate::tube::MAX_MESSAGE;
 
 /// Size of the config space that is served (P5.1).
 pub const CONFIG_SPACE: usize = 4096;
 
-/// Most vectors that one request assigns: one descriptor each fits beside a message.
-pub const MAX_ASSIGN: usize = crate::tube::MAX_HANDLES;
+/// What the first process of a function found before any guest had it, and a successor need not ask for
+/// again: each question is a call of the backend's, and a guest waits meanwhile. It holds for as long
+/// as the claim does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// Where the backend has the function, in words of its own: a successor looks there first.
+    pub place: Option<u64>,
+    /// Its BARs; `None` for an unused one and for the upper half of a 64-bit one.
+    pub bars: [Option<BarInfo>; 6],
+    /// Offset and value of the aligned dwords of config space that its capabilities were found in; at
+    /// most [`MAX_KNOWN`].
+    pub config: Vec<(u16, u32)>,
+}
+
+impl Known {
+    /// As an argument of a command line: of [`Known::config`] at most [`MAX_KNOWN`], since what a process says
+    /// must not become longer than an argument may be. What is left out is asked again.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        use std::fmt::Write as _;
+        let Self { place, bars, ref config } = *self;
+        let config = config.iter().take(MAX_KNOWN).copied().collect();
+        // Far below the limit, which a message has.
+        let bytes = codec::encode(&Self { place, bars, config }, MAX_MESSAGE).unwrap_or_default();
+        bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+
+    /// Reads what [`Known::to_hex`] wrote.
+    ///
+    /// # Errors
+    /// Says what is wrong with `hex`.
+    pub fn from_hex(hex: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let digits = hex.as_bytes().chunks(2).map(|pair| match std::str::from_utf8(pair) {
+            // The parser of numbers takes a sign as well.
+            Ok(pair) if pair.len() == 2 && !pair.starts_with('+') => {
+                u8::from_str_radix(pair, 16).ok()
+            }
+            _ => None,
+        });
+        let bytes: Vec<u8> = digits.collect::<Option<_>>().ok_or("not pairs of hex digits")?;
+        let known: Self = codec::decode(&bytes)?;
+        if known.config.len() > MAX_KNOWN {
+            return Err(format!("{} dwords of config space", known.config.len()).into());
+        }
+        Ok(known)
+    }
+}
+
+/// The first message to a process whose function is handed on and not opened by it: the descriptors come beside.
+/// Only where the backend hands functions on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handed {
+    /// How many descriptors.
+    pub descriptors: u8,
+}
 
 /// Sent once the function is set up and the process confined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// What it serves.
     pub identity: Identity,
-    /// Its BARs; `None` for an unused one and for the upper half of a 64-bit one.
-    pub bars: [Option<BarInfo>; 6],
+    /// What a successor is told.
+    pub known: Known,
     /// Its MSI-X capability.
     pub msix: Option<MsixInfo>,
     /// Vectors that the dext registered; 0 from a standby, which has not asked yet.
@@ -29,6 +89,21 @@ pub struct Ready {
     pub max_read_request: Option<u8>,
     /// What confines the process.
     pub sandbox: SandboxReport,
+}
+
+impl Ready {
+    /// Whether a successor serves the same function in the same way. Where it was found, and registers
+    /// that a guest may have written since, do not matter.
+    #[must_use]
+    pub fn is_as(&self, other: &Self) -> bool {
+        let Self { identity, known, msix, vectors, max_read_request, sandbox } = self;
+        *identity == other.identity
+            && known.bars == other.known.bars
+            && *msix == other.msix
+            && *vectors == other.vectors
+            && *max_read_request == other.max_read_request
+            && sandbox.is_as(&other.sandbox)
+    }
 }
 
 /// Interrupt indexes, in VFIO's order (P4).
@@ -82,6 +157,9 @@ pub enum InterruptAction {
         start: u16,
         /// Whether each vector is given a signaller.
         present: Vec<bool>,
+        /// Whether each that is given one is signalled as soon as it is recorded: an interrupt may have been
+        /// lost.
+        signal: bool,
     },
     /// Takes away every signaller of the index.
     Disable,
@@ -290,4 +368,26 @@ pub struct Statistics {
     pub delivered: u64,
     /// Pending bits that no vector in use wanted (P9.2).
     pub dropped: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_fits_an_argument_however_much_a_process_says() {
+        let known = Known { config: vec![(4, 7); 20_000], ..Known::default() };
+        let hex = known.to_hex();
+        // A system takes 128 KiB.
+        assert!(hex.len() < 64 << 10, "{}", hex.len());
+        let read = Known::from_hex(&hex).unwrap();
+        assert_eq!(read.config, known.config[..MAX_KNOWN]);
+        for wrong in ["", "0", "zz", "00ff"] {
+            assert!(Known::from_hex(wrong).is_err(), "{wrong}");
+        }
+        // A sign is no digit.
+        let none = Known::default().to_hex();
+        assert!(Known::from_hex(&none).is_ok() && none.starts_with("00"));
+        assert!(Known::from_hex(&none.replacen("00", "+0", 1)).is_err());
+    }
 }

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 pub const MAGIC: u32 = 0x4e44_5243;
 
 /// The protocol version of this build.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// The oldest protocol version that this build still speaks.
-pub const OLDEST_VERSION: u16 = 4;
+pub const OLDEST_VERSION: u16 = 5;
 
 /// Who is at one end of a tube.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub enum Role {
     DextClient,
     /// The simulated dext.
     Dext,
+    /// Starts processes for a confined server.
+    Spawner,
 }
 
 /// What a process says first. The layout of this type never changes.

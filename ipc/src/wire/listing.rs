@@ -7,10 +7,8 @@ use super::common::{BarInfo, Identity, MsixInfo, Ping, Shutdown};
 use super::dext::Client;
 use super::faults::Misbehave;
 use super::sandbox::SandboxReport;
+pub use crate::limits::MAX_FUNCTIONS;
 use crate::root_bridge::RootBridge;
-
-/// Most functions that one report names: a bus full of multi-function devices.
-pub const MAX_FUNCTIONS: usize = 256;
 
 /// One function.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

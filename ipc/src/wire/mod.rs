@@ -15,3 +15,4 @@ pub mod function;
 pub mod handshake;
 pub mod listing;
 pub mod sandbox;
+pub mod spawn;

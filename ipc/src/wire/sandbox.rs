@@ -53,8 +53,11 @@ pub enum LayerKind {
     Seccomp,
     /// Its role's profile (macOS).
     Seatbelt,
-    /// It is a process at all: a thread of its VMM, in tests, is not.
+    /// It is a process at all: a thread of its VMM, in tests, is not. Of a server, that it had one thread
+    /// when all this was done to it.
     Process,
+    /// A user who owns nothing, and is not root.
+    UnprivilegedUser,
 }
 
 impl fmt::Display for LayerKind {
@@ -80,6 +83,7 @@ impl fmt::Display for LayerKind {
             Self::Seccomp => "seccomp",
             Self::Seatbelt => "seatbelt",
             Self::Process => "process",
+            Self::UnprivilegedUser => "unprivileged user",
         })
     }
 }
@@ -102,4 +106,15 @@ pub struct SandboxReport {
     pub layers: Vec<Layer>,
     /// System calls that the process may still make.
     pub syscalls: u32,
+}
+
+impl SandboxReport {
+    /// Whether the same layers are in force, as far as in `other`; what they say of themselves, as how much
+    /// is in use, may differ.
+    #[must_use]
+    pub fn is_as(&self, other: &Self) -> bool {
+        let layer = |one: &Layer| (one.kind, std::mem::discriminant(&one.state));
+        self.syscalls == other.syscalls
+            && self.layers.iter().map(layer).eq(other.layers.iter().map(layer))
+    }
 }

@@ -14,12 +14,9 @@ pub use parse::{
 };
 
 use crate::bytes;
+pub use crate::limits::MAX_EXTENDED;
+pub use crate::limits::MAX_STANDARD;
 use crate::registers::{CAPABILITY_POINTER, EXTENDED, HEADER, STATUS, status};
-
-/// Most standard capabilities that fit in the 192 bytes behind the header.
-pub const MAX_STANDARD: usize = 48;
-/// Most extended capabilities that a walk yields. 960 would fit; no device has a tenth of these.
-pub const MAX_EXTENDED: usize = 128;
 
 /// Which capability it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -80,6 +80,21 @@ fn loops_and_devices_that_are_gone_end_the_walk() {
 }
 
 #[test]
+fn lists_longer_than_any_device_has_are_cut() {
+    let mut bytes = config();
+    bytes[0x34] = 0x40;
+    for at in (0x40..0x100).step_by(4) {
+        bytes[at..at + 2].copy_from_slice(&[0xee, u8::try_from((at + 4) % 0x100).unwrap()]);
+    }
+    for at in (0x100..0x1000u32).step_by(4) {
+        let header = 0x0001_0077 | (at + 4) << 20;
+        bytes[at as usize..][..4].copy_from_slice(&header.to_le_bytes());
+    }
+    // Of the first there is room for no more, of the others there are 960.
+    assert_eq!(all(&bytes).len(), MAX_STANDARD + MAX_EXTENDED);
+}
+
+#[test]
 fn an_error_of_the_reader_is_the_callers_and_ends_the_walk() {
     let bytes = config();
     for fails in 0..6 {

@@ -46,7 +46,8 @@ macro_rules! read_only {
     };
 }
 
-static READ_ONLY: [Structure; 45] = read_only![
+static READ_ONLY: [Structure; 54] = read_only![
+    0x00 "Null (extended)": "Has no register",
     0x01 "Advanced Error Reporting": "Masks, severities and status of errors that the host handles",
     0x02 "Virtual Channel": "Traffic classes of the host's fabric",
     0x03 "Device Serial Number": "Has no register that can be written",
@@ -90,8 +91,16 @@ static READ_ONLY: [Structure; 45] = read_only![
     0x2a "Physical Layer 32.0 GT/s": "Equalization of the link with the host's port",
     0x2b "Alternate Protocol": "Both ends of the link must agree",
     0x2c "System Firmware Intermediary": "A way to the host's firmware",
+    0x2d "Shadow Functions": "Function numbers as the host routes them",
     0x2e "Data Object Exchange": "Speaks with the device's firmware about keys and measurements that outlive the guest",
+    0x2f "Device 3": "Both ends of the path must agree; the host set it for its own fabric",
     0x30 "Integrity and Data Encryption": "Keys of the link with the host's port",
+    0x31 "Physical Layer 64.0 GT/s": "Equalization of the link with the host's port",
+    0x32 "Flit Logging": "Errors of the link with the host's port",
+    0x33 "Flit Performance Measurement": "Counts the traffic of the link with the host's port",
+    0x34 "Flit Error Injection": "Disturbs the link with the host's port",
+    0x35 "Streamlined Virtual Channel": "Traffic classes of the host's fabric",
+    0x36 "MMIO Register Block Locator": "Has no register that can be written",
 ];
 
 /// All that have rows of their own.

@@ -12,14 +12,12 @@ use crate::capabilities::{
     self, AfCapability, Capability, CapabilityId, ExpressCapability, MsiCapability, MsixCapability,
     PowerCapability, VendorCapability, VendorExtendedCapability,
 };
+pub use crate::limits::MAX_WRITE;
 use crate::power::PowerState;
 use crate::registers::{
     AF_CONTROL, COMMAND, CONFIG_SPACE, DEVICE_CONTROL, EXTENDED, HEADER, PM_CONTROL, capability,
     extended as extended_id,
 };
-
-/// Most bytes of one write. Longer ones are cut in pieces by whoever takes them.
-pub const MAX_WRITE: usize = 8;
 
 /// A config write that reaches the device: an aligned access of 1, 2 or 4 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -314,8 +312,9 @@ impl Layout {
         bytes.all(|(shown, ours)| shown | ours == 0)
     }
 
-    /// Offset of the byte with the power state.
-    pub(crate) fn power_state(&self) -> Option<usize> {
+    /// Offset in config space of the byte with the power state, in bits 1:0.
+    #[must_use]
+    pub fn power_state(&self) -> Option<usize> {
         self.known.power.map(|power| usize::from(power.offset) + PM_CONTROL)
     }
 

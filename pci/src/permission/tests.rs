@@ -38,6 +38,20 @@ fn each_capability_has_one_table() {
     assert_eq!(extended_capability(0xeee).id, StructureId::UnknownExtended);
 }
 
+/// Ids that PCI and PCI Express give out: standard ones up to the Flattening Portal Bridge, extended ones up to
+/// the MMIO Register Block Locator.
+#[test]
+fn every_capability_of_the_specifications_has_rows() {
+    for id in 0x00..=0x15 {
+        assert_eq!(standard_capability(id).id, StructureId::Standard(id), "{id:#x}");
+    }
+    for id in 0x00..=0x36 {
+        assert_eq!(extended_capability(id).id, StructureId::Extended(id), "{id:#x}");
+    }
+    assert_eq!(standard_capability(0x16).id, StructureId::UnknownStandard);
+    assert_eq!(extended_capability(0x37).id, StructureId::UnknownExtended);
+}
+
 fn sent(layout: &Layout, offset: u32, data: &[u8]) -> Vec<(u16, u8, u32)> {
     layout.split(offset, data).iter().map(|one| (one.offset, one.width, one.value)).collect()
 }

@@ -132,6 +132,17 @@ impl ConfigSpace {
         if self.is_present && decodes { self.bars.address(number) } else { None }
     }
 
+    /// Where BAR `number` is on a bus that follows COMMAND alone, as crosvm's does: it learns of a BAR's place
+    /// from the writes of COMMAND and BARs, so the BAR stays there in D3hot and while the device is away, where
+    /// the caller answers with all ones ([`ConfigSpace::decoded_at`] is `None`). Such a bus compares the BARs
+    /// before a write with those after it one by one, so none is left out: one that was not placed is at 0.
+    #[must_use]
+    pub fn on_bus_at(&self, number: usize) -> Option<u64> {
+        let is_io = self.bars.get(number)?.kind.is_io();
+        let bit = if is_io { command::IO } else { command::MEMORY };
+        (self.command() & bit != 0).then(|| self.bars.address(number).unwrap_or(0))
+    }
+
     /// Places a BAR as firmware would, for VMMs that allocate addresses themselves. A BAR that is
     /// not there is ignored.
     pub fn place_bar(&mut self, number: usize, address: u64) {

@@ -66,6 +66,31 @@ fn a_fresh_function_is_off_whatever_the_host_set() {
 }
 
 #[test]
+fn a_bus_that_follows_command_alone_has_every_bar_at_any_time() {
+    let mut space = linked();
+    space.place_bar(0, 0xe000_0000);
+    space.place_bar(2, 0x8_0000_0000);
+    let all = |space: &ConfigSpace| [0, 1, 2, 3, 4, 5].map(|number| space.on_bus_at(number));
+    assert_eq!(all(&space), [None; 6]);
+    write(&mut space, 0x04, &[2, 0]);
+    // BAR 1 has no place yet, BAR 3 is the upper half of BAR 2, BAR 4 is an I/O BAR.
+    let on = [Some(0xe000_0000), Some(0), Some(0x8_0000_0000), None, None, None];
+    assert_eq!(all(&space), on);
+    assert_eq!(space.decoded_at(1), None);
+    // D3hot, a BAR that is being sized, and a device that is away: nothing moves.
+    write(&mut space, 0x44, &[3]);
+    assert_eq!((all(&space), space.decoded_at(0)), (on, None));
+    write(&mut space, 0x10, &[0xff; 4]);
+    assert_eq!(all(&space), on);
+    write(&mut space, 0x10, &0xe100_0000u32.to_le_bytes());
+    write(&mut space, 0x04, &[3, 0]);
+    assert_eq!(all(&space)[0], Some(0xe100_0000));
+    assert_eq!(all(&space)[4], Some(0));
+    write(&mut space, 0x04, &[0, 0]);
+    assert_eq!(all(&space), [None; 6]);
+}
+
+#[test]
 fn reads_of_any_shape_are_answered() {
     let space = linked();
     let mut long = vec![7; 5000];

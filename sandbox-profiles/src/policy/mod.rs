@@ -1,22 +1,35 @@
 //! The Linux policy as data: which system calls each role may make, with which arguments, and who
-//! needs them. The filter that is installed is made from these tables and nothing else. The program
-//! `sandbox-probe` tries from inside what no row allows.
+//! needs them. The filter that is installed is made from these tables and nothing else. Each row and what is
+//! beside it is tried against that filter, and which rows are used is compared with which there are
+//! (`tests/tests/policy.rs`, `cargo xtask test`).
 
+mod common;
 mod connection;
 mod function;
+mod memory;
+mod server;
+pub mod vfio;
 
+pub use common::COMMON;
 pub use connection::CONNECTION;
 pub use function::FUNCTION;
+pub use memory::MEMORY;
+pub use server::{SERVER, SERVER_NEVER, SERVER_UNKNOWN};
 
+use std::fmt;
+
+use self::vfio::{VFIO, VFIO_CONNECTION, VFIO_FUNCTION};
 use crate::Role;
+pub use crate::limits::MAX_DESCRIPTORS;
+pub use crate::limits::MAX_STACK;
+
+const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
 
 /// A condition on one argument of a system call, compared as 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// The argument is exactly this.
     Is(u64),
-    /// The argument is anything but this.
-    Not(u64),
 }
 
 /// A system call that a role may make.
@@ -32,29 +45,67 @@ pub struct Syscall {
     pub needed_by: &'static str,
 }
 
+impl Condition {
+    /// Whether it holds of an argument.
+    #[must_use]
+    pub fn holds(self, argument: u64) -> bool {
+        match self {
+            Self::Is(value) => argument == value,
+        }
+    }
+}
+
+impl Syscall {
+    /// Whether this row allows a call, as the installed filter has it.
+    #[must_use]
+    pub fn takes(&self, number: i64, arguments: &[u64; 6]) -> bool {
+        let holds = |(at, condition): &(u8, Condition)| {
+            arguments.get(usize::from(*at)).is_some_and(|argument| condition.holds(*argument))
+        };
+        number == self.number && self.conditions.iter().all(holds)
+    }
+}
+
+/// "mmap(0 is 0x0, 2 is 0x3, 3 is 0x22)": arguments are counted from 0.
+impl fmt::Display for Syscall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}(", self.name)?;
+        for (number, (argument, condition)) in self.conditions.iter().enumerate() {
+            let before = if number == 0 { "" } else { ", " };
+            let Condition::Is(value) = condition;
+            write!(f, "{before}{argument} is {value:#x}")?;
+        }
+        f.write_str(")")
+    }
+}
+
 /// The tables of a role: every row of every table is allowed.
 #[must_use]
 pub fn tables(role: Role) -> &'static [&'static [Syscall]] {
     match role {
-        Role::Connection => &[FUNCTION, CONNECTION],
-        // The lister reads, reports and exits: what a function process may do is enough.
-        Role::Function | Role::Lister => &[FUNCTION],
+        Role::Connection => &[COMMON, MEMORY, CONNECTION],
+        Role::Function => &[COMMON, MEMORY, FUNCTION],
+        Role::Lister => &[COMMON],
+        Role::VfioConnection => &[COMMON, MEMORY, CONNECTION, VFIO, VFIO_CONNECTION],
+        Role::VfioFunction => &[COMMON, MEMORY, FUNCTION, VFIO, VFIO_FUNCTION],
     }
 }
 
 /// How many system calls a role may make; several rows of one call count once.
 #[must_use]
 pub fn count(role: Role) -> usize {
-    let rows = tables(role).iter().copied().flatten();
-    let mut numbers: Vec<i64> = rows.map(|row| row.number).collect();
+    let rows: Vec<Syscall> = tables(role).iter().copied().flatten().copied().collect();
+    distinct(&rows)
+}
+
+/// How many system calls these rows are about.
+#[must_use]
+pub fn distinct(rows: &[Syscall]) -> usize {
+    let mut numbers: Vec<i64> = rows.iter().map(|row| row.number).collect();
     numbers.sort_unstable();
     numbers.dedup();
     numbers.len()
 }
-
-/// Open descriptors that a role may have: its tube, its dext connections, a signaller for each of
-/// 2048 vectors (the function process), guest RAM regions (the connection process).
-pub const MAX_DESCRIPTORS: u64 = 4096;
 
 /// Bytes of private writable memory that a role may have: its heap. Windows are shared memory and do
 /// not count, nor does the stack. A function process uses less than 1 MiB, and a few more while a
@@ -63,30 +114,87 @@ pub const MAX_DESCRIPTORS: u64 = 4096;
 #[must_use]
 pub fn private_memory(role: Role) -> u64 {
     match role {
-        Role::Connection => 128 << 20,
-        Role::Function | Role::Lister => 32 << 20,
+        Role::Connection | Role::VfioConnection => crate::limits::MAX_CONNECTION_MEMORY,
+        Role::Function | Role::Lister | Role::VfioFunction => crate::limits::MAX_FUNCTION_MEMORY,
     }
 }
-
-/// Bytes that the stack may grow to.
-pub const MAX_STACK: u64 = 8 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_function_role_has_at_most_24_system_calls() {
-        assert!(count(Role::Function) <= 24, "{}", count(Role::Function));
+    fn no_role_has_more_system_calls_than_the_documents_say() {
+        let counts = Role::ALL.map(count);
+        // A build with debug assertions has no call more: fcntl is on the list for seals too, except of a lister.
+        let lister = if cfg!(debug_assertions) { 13 } else { 12 };
+        assert_eq!(counts, [15, 17, lister, 18, 20]);
+    }
+
+    #[test]
+    fn a_row_takes_its_own_call_and_no_other() {
+        let row = &Syscall {
+            name: "x",
+            number: 7,
+            conditions: &[(0, Condition::Is(1)), (5, Condition::Is(2))],
+            needed_by: "",
+        };
+        let arguments = [1, 9, 9, 9, 9, 2];
+        assert!(row.takes(7, &arguments) && !row.takes(8, &arguments));
+        assert!(!row.takes(7, &[1 | 1 << 32, 9, 9, 9, 9, 2]) && !row.takes(7, &[1, 9, 9, 9, 9, 3]));
+        assert_eq!(row.to_string(), "x(0 is 0x1, 5 is 0x2)");
+    }
+
+    #[test]
+    fn no_call_has_a_row_without_conditions_beside_others() {
+        // They would be one chain of rules in the filter, in which the row without conditions is lost.
+        for role in Role::ALL {
+            let rows: Vec<&Syscall> = tables(role).iter().copied().flatten().collect();
+            for row in rows.iter().filter(|row| row.conditions.is_empty()) {
+                assert_eq!(rows.iter().filter(|other| other.number == row.number).count(), 1);
+            }
+        }
     }
 
     #[test]
     fn every_row_says_who_needs_it() {
-        for role in [Role::Connection, Role::Function, Role::Lister] {
+        for role in Role::ALL {
             for row in tables(role).iter().copied().flatten() {
                 assert!(row.needed_by.len() > 10, "{}", row.name);
             }
         }
+    }
+
+    #[test]
+    fn what_kills_a_server_is_on_no_list_of_what_it_may_do() {
+        for row in SERVER_NEVER.iter().chain(SERVER_UNKNOWN) {
+            assert!(SERVER.iter().all(|allowed| allowed.number != row.number), "{}", row.name);
+        }
+        for row in SERVER.iter().chain(SERVER_NEVER).chain(SERVER_UNKNOWN) {
+            assert!(row.needed_by.len() > 7, "{}", row.name);
+        }
+        let never = [
+            libc::SYS_openat,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_kill,
+            libc::SYS_tgkill,
+            libc::SYS_unlinkat,
+            libc::SYS_pkey_mprotect,
+            libc::SYS_seccomp,
+        ];
+        for row in SERVER {
+            assert!(!never.contains(&row.number), "{}", row.name);
+        }
+        let executable = |row: &Syscall| {
+            let mut conditions = row.conditions.iter();
+            !conditions.any(|(at, is)| {
+                *at == 2 && matches!(is, Condition::Is(prot) if prot & libc::PROT_EXEC as u64 == 0)
+            })
+        };
+        let maps = |row: &&Syscall| [libc::SYS_mmap, libc::SYS_mprotect].contains(&row.number);
+        assert!(!SERVER.iter().filter(maps).any(executable));
     }
 
     #[test]
@@ -106,7 +214,6 @@ mod tests {
             libc::SYS_mprotect,
             libc::SYS_pkey_mprotect,
             libc::SYS_memfd_create,
-            libc::SYS_ioctl,
             libc::SYS_prctl,
             libc::SYS_unshare,
             libc::SYS_setns,
@@ -117,10 +224,29 @@ mod tests {
             libc::SYS_pidfd_getfd,
             libc::SYS_seccomp,
         ];
-        for role in [Role::Connection, Role::Function, Role::Lister] {
+        for role in Role::ALL {
             for row in tables(role).iter().copied().flatten() {
                 assert!(!never.contains(&row.number), "{}", row.name);
             }
         }
+    }
+
+    #[test]
+    fn requests_to_drivers_are_named_one_by_one_and_made_over_vfio_only() {
+        let requests = |role| {
+            let rows = tables(role).iter().copied().flatten();
+            let requests = rows.filter(|row| row.number == libc::SYS_ioctl);
+            let request = |row: &Syscall| {
+                let named = row.conditions.iter().find(|(at, _)| *at == 1);
+                let (_, Condition::Is(number)) = named.expect("a request without its number");
+                *number
+            };
+            requests.map(request).collect::<Vec<_>>()
+        };
+        for role in [Role::Connection, Role::Function, Role::Lister] {
+            assert_eq!(requests(role), [0; 0]);
+        }
+        assert_eq!(requests(Role::VfioConnection), [vfio::RESET, vfio::MAP_DMA, vfio::UNMAP_DMA]);
+        assert_eq!(requests(Role::VfioFunction), [vfio::RESET, vfio::SET_INTERRUPTS]);
     }
 }

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::operations::{OPERATIONS, left_open, names};
+use super::reader::{Expression, ProfileError, Reader};
+
 /// What an operation is tried on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'t> {
@@ -13,26 +16,12 @@ pub enum Target<'t> {
     Name(&'t str),
     /// A class of IOKit's in the kernel.
     Class(&'t str),
+    /// A system call, a Mach trap, a routine of the kernel's, a command of fcntl, by its constant.
+    Call(&'t str),
     /// The process itself.
     OwnProcess,
     /// Any other process.
     OtherProcess,
-}
-
-/// A profile that is not understood.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Line {line}: {why}")]
-pub struct ProfileError {
-    line: usize,
-    why: String,
-}
-
-/// An expression: a word, a string, or a list.
-#[derive(Clone, Debug)]
-enum Expression {
-    Word(String),
-    Text(String),
-    List(usize, Vec<Expression>),
 }
 
 /// What an operation must be tried on for a rule to match.
@@ -42,6 +31,7 @@ enum Filter {
     Subpath(String),
     Name(String),
     Class(String),
+    Call(String),
     OwnProcess,
 }
 
@@ -57,65 +47,23 @@ struct Rule {
 /// A profile.
 #[derive(Clone, Debug)]
 pub struct Profile {
+    version: Version,
     deny_by_default: bool,
     rules: Vec<Rule>,
 }
 
-/// Operations of the language, those that we name.
-const OPERATIONS: &[&str] = &[
-    "file-map-executable",
-    "file-mount",
-    "file-read-data",
-    "file-read-metadata",
-    "file-read-xattr",
-    "file-write-create",
-    "file-write-data",
-    "file-write-unlink",
-    "hid-control",
-    "iokit-get-properties",
-    "iokit-open-service",
-    "iokit-open-user-client",
-    "iokit-set-properties",
-    "ipc-posix-sem",
-    "ipc-posix-shm-read-data",
-    "ipc-posix-shm-write-create",
-    "mach-lookup",
-    "mach-priv-task-port",
-    "mach-register",
-    "network-bind",
-    "network-inbound",
-    "network-outbound",
-    "nvram-get",
-    "nvram-set",
-    "process-exec",
-    "process-exec-interpreter",
-    "process-fork",
-    "process-info-listpids",
-    "process-info-pidfdinfo",
-    "process-info-pidinfo",
-    "process-info-setcontrol",
-    "signal",
-    "sysctl-read",
-    "sysctl-write",
-    "system-kext-load",
-    "system-socket",
-];
-
-/// Operations that (deny default) leaves open.
-const LEFT_OPEN: &[&str] =
-    &["iokit-get-properties", "process-info*", "nvram*", "file-map-executable"];
+/// A version of the language.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The one that every release knows.
+    One,
+    /// The one in which lists of calls are finite: nothing is added to them by the system.
+    Three,
+}
 
 /// What a profile of the system's may be imported, and what it is taken to allow: all that we know
 /// of it is that it lets the loader work.
 const IMPORTS: &[&str] = &["dyld-support.sb"];
-
-/// Whether a rule's operation, which may end in a star, names `operation`.
-fn names(pattern: &str, operation: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(prefix) => operation.starts_with(prefix),
-        None => pattern == operation,
-    }
-}
 
 impl Profile {
     /// Reads a profile with its parameters.
@@ -124,8 +72,8 @@ impl Profile {
     /// [`ProfileError`] for what is not of the language, or not of the part that is known here.
     pub fn parse(text: &str, parameters: &[(&str, &str)]) -> Result<Self, ProfileError> {
         let parameters: BTreeMap<&str, &str> = parameters.iter().copied().collect();
-        let mut profile = Self { deny_by_default: false, rules: Vec::new() };
-        let mut version = None;
+        let mut profile = Self { version: Version::One, deny_by_default: false, rules: Vec::new() };
+        let (mut version, mut inference) = (None, true);
         for expression in Reader::new(text).all()? {
             let Expression::List(line, list) = expression else {
                 return Err(ProfileError { line: 1, why: "a word outside of a list".to_owned() });
@@ -134,6 +82,9 @@ impl Profile {
             match &list[..] {
                 [Expression::Word(head), Expression::Word(number)] if head == "version" => {
                     version = Some(number.clone());
+                }
+                [Expression::Word(head)] if head == "disable-syscall-inference" => {
+                    inference = false;
                 }
                 [Expression::Word(head), Expression::Word(what)]
                     if head == "deny" && what == "default" =>
@@ -163,16 +114,27 @@ impl Profile {
                 _ => return fail("neither version, import, allow nor deny".to_owned()),
             }
         }
-        match (version.as_deref(), profile.deny_by_default) {
-            (Some("1"), true) => Ok(profile),
-            (Some("1"), false) => {
-                Err(ProfileError { line: 1, why: "it does not deny by default".to_owned() })
+        let whole = |why: &str| Err(ProfileError { line: 1, why: why.to_owned() });
+        profile.version = match version.as_deref() {
+            Some("1") => Version::One,
+            Some("3") if inference => {
+                return whole("it lets the system add calls to its lists");
             }
-            _ => Err(ProfileError { line: 1, why: "it is not of version 1".to_owned() }),
-        }
+            Some("3") => Version::Three,
+            _ => return whole("it is not of version 1 or 3"),
+        };
+        if profile.deny_by_default { Ok(profile) } else { whole("it does not deny by default") }
     }
 
-    /// Whether `operation` on `target` is allowed: the last rule that matches decides.
+    /// Its version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Whether `operation` on `target` is allowed. Of the rules with a filter that fits the last decides;
+    /// where none fits, the last rule without a filter does: as in libsandbox, such a rule replaces what
+    /// the operation does by default, and overrides no rule with a filter, wherever it stands.
     ///
     /// # Errors
     /// [`ProfileError`] for an operation that is not known.
@@ -180,14 +142,30 @@ impl Profile {
         if !OPERATIONS.contains(&operation) {
             return Err(ProfileError { line: 0, why: format!("there is no {operation}") });
         }
-        let last = self.rules.iter().rev().find(|rule| {
-            names(&rule.operation, operation)
-                && (rule.filters.is_empty() || rule.filters.iter().any(|one| one.fits(target)))
+        let named = || self.rules.iter().rev().filter(|rule| names(&rule.operation, operation));
+        let fits = |rule: &&Rule| rule.filters.iter().any(|filter| filter.fits(target));
+        let by_default = || named().find(|rule| rule.filters.is_empty());
+        let decides = named().find(fits).or_else(by_default);
+        Ok(decides.map_or_else(|| left_open(operation), |rule| rule.allow))
+    }
+
+    /// Whether a rule without a filter denies `operation`, so that nothing is left to what the system
+    /// does by default.
+    #[must_use]
+    pub fn denies_by_name(&self, operation: &str) -> bool {
+        let mut named = self.rules.iter().rev().filter(|rule| names(&rule.operation, operation));
+        named.find(|rule| rule.filters.is_empty()).is_some_and(|rule| !rule.allow)
+    }
+
+    /// The calls that its rules allow for `operation`, in order.
+    #[must_use]
+    pub fn calls(&self, operation: &str) -> Vec<&str> {
+        let rules = self.rules.iter().filter(|rule| rule.allow && rule.operation == operation);
+        let calls = rules.flat_map(|rule| &rule.filters).filter_map(|filter| match filter {
+            Filter::Call(call) => Some(&call[..]),
+            _ => None,
         });
-        Ok(match last {
-            Some(rule) => rule.allow,
-            None => LEFT_OPEN.iter().any(|open| names(open, operation)),
-        })
+        calls.collect()
     }
 
     /// The operations of its allow rules, in order.
@@ -208,11 +186,16 @@ impl Filter {
             }
             (Self::Name(name), Target::Name(found)) => name == found,
             (Self::Class(class), Target::Class(found)) => class == found,
+            (Self::Call(call), Target::Call(found)) => call == found,
             (Self::OwnProcess, Target::OwnProcess) => true,
             _ => false,
         }
     }
 }
+
+/// Filters whose arguments are constants of the system's.
+const CALL_FILTERS: &[&str] =
+    &["syscall-number", "machtrap-number", "kernel-mig-routine", "fcntl-command"];
 
 /// The filters of one expression: several names are any of them.
 fn filter(
@@ -236,6 +219,15 @@ fn filter(
         };
     }
     let mut filters = Vec::new();
+    if CALL_FILTERS.contains(&kind.as_str()) {
+        for argument in arguments {
+            let Expression::Word(call) = argument else {
+                return Err(format!("{kind} takes words"));
+            };
+            filters.push(Filter::Call(call.clone()));
+        }
+        return if filters.is_empty() { Err(format!("{kind} of nothing")) } else { Ok(filters) };
+    }
     for argument in arguments {
         let text = match argument {
             Expression::Text(text) => text.clone(),
@@ -259,90 +251,6 @@ fn filter(
     if filters.is_empty() { Err(format!("{kind} of nothing")) } else { Ok(filters) }
 }
 
-/// Reads expressions.
-struct Reader<'t> {
-    text: std::iter::Peekable<std::str::Chars<'t>>,
-    line: usize,
-}
-
-/// Deepest list that is read.
-const MAX_DEPTH: usize = 16;
-
-impl<'t> Reader<'t> {
-    fn new(text: &'t str) -> Self {
-        Self { text: text.chars().peekable(), line: 1 }
-    }
-
-    fn fail<T>(&self, why: &str) -> Result<T, ProfileError> {
-        Err(ProfileError { line: self.line, why: why.to_owned() })
-    }
-
-    fn next(&mut self) -> Option<char> {
-        let next = self.text.next();
-        self.line += usize::from(next == Some('\n'));
-        next
-    }
-
-    /// Skips blanks and comments; the character after them.
-    fn skip(&mut self) -> Option<char> {
-        loop {
-            match self.text.peek() {
-                Some(blank) if blank.is_whitespace() => drop(self.next()),
-                Some(';') => while self.next().is_some_and(|character| character != '\n') {},
-                other => return other.copied(),
-            }
-        }
-    }
-
-    fn all(mut self) -> Result<Vec<Expression>, ProfileError> {
-        let mut all = Vec::new();
-        while self.skip().is_some() {
-            all.push(self.one(0)?);
-        }
-        Ok(all)
-    }
-
-    fn one(&mut self, depth: usize) -> Result<Expression, ProfileError> {
-        match self.skip() {
-            None => self.fail("it ends too early"),
-            Some(')') => self.fail("a ) too many"),
-            Some('(') if depth >= MAX_DEPTH => self.fail("lists are too deep"),
-            Some('(') => {
-                let line = self.line;
-                self.next();
-                let mut list = Vec::new();
-                while self.skip() != Some(')') {
-                    list.push(self.one(depth + 1)?);
-                }
-                self.next();
-                Ok(Expression::List(line, list))
-            }
-            Some('"') => {
-                self.next();
-                let mut text = String::new();
-                loop {
-                    match self.next() {
-                        None | Some('\n' | '\\') => return self.fail("a string that is no string"),
-                        Some('"') => return Ok(Expression::Text(text)),
-                        Some(other) => text.push(other),
-                    }
-                }
-            }
-            Some(_) => {
-                let mut word = String::new();
-                while let Some(character) = self.text.peek().copied() {
-                    if character.is_whitespace() || "();\"".contains(character) {
-                        break;
-                    }
-                    word.push(character);
-                    self.next();
-                }
-                Ok(Expression::Word(word))
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -358,6 +266,9 @@ mod tests {
         assert!(!allows("", "file-read-data", path));
         assert!(allows("(allow file-read*)", "file-read-data", path));
         assert!(!allows("(allow file-read*)(deny file*)", "file-read-data", path));
+        let both = "(allow file-read* (subpath \"/a\"))(deny file-read* (literal \"/a/b\"))";
+        assert!(!allows(both, "file-read-data", path));
+        assert!(allows(both, "file-read-data", Target::Path("/a/c")));
         let rules = "(deny file*)(allow file-read* (subpath \"/a\"))";
         assert!(allows(rules, "file-read-data", path));
         assert!(!allows(rules, "file-read-data", Target::Path("/ab")));
@@ -367,6 +278,49 @@ mod tests {
             "file-read-data",
             Target::Path("/opt/x")
         ));
+    }
+
+    #[test]
+    fn a_rule_without_a_filter_is_the_default_and_overrides_none_with_one() {
+        let path = Target::Path("/a/b");
+        for rules in [
+            "(deny file*)(allow file-read* (subpath \"/a\"))",
+            "(allow file-read* (subpath \"/a\"))(deny file*)",
+        ] {
+            assert!(allows(rules, "file-read-data", path), "{rules}");
+            assert!(!allows(rules, "file-read-data", Target::Path("/b")), "{rules}");
+        }
+        let rules = "(deny file-read* (subpath \"/a\"))(allow file*)";
+        assert!(!allows(rules, "file-read-data", path));
+        assert!(allows(rules, "file-read-data", Target::Path("/b")));
+        // Of two without one the last is the default.
+        assert!(allows("(deny file*)(allow file-read*)", "file-read-data", path));
+        let profile = Profile::parse(
+            "(version 1)(deny default)(deny file*)(allow file-read* (subpath \"/a\"))",
+            &[],
+        );
+        let profile = profile.unwrap();
+        assert!(profile.denies_by_name("file-read-data") && !profile.denies_by_name("signal"));
+    }
+
+    #[test]
+    fn finite_lists_of_calls_need_version_3_without_inference() {
+        let list = "(deny syscall-unix)(allow syscall-unix (syscall-number SYS_read SYS_write))";
+        let text = format!("(version 3)(disable-syscall-inference)(deny default){list}");
+        let profile = Profile::parse(&text, &[]).unwrap();
+        assert_eq!(profile.version(), Version::Three);
+        let may = |call| profile.allows("syscall-unix", &Target::Call(call)).unwrap();
+        assert!(may("SYS_read") && may("SYS_write") && !may("SYS_open"));
+        assert_eq!(profile.calls("syscall-unix"), ["SYS_read", "SYS_write"]);
+        let open = Profile::parse("(version 1)(deny default)", &[]).unwrap();
+        for operation in ["syscall-unix", "syscall-mach", "syscall-mig", "system-fcntl"] {
+            assert!(open.allows(operation, &Target::Call("anything")).unwrap(), "{operation}");
+        }
+        let error = Profile::parse("(version 3)(deny default)", &[]).unwrap_err();
+        assert!(error.to_string().contains("add calls"), "{error}");
+        let error =
+            Profile::parse("(version 1)(deny default)(allow syscall-unix (syscall-number))", &[]);
+        assert!(error.unwrap_err().to_string().contains("of nothing"));
     }
 
     #[test]
@@ -383,7 +337,8 @@ mod tests {
     fn what_is_not_understood_is_named_with_its_line() {
         for (text, why) in [
             ("(version 1)", "deny by default"),
-            ("(deny default)", "version 1"),
+            ("(deny default)", "version 1 or 3"),
+            ("(version 2)(deny default)", "version 1 or 3"),
             ("(version 1)\n(deny default)\n(allow fly)", "Line 3: there is no operation fly"),
             ("(version 1)(deny default)(allow signal (target others))", "only target"),
             ("(version 1)(deny default)(allow file-read* (subpath (param \"X\")))", "parameter X"),

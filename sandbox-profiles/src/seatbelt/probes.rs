@@ -11,23 +11,31 @@ pub struct Probe {
     pub target: Target<'static>,
     /// Whether a process that confined itself may.
     pub confined: bool,
+    /// Whether one may that confined itself by the profile of version 1.
+    pub fallback: bool,
     /// Whether a process that was started confined may.
     pub launched: bool,
 }
 
 const fn never(operation: &'static str, target: Target<'static>) -> Probe {
-    Probe { operation, target, confined: false, launched: false }
+    Probe { operation, target, confined: false, fallback: false, launched: false }
 }
 
 const fn both(operation: &'static str, target: Target<'static>) -> Probe {
-    Probe { operation, target, confined: true, launched: true }
+    Probe { operation, target, confined: true, fallback: true, launched: true }
 }
 
 const fn launched(operation: &'static str, target: Target<'static>) -> Probe {
-    Probe { operation, target, confined: false, launched: true }
+    Probe { operation, target, confined: false, fallback: false, launched: true }
 }
 
-use Target::{Class, Nothing, OtherProcess, OwnProcess, Path};
+/// Only lists of calls deny it.
+const fn by_lists(operation: &'static str, call: &'static str) -> Probe {
+    let target = Target::Call(call);
+    Probe { operation, target, confined: false, fallback: true, launched: true }
+}
+
+use Target::{Call, Class, Nothing, OtherProcess, OwnProcess, Path};
 
 /// Every question.
 pub const PROBES: &[Probe] = &[
@@ -101,4 +109,35 @@ pub const PROBES: &[Probe] = &[
     never("hid-control", Nothing),
     never("system-kext-load", Nothing),
     never("file-mount", Path("/Volumes/x")),
+    never("system-privilege", Nothing),
+    never("mach-task-special-port-set", Nothing),
+    launched("mach-task-special-port-get", Nothing),
+    launched("system-mac-syscall", Nothing),
+    never("ipc-posix-shm-read-metadata", Target::Name("/someone-elses")),
+    // Calls.
+    both("system-fcntl", Call("F_SETFD")),
+    launched("system-fcntl", Call("F_GETPATH")),
+    launched("system-fcntl", Call("F_ADDFILESIGS_RETURN")),
+    both("syscall-unix", Call("SYS_poll")),
+    both("syscall-unix", Call("SYS_recvmsg")),
+    both("syscall-mach", Call("MSC_mach_msg2_trap")),
+    both("syscall-mig", Call("io_connect_method")),
+    by_lists("syscall-unix", "SYS_open"),
+    by_lists("syscall-unix", "SYS_socket"),
+    by_lists("syscall-unix", "SYS_connect"),
+    by_lists("syscall-unix", "SYS_fork"),
+    by_lists("syscall-unix", "SYS_execve"),
+    by_lists("syscall-unix", "SYS_posix_spawn"),
+    by_lists("syscall-unix", "SYS_kill"),
+    by_lists("syscall-unix", "SYS_ptrace"),
+    by_lists("syscall-unix", "SYS_shm_open"),
+    by_lists("syscall-unix", "SYS_ioctl"),
+    by_lists("syscall-unix", "SYS___mac_syscall"),
+    by_lists("syscall-mach", "MSC_task_for_pid"),
+    by_lists("syscall-mach", "MSC_pid_for_task"),
+    by_lists("syscall-mach", "MSC_iokit_user_client_trap"),
+    by_lists("syscall-mig", "io_service_open_extended"),
+    by_lists("syscall-mig", "task_set_special_port"),
+    by_lists("syscall-mig", "mach_ports_register"),
+    by_lists("syscall-mig", "host_request_notification"),
 ];

@@ -3,9 +3,9 @@
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
-pub use linux::{confine, machine_memory};
+pub use linux::{User, confine, confine_server, machine_memory};
 
 #[cfg(target_os = "macos")]
 mod macos;
 #[cfg(target_os = "macos")]
-pub use macos::{allows, confine, machine_memory};
+pub use macos::{Answer, ask, confine, machine_memory};

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use ipc::wire::common::{Failure, FailureKind, Identity};
-use ipc::wire::function::{Ready, Request};
+use ipc::wire::function::{Known, Ready, Request};
 use ipc::wire::handshake::{Hello, Role};
 use ipc::wire::sandbox::SandboxReport;
 use ipc::{Deadline, Tube};
@@ -55,7 +55,7 @@ fn ready() -> Started {
     let address = "01:00.0".parse().unwrap();
     Ok(Ready {
         identity: Identity { address, vendor: 1, device: 2, class: 3 },
-        bars: [None; 6],
+        known: Known::default(),
         msix: None,
         vectors: 0,
         max_read_request: None,

@@ -2,25 +2,14 @@
 
 use cordon_tests::{Simulator, announce, eventually};
 
-use crate::TIMEOUT;
-use crate::machine::{Guest, device};
 use crate::serve::{Serve, is_refusal};
+use cordon_tests::machine::{Guest, TIMEOUT};
 
 #[test]
 fn a_guest_maps_on_demand_through_the_companion_of_a_strict_dart() {
     let simulator = Simulator::start(&["--device=01:00.0=probe", "--dart=strict"]);
-    let serve = Serve::start_with(&simulator, &["01:00.0"], |command, directory| {
-        command.args(["--dma", "companion", "--companion-guest", "00:05.0"]);
-        command.arg("--companion-socket").arg(directory.join("companion"));
-        command.arg("--control").arg(directory.join("control"));
-    });
-    let at = |socket: &str, slot: &str| {
-        let mut device = device(&serve.socket(socket), 0);
-        device["id"] = format!("slot{slot}").into();
-        device["addr"] = slot.into();
-        device.to_string()
-    };
-    let devices = [at("01:00.0", "5"), at("companion", "6")];
+    let serve = Serve::start_with_companion(&simulator);
+    let devices = serve.function_and_companion();
     let mut guest = Guest::boot(
         "companion",
         "q35",

@@ -6,8 +6,8 @@ use cordon_tests::{Simulator, announce, signal};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::machine::Guest;
 use crate::serve::{Serve, process};
+use cordon_tests::machine::Guest;
 
 #[test]
 fn a_connection_process_that_dies_is_a_controller_reset_for_the_guest() {

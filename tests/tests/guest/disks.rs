@@ -4,8 +4,8 @@ use std::process::Command;
 
 use cordon_tests::Simulator;
 
-use crate::machine::Guest;
 use crate::serve::{Serve, is_refusal};
+use cordon_tests::machine::Guest;
 
 #[test]
 fn the_kernels_nvme_driver_binds_and_every_queue_interrupts() {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use cordon_tests::{Simulator, announce, signal};
 use rustix::process::Signal;
 
-use crate::machine::Guest;
 use crate::serve::{Serve, process};
+use cordon_tests::machine::Guest;
 
 #[test]
 fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
@@ -34,10 +34,7 @@ fn a_function_process_that_is_killed_every_200_ms_is_invisible_to_the_guest() {
     guest.ends();
     announce(&format!("guest: {kills} kills under its I/O, none seen"));
     assert!(kills > 50, "{kills}");
-    let seen = serve.until("detach");
-    assert!(seen.iter().all(|line| line["event"] != "given-up"), "{seen:?}");
-    serve.stop();
-    simulator.assert_released("01:00.0");
+    serve.stop_after_its_guest(&simulator);
 }
 
 #[test]
@@ -68,10 +65,7 @@ fn a_stopped_function_process_is_a_short_stall_though_the_guest_traps_nothing() 
     assert_eq!(found, noticed.len(), "{said}");
     announce(&format!("guest: stops noticed after {noticed:?}, its longest request {longest:?}"));
     assert!(longest < Duration::from_secs(5), "{longest:?}");
-    let seen = serve.until("detach");
-    assert!(seen.iter().all(|line| line["event"] != "given-up"), "{seen:?}");
-    serve.stop();
-    simulator.assert_released("01:00.0");
+    serve.stop_after_its_guest(&simulator);
 }
 
 /// The shared memory that a process has mapped, and where.

@@ -10,7 +10,7 @@ use cordon_tests::processes::{end_by_hangup, processes_of};
 use cordon_tests::{bin_dir, eventually, program, signal};
 use rustix::process::Signal;
 
-use crate::machine::prepared;
+use cordon_tests::machine::prepared;
 
 /// Starts `cargo xtask guest` with what was prepared, and a folder for temporary files of its own.
 fn interactive(folder: &Path) -> Command {

@@ -3,8 +3,8 @@
 use cordon_tests::{Simulator, eventually};
 use serde_json::json;
 
-use crate::machine::{Guest, Monitor, device};
 use crate::serve::Serve;
+use cordon_tests::machine::{Guest, Monitor, device};
 
 #[test]
 fn a_guest_reboots_and_another_comes_after_it_to_the_same_server() {

@@ -4,17 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![cfg(target_os = "linux")]
 
+mod arm64;
 mod companion;
 mod connection_death;
 mod disks;
 mod function_death;
 mod interactive;
 mod lifetime;
-mod machine;
 mod pin;
+mod run;
 mod serve;
-
-use std::time::Duration;
-
-/// A guest under TCG on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(150);
+mod upgrades;

@@ -2,8 +2,8 @@
 
 use cordon_tests::{Simulator, announce};
 
-use crate::machine::Guest;
 use crate::serve::Serve;
+use cordon_tests::machine::Guest;
 
 #[test]
 fn a_guest_without_msi_is_interrupted_as_often_as_there_is_something_to_do() {
@@ -33,7 +33,9 @@ fn a_guest_without_msi_is_interrupted_as_often_as_there_is_something_to_do() {
     announce(&format!("guest: {own} interrupts for each request, {qemus} of QEMU's own: {said:?}"));
     // A line that stays up is 100,000 and more in a second.
     assert!(own < 250, "{said:?}");
-    assert!(said.iter().all(|line| line.contains(" 0 of them in pauses")), "{said:?}");
+    // QEMU's own is to compare with: on a busy machine its line was seen to stay up through a pause.
+    let ours = said.iter().find(|line| line.contains("0xc0d0")).unwrap();
+    assert!(ours.contains(" 0 of them in pauses"), "{said:?}");
     serve.stop();
     simulator.assert_released("01:00.0");
 }

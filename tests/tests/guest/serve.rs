@@ -10,7 +10,7 @@ use cordon_tests::{Simulator, program, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::TIMEOUT;
+use cordon_tests::machine::{TIMEOUT, device};
 
 /// A running `cordon serve`, and what it logs.
 pub(crate) struct Serve {
@@ -58,6 +58,25 @@ impl Serve {
         serve
     }
 
+    /// Serves 01:00.0 to a guest that has it at 00:05.0 and maps on demand by its companion.
+    pub(crate) fn start_with_companion(simulator: &Simulator) -> Self {
+        Self::start_with(simulator, &["01:00.0"], |command, directory| {
+            command.args(["--dma", "companion", "--companion-guest", "00:05.0"]);
+            command.arg("--companion-socket").arg(directory.join("companion"));
+            command.arg("--control").arg(directory.join("control"));
+        })
+    }
+
+    /// Both of them as QEMU takes them.
+    pub(crate) fn function_and_companion(&self) -> [String; 2] {
+        [("01:00.0", "5"), ("companion", "6")].map(|(socket, slot)| {
+            let mut device = device(&self.socket(socket), 0);
+            device["id"] = format!("slot{slot}").into();
+            device["addr"] = slot.into();
+            device.to_string()
+        })
+    }
+
     pub(crate) fn socket(&self, device: &str) -> PathBuf {
         self.directory.path().join(device)
     }
@@ -84,6 +103,14 @@ impl Serve {
             .unwrap();
         let inspection: Value = serde_json::from_slice(&output.stdout).unwrap();
         inspection["served"].clone()
+    }
+
+    /// The guest of 01:00.0 is gone: nothing was given up for it, and nothing of it is left when this ends in order.
+    pub(crate) fn stop_after_its_guest(self, simulator: &Simulator) {
+        let seen = self.until("detach");
+        assert!(seen.iter().all(|line| line["event"] != "given-up"), "{seen:?}");
+        self.stop();
+        simulator.assert_released("01:00.0");
     }
 
     /// SIGTERM ends it in order.

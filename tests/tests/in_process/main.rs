@@ -1,6 +1,8 @@
 //! The whole of the VMM side over roles that are threads and a fake backend: no process, no dext.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod adoption;
+mod decoding;
 mod launch;
 mod windows;
 
@@ -100,6 +102,29 @@ fn guest_memory_comes_and_goes_as_the_container_says() {
     s.vmm.host.detach(&s.function);
     assert!(eventually(|| !s.fake().is_claimed(at())));
     assert_eq!(s.fake().registered(at()), []);
+}
+
+#[test]
+fn p8_a_device_that_would_not_survive_a_reset_is_never_reset_and_does_not_come_back() {
+    // A GB202.
+    let s =
+        setup(|function| (function.identity.vendor, function.identity.device) = (0x10de, 0x2b85));
+    assert!(!s.function.info().resettable);
+    let refused = s.function.reset().unwrap_err();
+    assert!(refused.to_string().contains("cycle its power"), "{refused}");
+    s.kill();
+    assert!(eventually(|| s.identity() == [0xde, 0x10, 0x85, 0x2b]), "a process is no device");
+    s.fake().die();
+    s.fake().revive().unwrap();
+    assert!(eventually(|| s.function.death().is_some()));
+    let death = s.function.death().unwrap().to_string();
+    assert!(death.contains("GB202") && death.contains("cycle its power"), "{death}");
+    assert_eq!((s.fake().resets(at()), s.identity()), (0, [0xff; 4]));
+    // Any other.
+    let s = setup(|_| {});
+    assert!(s.function.info().resettable);
+    s.function.reset().unwrap();
+    assert_eq!(s.fake().resets(at()), 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use cordon_tests::vfio_user::{Client, Served, map, ram, unmap, words};
 use cordon_vfio_user::protocol::command::{DMA_MAP, DMA_UNMAP, SET_IRQS};
-use cordon_vfio_user::{Budget, Event, Options};
+use cordon_vfio_user::{AtBudget, Budget, BudgetKind, Event, Options};
 use ipc::SharedMemory;
 
 #[cfg(target_os = "linux")]
@@ -19,6 +19,15 @@ fn served(budget: Budget) -> Served {
 
 fn take(client: &mut Client, at: u64, memory: &SharedMemory) -> u32 {
     client.ask(DMA_MAP, &map(3, at, at, PAGE), &[memory.as_fd()]).error
+}
+
+/// The budget is told before what was refused for it, and only the first time.
+fn is_at(served: &Served, kind: BudgetKind, most: usize) {
+    let at = Event::AtBudget(AtBudget { kind, most });
+    served.until(|event| {
+        assert!(!matches!(event, Event::Refused(_)), "{event:?} before {at:?}");
+        *event == at
+    });
 }
 
 fn is_refused(served: &Served, because: &str) {
@@ -47,6 +56,7 @@ fn a_thousand_regions_of_one_file_cost_one_descriptor_and_one_more_is_too_many()
     assert_eq!(descriptors_of("of-one-file"), 2);
     let last = map(3, 1000 * PAGE, 1000 * PAGE, PAGE);
     assert_eq!(client.refused(DMA_MAP, &last, &[memory.as_fd()]), ENOSPC);
+    is_at(&served, BudgetKind::Regions, 1000);
     is_refused(&served, "1000 regions");
     // Those without memory count as well, and any that goes makes room.
     assert_eq!(client.refused(DMA_MAP, &last, &[]), ENOSPC);
@@ -68,6 +78,7 @@ fn memory_files_are_counted() {
     }
     let more = map(3, 0, 15 * PAGE, PAGE);
     assert_eq!(client.refused(DMA_MAP, &more, &[files[3].as_fd()]), EMFILE);
+    is_at(&served, BudgetKind::Files, 3);
     is_refused(&served, "3 files");
     // A file whose last region goes makes room.
     for region in 0..4 {
@@ -87,6 +98,7 @@ fn events_are_counted() {
     let with: &[BorrowedFd<'_>] = &three;
     assert_eq!(client.ask(SET_IRQS, &install(0, 3), with).error, 0);
     assert_eq!(client.refused(SET_IRQS, &install(8, 3), with), EMFILE);
+    is_at(&served, BudgetKind::Events, 4);
     is_refused(&served, "4 events");
     // The same vectors again are no more than they were.
     assert_eq!(client.ask(SET_IRQS, &install(1, 3), with).error, 0);
@@ -95,6 +107,17 @@ fn events_are_counted() {
     assert_eq!(client.ask(SET_IRQS, &install(8, 1), &with[..1]).error, 0);
     client.ok(SET_IRQS, &words(&[20, 0x21, 2, 0, 0]));
     assert_eq!(client.ask(SET_IRQS, &install(8, 3), with).error, 0);
+    // It was at it once more, which is told as refused alone; and the next client's is told again.
+    is_refused(&served, "4 events");
+    drop(client);
+    served.until(|event| {
+        assert!(!matches!(event, Event::AtBudget(_)), "told twice: {event:?}");
+        matches!(event, Event::Detached(_))
+    });
+    let mut client = served.client();
+    let five = vec![signaller.as_fd(); 5];
+    assert_eq!(client.refused(SET_IRQS, &install(0, 5), &five), EMFILE);
+    is_at(&served, BudgetKind::Events, 4);
 }
 
 #[test]

@@ -32,9 +32,13 @@ fn a_companions_client_leaves_with_the_functions_and_not_the_other_way_round() {
     let own = Arc::new(Container::new(DmaMode::Companion));
     let (tell, companion_events) = channel();
     let _companion = function
-        .start_beside(&paths[1], attached.1, own, Options::default(), {
-            move |event| drop(tell.send(event))
-        })
+        .start_beside(
+            ipc::SocketFile::listen(&paths[1]).unwrap(),
+            attached.1,
+            own,
+            Options::default(),
+            move |event| drop(tell.send(event)),
+        )
         .unwrap();
 
     for _ in 0..3 {

@@ -16,7 +16,7 @@ use cordon_vmm::{
 
 type OnAccess = Box<dyn Fn(Access, Deadline) -> Result<u64, DeviceError> + Send + Sync>;
 
-/// The device: one BAR of 1 MiB, config space that reads as zero where `on_access` is not asked.
+/// The device: one BAR of 2 MiB, twice what a command may ask for, config space that reads as zero where `on_access` is not asked.
 struct Fake {
     info: DeviceInfo,
     on_access: OnAccess,
@@ -27,7 +27,7 @@ impl Fake {
         let address = cordon_tests::address("01:00.7");
         let identity = Identity { address, vendor: 0xc0d0, device: 0xfa, class: 0xff_0000 };
         let mut bars = [None; 6];
-        bars[0] = Some(BarInfo { memory_index: 0, size: 1 << 20, kind: 0 });
+        bars[0] = Some(BarInfo { memory_index: 0, size: 2 << 20, kind: 0 });
         let name = "fake".to_owned();
         let info = DeviceInfo { name, identity, bars, msix: None, resettable: true };
         Self { info, on_access }
@@ -44,7 +44,7 @@ impl PassthroughDevice for Fake {
     }
 
     fn region_info(&self, index: u32) -> Result<RegionInfo, DeviceError> {
-        let size = [(0, 1 << 20), (7, 4096)].into_iter().find(|(known, _)| *known == index);
+        let size = [(0, 2 << 20), (7, 4096)].into_iter().find(|(known, _)| *known == index);
         let size = size.map_or(0, |(_, size)| size);
         Ok(RegionInfo { index, size, offset: u64::from(index) << 20, mappable: false })
     }
@@ -101,7 +101,7 @@ pub(crate) struct Served {
     /// What the server has of its client's memory.
     pub(crate) container: Arc<Container>,
     events: Receiver<Event>,
-    _server: Server,
+    server: Server,
     _directory: tempfile::TempDir,
 }
 
@@ -122,12 +122,17 @@ impl Served {
             move |event| drop(tell.send(event)),
         );
         let server = server.unwrap();
-        Self { path, container, events, _server: server, _directory: directory }
+        Self { path, container, events, server, _directory: directory }
     }
 
     /// A client that has negotiated.
     pub(crate) fn client(&self) -> Client {
         Client::negotiated(&self.path)
+    }
+
+    /// How long its thread has been at one thing.
+    pub(crate) fn busy_for(&self) -> Duration {
+        self.server.busy_for()
     }
 
     /// Waits for an event.

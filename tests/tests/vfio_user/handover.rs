@@ -62,7 +62,7 @@ const NVME: Function = Function {
 fn window(client: &mut Client, bar: u32) -> Window {
     let argument = words(&[96, 0, bar, 0, 0, 0, 0, 0]);
     let memory = client.ask(REGION_INFO, &argument, &[]).descriptors.pop().unwrap();
-    SharedMemory::from_peer(memory).unwrap().map_all(Access::ReadWrite).unwrap()
+    SharedMemory::measured(memory).unwrap().map_all(Access::ReadWrite).unwrap()
 }
 
 /// What a client found where.
@@ -159,17 +159,21 @@ fn whoever_used_the_function_before_the_server_is_a_client_too() {
         proxy.bar_write(2, 0x8000, b"planted!").unwrap();
     });
     let mut client = served.client();
-    assert_eq!(client.read(0, 0x10, 8), [0; 8]);
-    assert_eq!(client.read(2, 0x8000, 8), [0; 8]);
+    client.still_works();
+    client.read(7, 4, 2);
     let mut command = [0xff; 2];
     served.proxy.config_read(4, &mut command).unwrap();
     assert_eq!(command[0] & 4, 0, "bus mastering is on");
+    client.master_bus();
+    assert_eq!(client.read(0, 0x10, 8), [0; 8]);
+    assert_eq!(client.read(2, 0x8000, 8), [0; 8]);
 }
 
 #[test]
 fn a_function_that_cannot_be_reset_is_withheld_until_it_can() {
     let served = Served::probe();
     let mut client = served.client();
+    client.master_bus();
     client.write(0, 0x10, b"planted!");
     // Selector ResetDevice, again and again: for about two seconds, with the pauses between.
     for nth in 1..=8 {
@@ -183,6 +187,7 @@ fn a_function_that_cannot_be_reset_is_withheld_until_it_can() {
     served.until(|event| *event == Event::Busy);
     served.until(|event| *event == Event::Available);
     let mut next = served.client();
+    next.master_bus();
     assert_eq!(next.read(0, 0x10, 8), [0; 8]);
 }
 

@@ -3,13 +3,15 @@
 #![cfg(target_os = "linux")]
 
 use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
-use cordon_cli::event::Event;
+use cordon_cli::event::{Event, LimitName, Limited, Part};
 use cordon_tests::serve::Serve;
 use cordon_tests::vfio_user::{Client, map, ram, words};
 use cordon_tests::{Simulator, eventually, processes, signal};
 use cordon_vfio_user::protocol::command::{DMA_MAP, SET_IRQS};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit};
+use rustix::process::Signal;
 
 const NVME: &str = "01:00.0";
 const PROBE: &str = "01:00.1";
@@ -52,6 +54,11 @@ fn a_client_that_takes_all_the_descriptors_it_can_leaves_its_neighbours_theirs()
     let mut greedy = serve.client(PROBE);
     let grabbed = grab(&mut greedy);
     assert!((50..200).contains(&grabbed), "{grabbed}");
+    serve.until(|event| {
+        let of_files = LimitName::MemoryFiles;
+        matches!(event, Event::Limit { of: Limited::Client, part: Some(Part::Function), limit, most: Some(most), .. }
+            if *limit == of_files && *most > 20)
+    });
     serve.until(|event| matches!(event, Event::Refused { why, .. } if why.contains("files")));
 
     // The neighbour's function process is replaced, which needs descriptors, and its client goes and
@@ -75,12 +82,20 @@ fn a_client_that_takes_all_the_descriptors_it_can_leaves_its_neighbours_theirs()
     assert!(status.success() && !events.iter().any(ends_a_function), "{events:?}");
 }
 
-/// Sets what a process may open; what it has open stays.
+/// Sets what a process may open; what it has open stays. Asked by the user that it is, which a server
+/// becomes that root starts: root of a container may not be allowed to.
 fn limit(pid: u32, most: u64) {
-    let pid = Pid::from_raw(i32::try_from(pid).unwrap());
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    rustix::process::prlimit(pid, Resource::Nofile, Rlimit { current: Some(most), maximum })
-        .unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let id = |name: &str| -> u32 {
+        let ids = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        ids.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let mut command = Command::new("prlimit");
+    command.args(["--pid", &pid.to_string(), &format!("--nofile={most}:")]);
+    if rustix::process::geteuid().is_root() {
+        command.uid(id("Uid:")).gid(id("Gid:"));
+    }
+    assert!(command.status().unwrap().success());
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn a_region_with_holes_is_told_in_two_steps_and_its_areas_are_the_device() {
     // The pages of MSI-X table and pending bits are in none.
     assert_eq!(areas, expected);
     let offset = double(body, 24);
-    let memory = SharedMemory::from_peer(second.descriptors.pop().unwrap()).unwrap();
+    let memory = SharedMemory::measured(second.descriptors.pop().unwrap()).unwrap();
     assert!(second.descriptors.is_empty());
     let window = memory.map(offset + areas[0].0, 0x8000, Access::ReadWrite).unwrap();
     assert_eq!(window.read::<u32>(0).unwrap(), u32::from_le_bytes(*b"PRBE"));

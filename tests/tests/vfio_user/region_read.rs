@@ -1,5 +1,6 @@
-use crate::EINVAL;
+use crate::{EINVAL, fake};
 use cordon_tests::vfio_user::{Served, access};
+use cordon_vfio_user::protocol::MAX_DATA;
 use cordon_vfio_user::protocol::command::REGION_READ;
 
 #[test]
@@ -18,11 +19,29 @@ fn config_space_is_read_whole_and_in_parts() {
 fn bars_are_read_at_any_length() {
     let served = Served::probe();
     let mut client = served.client();
+    client.master_bus();
     assert_eq!(client.read(0, 0, 4), b"PRBE");
     assert_eq!(client.read(0, 1, 3), b"RBE");
     client.write(2, 3, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
     assert_eq!(client.read(2, 0, 16), [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 0]);
     assert_eq!(client.read(2, 0, 0x4000).len(), 0x4000);
+}
+
+/// A client's own windows are its own to take away; what it asks the server for is not answered by the device.
+#[test]
+fn p6_4_memory_reads_as_ones_while_command_or_the_power_state_keeps_the_device_from_decoding_it() {
+    let served = Served::probe();
+    let mut client = served.client();
+    assert_eq!(client.read(0, 0, 4), [0xff; 4], "as after a reset");
+    client.master_bus();
+    client.write(0, 0x10, &[1, 2, 3, 4]);
+    for (register, off, on) in [(0x04, 0x04, 0x06), (0x44, 0x03, 0x00)] {
+        client.write(7, register, &[off]);
+        assert_eq!(client.read(0, 0x10, 4), [0xff; 4], "{register:#x}");
+        client.write(0, 0x10, &[0; 4]);
+        client.write(7, register, &[on]);
+        assert_eq!(client.read(0, 0x10, 4), [1, 2, 3, 4], "{register:#x}");
+    }
 }
 
 #[test]
@@ -63,5 +82,17 @@ fn a_dead_function_reads_as_all_ones_and_the_client_stays() {
     assert_eq!(client.read(0, 0, 8), [0xff; 8]);
     client.write(7, 4, &[6, 0]);
     client.write(0, 0x10, &[1, 2, 3, 4]);
+    client.still_works();
+}
+
+#[test]
+fn one_byte_more_than_a_message_carries_is_refused_of_a_region_that_has_it() {
+    let served = fake::Served::start(|_, _| Ok(0x1111_1111_1111_1111));
+    let mut client = served.client();
+    let most = usize::try_from(MAX_DATA).unwrap();
+    assert!(client.read(0, 1, MAX_DATA) == vec![0x11; most]);
+    for count in [MAX_DATA + 1, 2 * MAX_DATA] {
+        assert_eq!(client.refused(REGION_READ, &access(0, 0, count, &[]), &[]), EINVAL, "{count}");
+    }
     client.still_works();
 }

@@ -92,11 +92,13 @@ fn a_function_level_reset_by_config_space_is_a_reset_of_the_device() {
     let resets = client.read(0, 0x0c, 4);
     client.write(7, 0x78, &[0x00, 0x80]);
     let count = |bytes: Vec<u8>| u32::from_le_bytes(bytes.try_into().unwrap());
+    assert_eq!((register(&mut client, 0x04) & 0xffff, register(&mut client, 0x10)), (0, 0));
+    assert_eq!(of_device(&served, 0x04, 2), [0, 0], "it could still reach memory");
+    assert_eq!(client.read(0, 0x10, 4), [0xff; 4], "it decodes no memory");
+    client.master_bus();
     // One by the host: the bit does not reach the device by itself.
     assert_eq!(count(client.read(0, 0x0c, 4)), count(resets) + 1);
     assert_eq!(client.read(0, 0x10, 4), [0; 4]);
-    assert_eq!((register(&mut client, 0x04) & 0xffff, register(&mut client, 0x10)), (0, 0));
-    assert_eq!(of_device(&served, 0x04, 2), [0, 0], "it could still reach memory");
 }
 
 #[test]
@@ -109,6 +111,7 @@ fn the_msix_table_of_the_host_is_neither_seen_nor_written() {
         bytes
     };
     let mut client = served.client();
+    client.master_bus();
     let before = (below(0x8000, 8), below(0x8008, 8));
     assert_eq!(client.read(0, 0x8000, 16), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
     let entry = [0x00, 0xf0, 0xe0, 0xfe, 0, 0, 0, 0, 0x42, 0x41, 0, 0, 0, 0, 0, 0];
@@ -123,6 +126,7 @@ fn the_msix_table_of_the_host_is_neither_seen_nor_written() {
 fn a_write_that_wants_no_reply_gets_none() {
     let served = Served::probe();
     let mut client = served.client();
+    client.master_bus();
     client.send(REGION_WRITE, flag::NO_REPLY, &access(0, 0x10, 4, &[9, 8, 7, 6]), &[]);
     // Not even an error.
     client.send(REGION_WRITE, flag::NO_REPLY, &access(0, u64::MAX, 4, &[0; 4]), &[]);
@@ -147,5 +151,6 @@ fn data_that_does_not_fit_is_refused() {
     ] {
         assert_eq!(client.refused(REGION_WRITE, &body, &[]), EINVAL, "{body:x?}");
     }
+    client.master_bus();
     assert_eq!(client.read(0, 0x10, 4), [0; 4]);
 }

@@ -55,7 +55,7 @@ fn a_client_with_windows_of_a_dext_that_died_reads_all_ones_until_another_comes(
     let mut client = served.client();
     let argument = words(&[32, 0, 2, 0, 0, 0, 0, 0]);
     let window: OwnedFd = client.ask(REGION_INFO, &argument, &[]).descriptors.pop().unwrap();
-    let window = SharedMemory::from_peer(window).unwrap().map_all(Access::ReadWrite).unwrap();
+    let window = SharedMemory::measured(window).unwrap().map_all(Access::ReadWrite).unwrap();
     window.write(0, 7u32).unwrap();
     served.simulator.kill();
     assert!(eventually(|| client.read(CONFIG, 0, 4) == [0xff; 4]));
@@ -81,6 +81,7 @@ fn a_client_keeps_its_windows_when_only_the_connection_process_died() {
     signal(served.proxy.connection().pid(), Signal::KILL);
     assert!(eventually(|| served.proxy.returns() == 1));
     assert_eq!(client.read(CONFIG, 0, 4), [0xd0, 0xc0, 0x02, 0x00]);
+    client.master_bus();
     assert_eq!(client.read(0, 0, 4), *b"PRBE");
 }
 

@@ -101,6 +101,7 @@ fn the_end_of_a_client_takes_everything_back_and_the_next_one_is_served() {
         assert_eq!(served.container.usage(), (0, 0));
         let mut next = served.client();
         assert_eq!(next.read(7, 4, 1)[0] & 4, 0);
+        next.master_bus();
         assert_eq!(next.read(0, 0x10, 4), [0; 4]);
         drop(next);
         served.until(|event| matches!(event, Event::Detached(_)));
@@ -165,6 +166,9 @@ fn random_messages_cost_an_error_each_and_nothing_else() {
     }
     client.still_works();
     assert!(served.proxy.death().is_none());
+    // It may have put the device to sleep.
+    client.ok(RESET, &[]);
+    client.master_bus();
     assert_eq!(client.read(0, 0, 4), b"PRBE");
     drop(client);
     served.until(|event| matches!(event, Event::Detached(_)));

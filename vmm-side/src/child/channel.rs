@@ -26,10 +26,7 @@ use serde::de::DeserializeOwned;
 use super::fate::Fate;
 use super::fault_hook::FaultHook;
 use super::{Cause, Deadlines, Protocol};
-
-/// Answers that nobody waits for any more, at most: a child that leaves so many open is not served
-/// any further requests until it answered.
-const MAX_UNANSWERED: usize = 64;
+use crate::limits::MAX_UNANSWERED;
 
 /// Why there is no reply.
 #[derive(Debug)]

@@ -36,7 +36,7 @@ fn channel() -> (Channel<FunctionProtocol>, Tube, Event) {
     let (ours, theirs) = Tube::pair().unwrap();
     let wake = Event::new().unwrap();
     let process = Box::new(Nobody(Event::new().unwrap()));
-    let fate = Fate::new("it".to_owned(), process, wake.signaller().unwrap()).unwrap();
+    let fate = Fate::new("it".to_owned(), process, wake.signaller().unwrap(), true).unwrap();
     let hook = FaultHook::new(None, Role::Function, "01:00.0".to_owned());
     let deadlines = Deadlines { silence: Duration::ZERO, ..Deadlines::default() };
     (Channel::new(ours, Arc::new(fate), deadlines, hook), theirs, wake)
@@ -95,4 +95,29 @@ fn one_answer_that_is_overdue_is_enough() {
     channel.line.lock().unanswered[0].1 = long_ago;
     let _ = channel.check_life();
     assert!(channel.fate.is_condemned());
+}
+
+#[test]
+fn a_child_that_leaves_too_many_requests_open_gets_no_more_of_them_until_it_answers() {
+    let (channel, mut child, _wake) = channel();
+    for _ in 0..MAX_UNANSWERED {
+        give_up(&channel);
+    }
+    let soon = || Deadline::after(Duration::from_secs(5));
+    let read = Access::read(Space::Config, 0, 4);
+    let refused = channel.call(&read, &[], soon());
+    assert!(matches!(refused, Err(Failed::TimedOut)), "{refused:?}");
+    // It was not sent: what the child finds are the others.
+    let mut asked = 0;
+    while let Ok(request) = child.receive::<Request>(Deadline::now()) {
+        assert!(matches!(request.message, Request::Reset(_)), "{:?}", request.message);
+        asked += 1;
+    }
+    assert_eq!(asked, MAX_UNANSWERED);
+    answer(&mut child, 1, ());
+    let _ = channel.check_life();
+    assert_eq!(channel.line.lock().unanswered.len(), MAX_UNANSWERED - 1);
+    let next = channel.line.lock().next;
+    answer(&mut child, next, 7u64);
+    assert_eq!(channel.call(&read, &[], soon()).unwrap().0, 7);
 }

@@ -10,7 +10,8 @@ use ipc::{Deadline, Event, poll};
 use parking_lot::Mutex;
 
 use super::fault_hook::Later;
-use super::{Cause, Death, ExitStatus, Process, lane};
+use super::trail::Trail;
+use super::{Cause, ClaimedCall, Death, ExitStatus, Process, lane};
 
 /// How long a child whose tube closed may take to end by itself, so that its own exit status is
 /// told and not that of our kill.
@@ -34,7 +35,10 @@ pub(crate) struct Fate {
     last_request: Mutex<Option<&'static str>>,
     /// The number of an access that came after it; 0 for none.
     last_access: AtomicU8,
-    last_words: Mutex<String>,
+    /// Its last line, and the number of the forbidden call that it said it had made.
+    last_words: Mutex<(String, Option<u32>)>,
+    /// What it was sent, of one that is observed.
+    trail: Option<Box<Trail>>,
     /// Faults whose time is yet to come.
     pub(super) later: Mutex<Vec<Later>>,
 }
@@ -44,6 +48,7 @@ impl Fate {
         name: String,
         process: Box<dyn Process>,
         wake: Signaller,
+        observed: bool,
     ) -> std::io::Result<Self> {
         let died = Event::new()?;
         Ok(Self {
@@ -57,6 +62,7 @@ impl Fate {
             last_request: Mutex::new(None),
             last_access: AtomicU8::new(0),
             last_words: Mutex::default(),
+            trail: observed.then(|| Box::new(Trail::new())),
             later: Mutex::default(),
         })
     }
@@ -100,6 +106,9 @@ impl Fate {
     pub(super) fn note_request(&self, name: &'static str) {
         *self.last_request.lock() = Some(name);
         self.last_access.store(0, Ordering::Relaxed);
+        if let Some(trail) = &self.trail {
+            trail.request(name);
+        }
     }
 
     /// [`Fate::note_request`] without a lock.
@@ -108,10 +117,13 @@ impl Fate {
         if self.last_access.load(Ordering::Relaxed) != number {
             self.last_access.store(number, Ordering::Relaxed);
         }
+        if let Some(trail) = &self.trail {
+            trail.access(access);
+        }
     }
 
-    pub(super) fn note_last_words(&self, line: &str) {
-        line.clone_into(&mut self.last_words.lock());
+    pub(super) fn note_last_words(&self, line: &str, forbidden: Option<u32>) {
+        *self.last_words.lock() = (line.to_owned(), forbidden);
     }
 
     /// Whether a signal from outside stopped it: it answers nothing and ends by nothing but a kill.
@@ -187,6 +199,9 @@ impl Fate {
 
     fn describe(&self, exit: ExitStatus) -> Death {
         let (cause, suspended) = self.condemned.get().cloned().unwrap_or((Cause::Ended, false));
+        let (last_words, forbidden) = self.last_words.lock().clone();
+        // That there was such a call is the kernel's word, or there was none.
+        let forbidden = forbidden.filter(|_| exit == ExitStatus::Signal(libc::SIGSYS));
         Death {
             pid: self.pid(),
             exit,
@@ -194,7 +209,9 @@ impl Fate {
                 .or(*self.last_request.lock())
                 .map(str::to_owned),
             suspended,
-            last_words: self.last_words.lock().clone(),
+            last_words,
+            claimed_call: forbidden.map(ClaimedCall),
+            requests: self.trail.as_ref().map(|trail| trail.requests()).unwrap_or_default(),
             ..Death::new(self.name.clone(), cause)
         }
     }

@@ -40,15 +40,24 @@ impl<P: Protocol> Channel<P> {
 }
 
 impl Channel<FunctionProtocol> {
-    /// Has `access` carried out, by the lane where that can be.
-    pub(crate) fn access(&self, access: &Access, deadline: Deadline) -> Result<u64, Failed> {
-        let Some(lane) = self.lane.get() else { return self.by_tube(access, deadline) };
+    /// Has `access` carried out, by the lane where that can be. When it begins to wait goes into `waits`, unless
+    /// something is there.
+    pub(crate) fn access(
+        &self,
+        access: &Access,
+        deadline: Deadline,
+        waits: &Cell<Option<Instant>>,
+    ) -> Result<u64, Failed> {
+        let Some(lane) = self.lane.get() else {
+            self.fate.note_access(access);
+            return self.by_tube(access, deadline, waits);
+        };
         if self.fate.is_condemned() {
             return Err(Failed::Lost { sent: false });
         }
         if !self.has_faults {
             self.fate.note_access(access);
-            return self.by_lane(lane, access, deadline, || {});
+            return self.by_lane(lane, access, deadline, waits, || {});
         }
         // One request at a time, as faults count them.
         let Some(mut line) = self.line.try_lock_until(deadline.instant()) else {
@@ -61,13 +70,21 @@ impl Channel<FunctionProtocol> {
             self.arrange(&mut line, wrong, own);
         }
         line.hook.at(Point::Before, &self.fate);
-        let outcome =
-            self.by_lane(lane, access, deadline, || line.hook.at(Point::During, &self.fate))?;
+        let during = || line.hook.at(Point::During, &self.fate);
+        let outcome = self.by_lane(lane, access, deadline, waits, during)?;
         line.hook.at(Point::After, &self.fate);
         Ok(outcome)
     }
 
-    fn by_tube(&self, access: &Access, deadline: Deadline) -> Result<u64, Failed> {
+    fn by_tube(
+        &self,
+        access: &Access,
+        deadline: Deadline,
+        waits: &Cell<Option<Instant>>,
+    ) -> Result<u64, Failed> {
+        if waits.get().is_none() {
+            waits.set(Some(Instant::now()));
+        }
         self.call(access, &[], deadline).map(|(value, _)| value)
     }
 
@@ -76,18 +93,23 @@ impl Channel<FunctionProtocol> {
         lane: &Caller,
         access: &Access,
         deadline: Deadline,
+        waits: &Cell<Option<Instant>>,
         published: impl FnOnce(),
     ) -> Result<u64, Failed> {
         let own = Cell::new(None);
         let wait = || {
-            let overdue = Instant::now() + self.deadlines.call;
+            let now = Instant::now();
+            if waits.get().is_none() {
+                waits.set(Some(now));
+            }
+            let overdue = now + self.deadlines.call;
             own.set(Some(Deadline::at(overdue)));
             let until = deadline.min(Deadline::at(overdue));
             Wait { died: self.fate.died().as_fd(), until, overdue }
         };
         match lane.call(access, published, || self.fate.is_condemned(), wait) {
             Ok(outcome) => outcome.map_err(Failed::Refused),
-            Err(LaneError::Full) => self.by_tube(access, deadline),
+            Err(LaneError::Full) => self.by_tube(access, deadline, waits),
             Err(LaneError::Dead { begun }) => Err(Failed::Lost { sent: begun }),
             Err(LaneError::TimedOut { begun }) if own.get().is_some_and(Deadline::passed) => {
                 self.fate.condemn(Cause::Overdue("answer"));

@@ -52,8 +52,44 @@ pub trait Process: AsFd + Send + Sync {
     fn suspend(&self);
     /// Whether a signal stopped it.
     fn is_suspended(&self) -> bool;
+    /// Asks the system, from outside, whether it is confined: what it says of itself is not believed.
+    /// Called once, when it says that it is ready. On macOS the system answers for its profile; on Linux
+    /// nothing is asked, since the namespaces around it were made from outside already.
+    ///
+    /// # Errors
+    /// What the system lets it do, or does not say.
+    fn confinement(&self) -> Result<(), String> {
+        Ok(())
+    }
     /// Takes its exit status. Called once, when it has ended.
     fn reap(&self) -> ExitStatus;
+}
+
+/// One that others hold too.
+impl<P: Process + ?Sized> Process for std::sync::Arc<P> {
+    fn pid(&self) -> u32 {
+        (**self).pid()
+    }
+
+    fn kill(&self) {
+        (**self).kill();
+    }
+
+    fn suspend(&self) {
+        (**self).suspend();
+    }
+
+    fn is_suspended(&self) -> bool {
+        (**self).is_suspended()
+    }
+
+    fn confinement(&self) -> Result<(), String> {
+        (**self).confinement()
+    }
+
+    fn reap(&self) -> ExitStatus {
+        (**self).reap()
+    }
 }
 
 /// Starts children.
@@ -63,6 +99,10 @@ pub trait Launch: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`LaunchError`] with the step that failed.
     fn launch(&self, start: &Start<'_>) -> Result<Box<dyn Process>, LaunchError>;
+
+    /// Called once on each thread of ours that will start children, before its first one. On Linux,
+    /// processes of the system's have it leave the network, which its children then need not.
+    fn prepare_thread(&self) {}
 }
 
 /// Starts processes of the system's.
@@ -73,5 +113,9 @@ impl Launch for Processes {
     fn launch(&self, start: &Start<'_>) -> Result<Box<dyn Process>, LaunchError> {
         let process = sys::spawn(start).map_err(|error| LaunchError(error.to_string()))?;
         Ok(Box::new(process))
+    }
+
+    fn prepare_thread(&self) {
+        sys::leave_network();
     }
 }

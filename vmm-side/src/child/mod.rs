@@ -15,12 +15,15 @@
 //! ```
 
 pub(crate) mod channel;
+mod exit;
 mod fate;
 mod fault_hook;
+mod handed;
 mod lane;
 pub(crate) mod launch;
 pub(crate) mod start;
 mod stderr;
+mod trail;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -30,19 +33,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipc::wire::call::Call;
-use ipc::wire::common::{Failure, Ping, Shutdown};
+use ipc::wire::common::{Failure, MEMORY_FAULT, Ping, Shutdown};
 use ipc::wire::faults::Misbehave;
 use ipc::wire::function::UseLane;
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, Event, Handles, MemoryInbox};
+use ipc::{Deadline, Event, Handles, MemoryInbox, PciAddress};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::connection::Escrow;
 use crate::faults::Faults;
+use crate::limits::MAX_CHILDREN;
+use crate::observer::{Happening, Limit, Observer, ProcessKind};
 use crate::sys;
 pub(crate) use channel::Channel;
+pub use exit::{ClaimedCall, EndSignal, ExitStatus};
 pub(crate) use fate::Fate;
+pub(crate) use handed::Handed;
 pub use launch::{Isolation, Launch, LaunchError, Process, Processes, Start};
+pub use trail::Requested;
 
 /// What this side and one kind of child say to each other.
 pub trait Protocol: Send + Sync + 'static {
@@ -154,6 +163,14 @@ pub struct Spec {
     pub expendable: bool,
     /// What is to go wrong with it.
     pub faults: Option<Arc<Faults>>,
+    /// The function that it is started for; none of a process for the whole dext.
+    pub address: Option<PciAddress>,
+    /// Who is told what happens to it.
+    pub observer: Option<Observer>,
+    /// What function processes are handed, where they open nothing themselves.
+    pub(crate) handed: Option<Handed>,
+    /// What a connection process takes over instead of opening its group.
+    pub(crate) adopted: Option<Escrow>,
 }
 
 impl Spec {
@@ -172,6 +189,25 @@ impl Spec {
             deadlines: Deadlines::default(),
             expendable: false,
             faults: None,
+            address: None,
+            observer: None,
+            handed: None,
+            adopted: None,
+        }
+    }
+
+    /// Tells the observer, if there is one, what happened to the function.
+    pub(crate) fn tell(&self, happening: impl FnOnce(PciAddress) -> Happening) {
+        if let (Some(observer), Some(address)) = (&self.observer, self.address) {
+            observer.put(happening(address));
+        }
+    }
+
+    /// Tells that processes died too often, if that is why it is given up.
+    pub(crate) fn tell_crash_loop(&self, kind: ProcessKind, death: &Death) {
+        if let Cause::CrashLoop { deaths, window } = death.cause {
+            let limit = Limit::Deaths { deaths, window };
+            self.tell(|address| Happening::LimitReached { address, kind, limit });
         }
     }
 }
@@ -179,9 +215,6 @@ impl Spec {
 /// The processes of one host, for VMMs that reap children and must know whose a process is.
 #[derive(Debug, Default)]
 pub struct Children(parking_lot::Mutex<std::collections::VecDeque<(u32, String)>>);
-
-/// Processes that are remembered, those that run among them.
-const MAX_CHILDREN: usize = 4096;
 
 impl Children {
     fn add(&self, pid: u32, name: &str) {
@@ -214,6 +247,8 @@ pub enum Cause {
     Ended,
     /// It broke the protocol and was killed.
     Broken(String),
+    /// It was ended for one of another program to take its place.
+    Upgraded,
     /// It and those that replaced it died too often.
     CrashLoop {
         /// How often.
@@ -241,31 +276,8 @@ impl fmt::Display for Cause {
             Self::CrashLoop { deaths, window } => {
                 write!(f, "died {deaths} times within {window:?} and is not started again")
             }
+            Self::Upgraded => write!(f, "was ended for one of another program"),
             Self::Broken(how) => write!(f, "broke the protocol and was killed: {how}"),
-        }
-    }
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExitStatus {
-    /// It exited.
-    Code(i32),
-    /// A signal ended it.
-    Signal(i32),
-    /// Nobody knows.
-    Unknown,
-}
-
-impl fmt::Display for ExitStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Code(code) => write!(f, "exit status {code}"),
-            Self::Signal(libc::SIGSYS) => {
-                write!(f, "signal {}: a forbidden system call", libc::SIGSYS)
-            }
-            Self::Signal(signal) => write!(f, "signal {signal}"),
-            Self::Unknown => write!(f, "unknown exit status"),
         }
     }
 }
@@ -288,13 +300,30 @@ pub struct Death {
     pub suspended: bool,
     /// The last line that it said on its standard error, fit for people.
     pub last_words: String,
+    /// Of one that a forbidden system call ended (SIGSYS), which one it said that was. Absent where it said
+    /// nothing: it need not.
+    pub claimed_call: Option<ClaimedCall>,
+    /// The last 64 requests that it was sent, oldest first, without their data: of a process that was
+    /// observed ([`HostConfig::observer`](crate::HostConfig::observer)).
+    pub requests: Vec<Requested>,
 }
 
 impl Death {
     pub(crate) fn new(process: String, cause: Cause) -> Self {
         let (exit, last_request) = (ExitStatus::Unknown, None);
-        let last_words = String::new();
-        Self { process, pid: 0, cause, exit, last_request, suspended: false, last_words }
+        let (suspended, last_words, requests) = (false, String::new(), Vec::new());
+        let claimed_call = None;
+        Self {
+            process,
+            pid: 0,
+            cause,
+            exit,
+            last_request,
+            suspended,
+            last_words,
+            claimed_call,
+            requests,
+        }
     }
 
     /// Of the function process of `subject`.
@@ -305,6 +334,12 @@ impl Death {
     /// Of the connection process of `subject`.
     pub(crate) fn of_connection(subject: &str, cause: Cause) -> Self {
         Self::new(process_name::<ConnectionProtocol>(subject), cause)
+    }
+
+    /// Whether it ended since the host wants a function back: so a connection process says by its exit status.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        self.exit.code() == Some(ipc::wire::common::REQUESTED.into())
     }
 
     /// Whether it came from outside, as far as that can be told: a signal that a process does not
@@ -326,8 +361,28 @@ impl Death {
         match (&self.cause, self.exit) {
             (Cause::Overdue(_), _) => self.suspended,
             (Cause::Ended, ExitStatus::Signal(signal)) => !OF_ITS_OWN.contains(&signal),
-            (Cause::Stopped, _) => true,
+            (Cause::Stopped | Cause::Upgraded, _) => true,
             _ => false,
+        }
+    }
+}
+
+impl Death {
+    /// Whether its last words say why it ended: by an exit status other than 0, as a loader does that finds no
+    /// library; or by a signal of its own, if they are which memory it had a fault at, or that there was none left. A
+    /// process that finds none ends itself by a call that its sandbox forbids.
+    fn last_words_explain(&self) -> bool {
+        /// How the runtime begins.
+        const NO_MEMORY: &str = "memory allocation of ";
+        match self.exit {
+            ExitStatus::Code(status) => status != 0 && !self.last_words.is_empty(),
+            ExitStatus::Signal(_) => {
+                !self.is_from_outside()
+                    && [MEMORY_FAULT, NO_MEMORY]
+                        .iter()
+                        .any(|says| self.last_words.starts_with(says))
+            }
+            ExitStatus::Unknown => false,
         }
     }
 }
@@ -343,12 +398,21 @@ impl fmt::Display for Death {
         // it could: by its loader, or for want of memory.
         let ended = matches!(self.exit, ExitStatus::Code(1) | ExitStatus::Signal(libc::SIGKILL));
         let told = match self.cause {
-            Cause::Stopped => true,
+            Cause::Stopped | Cause::Upgraded => true,
             Cause::StartFailed(_) => ended || self.pid == 0,
             _ => self.pid == 0,
         };
-        if !told && matches!(self.cause, Cause::StartFailed(_)) && !self.last_words.is_empty() {
+        let explained = match self.cause {
+            Cause::StartFailed(_) => !self.last_words.is_empty(),
+            _ => self.last_words_explain(),
+        };
+        if !told && explained {
             write!(f, "; it said: {}", self.last_words)?;
+        }
+        if let Some(call) = self.claimed_call
+            && !told
+        {
+            write!(f, "; by its own word the call was {call}")?;
         }
         if !told {
             write!(f, " ({})", self.exit)?;
@@ -401,33 +465,24 @@ impl<P: Protocol> Child<P> {
         handles: &[BorrowedFd<'_>],
         deadline: Deadline,
     ) -> Result<(C::Reply, Handles), CallError> {
-        self.channel.call(call, handles, deadline).map_err(|error| match error {
-            channel::Failed::Refused(failure) => CallError::Refused(failure),
-            channel::Failed::Lost { .. } => CallError::Dead(self.fate.wait_for_death()),
-            channel::Failed::TimedOut => {
-                CallError::TimedOut { process: self.fate.name().to_owned(), request: call.name() }
-            }
-        })
+        let called = self.channel.call(call, handles, deadline);
+        called.map_err(|error| self.failed(error, call.name(), || self.fate.wait_for_death()))
     }
 
-    /// [`Child::call`] by the thread that keeps the child: a death is not waited for but reaped here.
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub(crate) fn call_as_keeper<C: Call<P::Request>>(
+    /// Why `request` has no reply; of a lost child with its `death`.
+    fn failed(
         &self,
-        call: &C,
-        handles: &[BorrowedFd<'_>],
-        deadline: Deadline,
-    ) -> Result<C::Reply, CallError> {
-        let called = self.channel.call(call, handles, deadline);
-        called.map(|(reply, _)| reply).map_err(|error| match error {
+        error: channel::Failed,
+        request: &'static str,
+        death: impl FnOnce() -> Arc<Death>,
+    ) -> CallError {
+        match error {
             channel::Failed::Refused(failure) => CallError::Refused(failure),
-            channel::Failed::Lost { .. } => CallError::Dead(self.fate.reap(false)),
+            channel::Failed::Lost { .. } => CallError::Dead(death()),
             channel::Failed::TimedOut => {
-                CallError::TimedOut { process: self.fate.name().to_owned(), request: call.name() }
+                CallError::TimedOut { process: self.fate.name().to_owned(), request }
             }
-        })
+        }
     }
 
     /// Where the child sends memory that has no descriptor.
@@ -461,6 +516,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn so_many_children_are_remembered_the_last_ones() {
+        let children = Children::default();
+        let most = u32::try_from(MAX_CHILDREN).unwrap();
+        (1..=most + 1).for_each(|pid| children.add(pid, "child"));
+        assert_eq!((children.name(1), children.name(2)), (None, Some("child".to_owned())));
+        assert!(children.name(most + 1).is_some());
+        assert_eq!(children.0.lock().len(), MAX_CHILDREN);
+    }
+
+    #[test]
     fn a_kill_comes_from_outside_and_a_crash_does_not() {
         let death = |cause, exit| Death { exit, ..Death::of_function("01:00.0", cause) };
         let ended = |signal| death(Cause::Ended, ExitStatus::Signal(signal)).is_from_outside();
@@ -470,6 +535,9 @@ mod tests {
         }
         assert!(!death(Cause::Ended, ExitStatus::Code(1)).is_from_outside());
         assert!(!death(Cause::Broken("x".to_owned()), ExitStatus::Signal(9)).is_from_outside());
+        let requested = i32::from(ipc::wire::common::REQUESTED);
+        assert!(death(Cause::Ended, ExitStatus::Code(requested)).is_requested());
+        assert!(!death(Cause::Ended, ExitStatus::Code(1)).is_requested());
         let mut hung = death(Cause::Overdue("answer"), ExitStatus::Signal(9));
         assert!(!hung.is_from_outside());
         hung.suspended = true;

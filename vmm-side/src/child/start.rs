@@ -1,10 +1,11 @@
 //! From spawn to ready, in steps that never block: its keeper may have others to look after.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use ipc::event::Signaller;
 use ipc::poll::Source;
+use ipc::wire::call::Call;
 use ipc::wire::common::Failure;
 use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
@@ -15,7 +16,7 @@ use super::fate::Fate;
 use super::fault_hook::{FaultHook, strike_later};
 use super::launch::Isolation;
 use super::stderr::StderrForwarder;
-use super::{Cause, Child, Death, Protocol, Spec, Start, process_name};
+use super::{CallError, Cause, Child, Death, Protocol, Spec, Start, process_name};
 use crate::faults::START;
 use crate::sys;
 use crate::text::printable;
@@ -64,9 +65,31 @@ impl<P: Protocol> Kept<P> {
             // The system or its loader may have ended it, and what these say comes last.
             fate.wait_for_end();
         }
+        self.reap(self.expendable)
+    }
+
+    /// Asks the child as its keeper, who waits for no death but reaps it here; see [`Child::call`].
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub(crate) fn call<C: Call<P::Request>>(
+        &mut self,
+        call: &C,
+        handles: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<C::Reply, CallError> {
+        let child = Arc::clone(&self.child);
+        let called = child.channel.call(call, handles, deadline);
+        let death = |error| child.failed(error, call.name(), || self.reap(false));
+        called.map(|(reply, _)| reply).map_err(death)
+    }
+
+    /// How a child died that is condemned, with what it said last.
+    fn reap(&mut self, expendable: bool) -> Arc<Death> {
+        let fate = Arc::clone(&self.child.fate);
         self.forward_stderr();
-        fate.note_last_words(self.stderr.last());
-        let death = fate.reap(self.expendable);
+        fate.note_last_words(self.stderr.last(), self.stderr.forbidden());
+        let death = fate.reap(expendable);
         self.forward_stderr();
         death
     }
@@ -101,6 +124,8 @@ pub(crate) struct Starting<P: Protocol> {
     expected: Expected,
     /// Whether it is handed a lane as soon as it is ready.
     lane: bool,
+    /// Whether the system must call it confined before it is trusted.
+    strict: bool,
     pub(crate) deadline: Deadline,
 }
 
@@ -134,6 +159,9 @@ impl<P: Protocol> Starting<P> {
         let mut arguments = spec.before.clone();
         arguments.push(P::COMMAND.into());
         arguments.extend_from_slice(&spec.arguments);
+        if sys::has_left_network() {
+            arguments.push("--network=inherited".into());
+        }
         let start = Start {
             program: &spec.program,
             arguments: &arguments,
@@ -145,19 +173,31 @@ impl<P: Protocol> Starting<P> {
         let process = spec.launch.launch(&start).map_err(|error| failed(error.to_string()))?;
         spec.children.add(process.pid(), &process_name::<P>(&spec.subject));
         let who = format!("{} {} [{}]", P::COMMAND, spec.subject, process.pid());
-        let fate = Fate::new(process_name::<P>(&spec.subject), process, wake).map_err(no_room)?;
-        let fate = Arc::new(fate);
+        let (name, observed) = (process_name::<P>(&spec.subject), spec.observer.is_some());
+        let fate = Arc::new(Fate::new(name, process, wake, observed).map_err(no_room)?);
         let mut hook = FaultHook::new(spec.faults.clone(), P::ROLE, spec.subject.clone());
         hook.begin(START);
         hook.at(Point::Before, &fate);
         hook.at(Point::During, &fate);
         // One that is gone already is seen to be by its end of file.
         let _ = tube.introduce(Role::Vmm, deadline);
+        if let Some(handed) = spec.handed.as_ref().filter(|_| P::ROLE == Role::Function) {
+            let _ = handed.send(&mut tube, deadline);
+        }
+        if let Some(escrow) = spec.adopted.as_ref().filter(|_| P::ROLE == Role::Connection) {
+            let _ = escrow.send(&mut tube, deadline);
+        }
         let channel = Channel::new(tube, Arc::clone(&fate), spec.deadlines, hook);
         let child = Arc::new(Child { channel, fate, memories });
         let kept =
             Kept { child, stderr: StderrForwarder::new(stderr), who, expendable: spec.expendable };
-        Ok(Self { kept, expected: Expected::Greeting, lane: spec.lane, deadline })
+        Ok(Self {
+            kept,
+            expected: Expected::Greeting,
+            lane: spec.lane,
+            strict: spec.strict,
+            deadline,
+        })
     }
 
     /// What to wait for, with `token` around it, on `tube` from [`Starting::tube`].
@@ -177,8 +217,36 @@ impl<P: Protocol> Starting<P> {
         parking_lot::MutexGuard::map(line, |line| &mut line.tube)
     }
 
-    /// Takes what came on its tube.
+    /// It is not confined as the system has it.
+    fn unconfined(&self, why: String) -> Result<(), String> {
+        let said = format!("It says that it is confined, and the system does not: {why}");
+        if self.strict {
+            return Err(said);
+        }
+        tracing::warn!("{}: {said}", self.kept.who);
+        Ok(())
+    }
+
+    /// How far it has come by now: by what came on its tube, its end, and the time.
     pub(crate) fn advance(&mut self) -> Progress<P::Ready> {
+        // Looked at first: what it said last is still in its tube.
+        let ended = self.kept.has_ended();
+        match self.receive() {
+            // The tube may still be open where a process that is being started holds its other end for a moment.
+            Progress::NotYet if ended && self.expected == Expected::Greeting => {
+                let gone = ipc::tube::HandshakeError::Tube(TubeError::Disconnected);
+                Progress::Failed(Cause::StartFailed(ipc::chain(&gone)))
+            }
+            Progress::NotYet if ended => Progress::Failed(Cause::Ended),
+            Progress::NotYet if self.deadline.passed() => {
+                Progress::Failed(Cause::Overdue("become ready"))
+            }
+            progress => progress,
+        }
+    }
+
+    /// Takes what came on its tube.
+    fn receive(&mut self) -> Progress<P::Ready> {
         let line = &mut *self.kept.child.channel.line.lock();
         if self.expected == Expected::Greeting {
             match line.tube.meet(Role::Vmm, P::ROLE, Deadline::now()) {
@@ -196,6 +264,10 @@ impl<P: Protocol> Starting<P> {
             }
             Ok(received) => match received.message {
                 Ok(ready) => {
+                    let confined = self.kept.child.fate.process().confinement();
+                    if let Err(why) = confined.or_else(|why| self.unconfined(why)) {
+                        return Progress::Failed(Cause::StartFailed(why));
+                    }
                     line.hook.at(Point::After, &self.kept.child.fate);
                     if self.lane {
                         self.kept.child.channel.open_lane(line);

@@ -5,12 +5,12 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use ipc::wire::common::FORBIDDEN_CALL;
+
+use crate::limits::MAX_LINE;
+use crate::limits::MAX_WARNINGS;
 use crate::text::printable;
 
-/// Longest line that is passed on, in bytes.
-const MAX_LINE: usize = 400;
-/// Warnings of one child that are passed on as such in [`INTERVAL`].
-const MAX_WARNINGS: u32 = 20;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The reading end of a child's standard error.
@@ -19,6 +19,8 @@ pub(super) struct StderrForwarder {
     line: Vec<u8>,
     /// The last whole line, as it was passed on.
     last: String,
+    /// The number of the forbidden call that it said it had made, which is no such line.
+    forbidden: Option<u32>,
     warnings: u32,
     since: Instant,
 }
@@ -29,6 +31,7 @@ impl StderrForwarder {
             pipe: Some(pipe),
             line: Vec::new(),
             last: String::new(),
+            forbidden: None,
             warnings: 0,
             since: Instant::now(),
         }
@@ -42,6 +45,12 @@ impl StderrForwarder {
     /// The last line that it said, fit for people; empty if it said nothing.
     pub(super) fn last(&self) -> &str {
         &self.last
+    }
+
+    /// The number of the forbidden system call that it said last it had made. Only its own word, which any
+    /// process can give at any time.
+    pub(super) fn forbidden(&self) -> Option<u32> {
+        self.forbidden
     }
 
     /// Passes on what is there, as much as one wake-up is worth; the rest waits for the next.
@@ -80,7 +89,11 @@ impl StderrForwarder {
         } else {
             tracing::info!("{who}: {text}");
         }
-        self.last = text;
+        match text.strip_prefix(FORBIDDEN_CALL).map(str::parse) {
+            // What it said before may be why it made the call, as for want of memory.
+            Some(Ok(number)) => self.forbidden = Some(number),
+            _ => self.last = text,
+        }
     }
 
     fn is_loud(&mut self, text: &str) -> bool {
@@ -106,6 +119,36 @@ mod tests {
         assert!(!forwarder.is_loud("INFO it goes well"));
         let loud = (0..100).filter(|_| forwarder.is_loud("WARN it does not")).count();
         assert_eq!(loud, 20);
+    }
+
+    #[test]
+    fn the_number_of_a_forbidden_call_is_taken_beside_the_last_words() {
+        let (read, write) = crate::sys::stderr_pipe().unwrap();
+        let mut forwarder = StderrForwarder::new(read);
+        let mut said = |text: &str| {
+            rustix::io::write(&write, text.as_bytes()).unwrap();
+            forwarder.forward(&"x");
+            (forwarder.last().to_owned(), forwarder.forbidden())
+        };
+        assert_eq!(said("words\n"), ("words".to_owned(), None));
+        assert_eq!(said(&format!("{FORBIDDEN_CALL}257\n")), ("words".to_owned(), Some(257)));
+        // What is no number is a line as any other.
+        for line in ["-1", "4294967296", "257 of mine", ""] {
+            let line = format!("{FORBIDDEN_CALL}{line}");
+            assert_eq!(said(&format!("{line}\n")), (line, Some(257)));
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_cut_and_one_without_an_end_is_not_kept() {
+        let (read, write) = crate::sys::stderr_pipe().unwrap();
+        let mut forwarder = StderrForwarder::new(read);
+        for end in ["\n", ""] {
+            let line = ["x".repeat(MAX_LINE + 100), end.to_owned()].concat();
+            rustix::io::write(&write, line.as_bytes()).unwrap();
+            forwarder.forward(&"x");
+            assert_eq!((forwarder.last().len(), forwarder.line.len()), (MAX_LINE, 0));
+        }
     }
 
     #[test]

@@ -1,12 +1,20 @@
-//! The VMM side of a connection process: claims, windows, guest memory and DMA of one physical
-//! device. Shared by the functions of that device that are attached.
+//! The VMM side of a connection process: claims, windows, guest memory and DMA of one isolation group, which
+//! is a physical device or what an IOMMU cannot tell apart. Shared by the functions of it that are attached.
+//!
+//! What a process held that dies is lost, or, where the backend has devices go on, adopted by the next one
+//! (`adopt`) from what this side keeps of it (`escrow`).
 
+mod adopt;
+mod escrow;
+mod guest;
 mod keep;
+mod lasting;
 mod own;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
@@ -14,28 +22,36 @@ use ipc::event::Signaller;
 use ipc::wire::call::Call;
 use ipc::wire::common::{BarInfo, Identity, Ping};
 use ipc::wire::connection::{
-    AbandonBatch, AddMemory, Attach, Attached, Carrier, Companion, Detach, DmaEntry, DmaStatistics,
-    GetStatistics, MapDma, Ready, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
+    AbandonBatch, Attach, Attached, Carrier, Companion, Escrow as GetEscrow, HandOver, Ready,
+    ReleaseDma, Request,
 };
 use ipc::wire::sandbox::SandboxReport;
 use ipc::{Deadline, DeviceMemory, Event, Handles, PciAddress, SharedMemory, Tube};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
+use self::guest::Guest;
 use crate::child::{Cause, Child, ConnectionProtocol, Death, Spec};
+use crate::container::Container;
 use crate::device::BarMemory;
 use crate::error::{DeviceError, ErrorKind};
 use crate::keeper::KeeperThread;
-use crate::memory::GuestRegion;
 use crate::recovery::Recovery;
+use crate::tally::Deaths;
 use crate::window_check;
+use escrow::{Account, Accounts};
+
+pub(crate) use escrow::Escrow;
 
 type Process = Child<ConnectionProtocol>;
 
 /// Whether there is a connection process.
 #[derive(Clone, Debug)]
 pub(crate) enum Link {
-    /// The one of this generation serves; how the one before it died, if there was one.
+    /// One serves, and functions are claimed through it by this number; how the one before it died, if there
+    /// was one. The number stays the same where claims were adopted.
     Up(u64, Arc<Death>),
+    /// It died, what was claimed by this number goes on, and another one is adopting it.
+    Adopting(u64, Arc<Death>),
     /// It died and is being replaced.
     Away(Arc<Death>),
     /// It died for good.
@@ -51,30 +67,49 @@ pub struct Claimed {
     pub bars: [Option<BarInfo>; 6],
     /// The parts of them that a guest may have.
     pub windows: Vec<BarMemory>,
+    /// What the processes that serve it are handed: nothing where they open it themselves.
+    pub(crate) handed: Vec<DeviceMemory>,
 }
 
 struct ConnectionState {
     link: Link,
     process: Arc<Process>,
-    functions: Vec<Identity>,
+    /// What it has, and by which numbers it is asked for them.
+    functions: Vec<(u8, PciAddress)>,
     sandbox: SandboxReport,
     /// Functions that can be attached: each once in the life of a process, since a closed dext
-    /// connection cannot be opened again from inside.
-    free: BTreeSet<u8>,
+    /// connection cannot be opened again from inside. One of a group that is not released can.
+    free: BTreeSet<PciAddress>,
     /// Functions whose place was taken to attach them.
-    reserved: BTreeSet<u8>,
+    reserved: BTreeSet<PciAddress>,
     /// Nobody takes a place any more: it is about to be stopped.
     closed: bool,
-    attached: BTreeSet<u8>,
-    watchers: Vec<(u8, Signaller)>,
+    attached: BTreeSet<PciAddress>,
+    /// Whose memory its functions reach, where what one of them is given all of them reach.
+    guest: Guest,
+    watchers: Vec<(PciAddress, Signaller)>,
+    /// How many processes were replaced.
     generation: u64,
+    /// By which number functions are claimed: see [`Link::Up`].
+    claims: u64,
+    /// How often what a process left was adopted.
+    adoptions: u64,
+    /// What keeps functions going when the process dies, while one is attached and the backend has that.
+    escrow: Option<Escrow>,
+    /// What a successor is to be told; nothing without an escrow.
+    accounts: Accounts,
+    /// A companion has registered what nobody but the process knows.
+    companion: bool,
+    /// Of its processes that served.
+    deaths: Deaths,
 }
 
 impl ConnectionState {
-    fn new(process: Arc<Process>, ready: Ready, link: Link) -> Self {
-        let free = ready.functions.iter().map(|identity| identity.address.function()).collect();
+    fn new(process: Arc<Process>, of: Option<PciAddress>, ready: Ready, link: Link) -> Self {
         let (attached, reserved, watchers) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        let Ready { functions, sandbox } = ready;
+        let functions = numbers(&ready, of);
+        let sandbox = ready.sandbox;
+        let free = functions.iter().map(|(_, address)| *address).collect();
         Self {
             link,
             process,
@@ -84,33 +119,139 @@ impl ConnectionState {
             reserved,
             closed: false,
             attached,
+            guest: Guest::default(),
             watchers,
             generation: 0,
+            claims: 0,
+            adoptions: 0,
+            escrow: None,
+            accounts: Accounts::new(),
+            companion: false,
+            deaths: Deaths::default(),
         }
     }
+
+    /// The number of a function; of one that it has not, none that it has.
+    fn number(&self, address: PciAddress) -> u8 {
+        let found = self.functions.iter().find(|(_, one)| *one == address);
+        found.map_or(u8::MAX, |(number, _)| *number)
+    }
+
+    /// Another process comes in the place of the one that served.
+    fn succeed(&mut self, mut next: Self) {
+        next.generation = self.generation + 1;
+        next.adoptions = self.adoptions;
+        next.attached = std::mem::take(&mut self.attached);
+        next.reserved = std::mem::take(&mut self.reserved);
+        next.closed = self.closed;
+        next.guest = std::mem::take(&mut self.guest);
+        next.deaths = self.deaths;
+        next.watchers = std::mem::take(&mut self.watchers);
+        let Self { free, attached, reserved, .. } = &mut next;
+        free.retain(|one| !attached.contains(one) && !reserved.contains(one));
+        *self = next;
+    }
+
+    /// Nothing is kept of the process any more: it goes with it, and the kernel can have it.
+    fn drop_escrow(&mut self) {
+        self.escrow = None;
+        self.accounts.clear();
+    }
+
+    /// Whether what the process of this generation did is, or is going to be, another one's.
+    fn is_adopted_from(&self, generation: u64) -> bool {
+        let serves = matches!(self.link, Link::Up(..)) && self.generation == generation;
+        self.escrow.is_some() && !serves
+    }
+}
+
+/// The functions that a process says it has, by the numbers that it is asked for them; it was started for `of`.
+fn numbers(ready: &Ready, of: Option<PciAddress>) -> Vec<(u8, PciAddress)> {
+    let addresses: Vec<_> = ready.functions.iter().map(|identity| identity.address).collect();
+    let of = of.or(addresses.first().copied());
+    of.into_iter().flat_map(|of| ipc::numbered(of, addresses.clone())).collect()
+}
+
+/// Why a function is not attached through a connection process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotReserved {
+    /// It does not have it, or not any more.
+    NotThere,
+    /// A function of its group, this one, is another guest's.
+    OtherGuest(PciAddress),
+}
+
+/// A program of a connection process, and what stands before its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionProgram {
+    pub(crate) program: PathBuf,
+    pub(crate) before: Vec<OsString>,
+}
+
+impl ConnectionProgram {
+    /// What to start of it.
+    fn of(&self, spec: &Spec) -> Spec {
+        let Self { program, before } = self.clone();
+        Spec { program, before, ..spec.clone() }
+    }
+}
+
+/// Of which programs its processes are.
+struct Programs {
+    /// Of the one that serves, or did.
+    now: ConnectionProgram,
+    /// Of the next one, if that is another.
+    next: Option<ConnectionProgram>,
 }
 
 struct ConnectionShared {
     spec: Spec,
+    programs: Mutex<Programs>,
     recovery: Recovery,
     /// The dext, if the VMM maps windows by a connection of its own.
     own: Option<OsString>,
     state: Mutex<ConnectionState>,
+    /// With each change of the link.
+    changed: Condvar,
     died: Signaller,
 }
 
 impl ConnectionShared {
+    /// Whether its functions are handed on, as those of a group of the kernel's: the group is this process's
+    /// while it lives, its functions reach the same memory, and each can be attached again.
+    fn hands_on(&self) -> bool {
+        self.spec.handed.is_some()
+    }
+
     /// Changes the state and tells everybody who holds a function through it.
-    fn change(&self, change: impl FnOnce(&mut ConnectionState)) {
+    fn change<T>(&self, change: impl FnOnce(&mut ConnectionState) -> T) -> T {
         let mut state = self.state.lock();
-        change(&mut state);
+        let changed = change(&mut state);
         state.watchers.iter().for_each(|(_, watcher)| watcher.signal());
+        drop(state);
+        self.changed.notify_all();
+        changed
+    }
+
+    /// There is no process, and nothing of it is kept.
+    fn lose(&self, link: Link) {
+        self.change(|state| {
+            state.drop_escrow();
+            state.link = link;
+        });
+    }
+
+    /// One of this program serves.
+    fn runs(&self, program: ConnectionProgram) {
+        let mut programs = self.programs.lock();
+        programs.next = programs.next.take().filter(|wanted| *wanted != program);
+        programs.now = program;
     }
 }
 
 /// The connection to a physical device: a connection process, replaced when it dies or when its
 /// dext did. What it held is lost with it, so those who hold functions through it watch the link
-/// and claim them anew.
+/// and claim them anew; or it is adopted by the next one, and those who ask wait for that.
 pub struct Connection {
     shared: Arc<ConnectionShared>,
     thread: KeeperThread,
@@ -140,7 +281,8 @@ impl Connection {
         let (sender, started) = sync_channel(1);
         let name = format!("connection {}", spec.subject);
         let own_spec = spec.clone();
-        let thread = KeeperThread::spawn(name, move |parts| {
+        let launch = Arc::clone(&spec.launch);
+        let thread = KeeperThread::spawn(name, launch, move |parts| {
             keep::run(own_spec, recovery, own, tell_death, parts, &sender);
         });
         let thread = thread.map_err(no_room)?;
@@ -148,23 +290,61 @@ impl Connection {
         Ok(Self { shared: started?, thread, died })
     }
 
+    /// Why connection processes of this device died that served it.
+    #[must_use]
+    pub fn deaths(&self) -> Deaths {
+        self.shared.state.lock().deaths
+    }
+
+    /// How often another process took over what one that died had left, without anybody who holds a function
+    /// noticing (Linux's VFIO).
+    #[must_use]
+    pub fn adoptions(&self) -> u64 {
+        self.shared.state.lock().adoptions
+    }
+
+    /// The program of the process that serves, and of the one that comes after it.
+    #[must_use]
+    pub fn programs(&self) -> (PathBuf, Option<PathBuf>) {
+        let programs = self.shared.programs.lock();
+        (programs.now.program.clone(), programs.next.as_ref().map(|next| next.program.clone()))
+    }
+
+    /// Has the process that comes after this one, when it dies, be of that program.
+    pub(crate) fn succeed_by(&self, program: ConnectionProgram) {
+        let mut programs = self.shared.programs.lock();
+        programs.next = (programs.now != program).then_some(program);
+    }
+
+    /// Ends the process if another program is to serve; whether it is. Its functions are away until that
+    /// does, unless it adopts them.
+    pub(crate) fn give_way(&self) -> bool {
+        let wanted = self.shared.programs.lock().next.is_some();
+        if wanted && matches!(self.link(), Link::Up(..)) {
+            let process = Arc::clone(&self.shared.state.lock().process);
+            process.fate.condemn(Cause::Upgraded);
+            process.fate.wait_for_death();
+        }
+        wanted
+    }
+
     /// Whether there is a process.
     pub(crate) fn link(&self) -> Link {
         self.shared.state.lock().link.clone()
     }
 
-    /// Signals `watcher` whenever the [`Link`] changes, on behalf of a function; the generation
-    /// that it is claimed through.
+    /// Signals `watcher` whenever the [`Link`] changes, on behalf of a function; the number by which it
+    /// is claimed.
     pub(crate) fn watch(&self, address: PciAddress, watcher: Signaller) -> u64 {
         let mut state = self.shared.state.lock();
-        state.watchers.push((address.function(), watcher));
-        state.generation
+        state.watchers.push((address, watcher));
+        state.claims
     }
 
     /// The function is not attached any more.
     pub(crate) fn unwatch(&self, address: PciAddress) {
         let mut state = self.shared.state.lock();
-        state.watchers.retain(|(function, _)| *function != address.function());
+        state.watchers.retain(|(function, _)| *function != address);
     }
 
     /// Process id of the one that serves now.
@@ -193,51 +373,84 @@ impl Connection {
             Link::Gone(death) => Some(Arc::clone(death)),
             // Nobody will replace it: dead as soon as the process is.
             Link::Up(..) if !self.shared.recovery.is_on() => state.process.death(),
-            Link::Up(..) | Link::Away(_) => None,
+            Link::Up(..) | Link::Adopting(..) | Link::Away(_) => None,
         }
     }
 
-    /// Whether `address` can be attached through this process; takes the place if so.
-    pub(crate) fn reserve(&self, address: PciAddress) -> bool {
+    /// Takes the place of `address` to attach it through this process, for the guest whose memory `container`
+    /// is.
+    pub(crate) fn reserve(
+        &self,
+        address: PciAddress,
+        container: &Arc<Container>,
+    ) -> Result<(), NotReserved> {
         let mut state = self.shared.state.lock();
         let up = matches!(state.link, Link::Up(..)) && !state.process.fate.is_condemned();
-        let ours = state.functions.iter().any(|identity| identity.address == address);
-        let taken = up && ours && !state.closed && state.free.remove(&address.function());
-        if taken {
-            state.reserved.insert(address.function());
+        if !up || state.closed || !state.free.contains(&address) {
+            return Err(NotReserved::NotThere);
         }
-        taken
+        if self.shared.hands_on() {
+            let in_use = state.attached.iter().chain(&state.reserved).next().copied();
+            state.guest.admit(container, in_use)?;
+        }
+        state.free.remove(&address);
+        state.reserved.insert(address);
+        Ok(())
+    }
+
+    /// The death of the process that was asked for a place, if that is why there was none.
+    pub(crate) fn lost(&self) -> Option<Arc<Death>> {
+        let process = {
+            let state = self.shared.state.lock();
+            match &state.link {
+                Link::Adopting(_, death) | Link::Away(death) | Link::Gone(death) => {
+                    return Some(Arc::clone(death));
+                }
+                Link::Up(..) => Arc::clone(&state.process),
+            }
+        };
+        process.fate.is_condemned().then(|| process.fate.wait_for_death())
     }
 
     /// Gives a place back that was reserved and not used.
     pub(crate) fn unreserve(&self, address: PciAddress) {
         let mut state = self.shared.state.lock();
         // One that was attached meanwhile cannot be opened again by this process.
-        if state.reserved.remove(&address.function()) {
-            state.free.insert(address.function());
+        if state.reserved.remove(&address) {
+            state.free.insert(address);
         }
     }
 
-    /// The process that serves now.
-    fn process(&self) -> Result<Arc<Process>, DeviceError> {
-        let state = self.shared.state.lock();
-        match &state.link {
-            Link::Up(..) => Ok(Arc::clone(&state.process)),
-            Link::Away(death) | Link::Gone(death) => Err(DeviceError::gone(Arc::clone(death))),
-        }
+    /// The process that serves, or will when it has adopted what one before it left, and by which number it has
+    /// a function.
+    fn process(
+        &self,
+        address: PciAddress,
+        deadline: Deadline,
+    ) -> Result<(Arc<Process>, u8), DeviceError> {
+        let state = self.settled(deadline)?;
+        Ok((Arc::clone(&state.process), state.number(address)))
     }
 
+    /// Makes the call that `call` is for a function of this number.
     fn call<C: Call<Request>>(
         &self,
-        call: &C,
+        address: PciAddress,
+        call: impl FnOnce(u8) -> C,
         handles: &[BorrowedFd<'_>],
         deadline: Deadline,
     ) -> Result<(C::Reply, Handles), DeviceError> {
-        Ok(self.process()?.call(call, handles, deadline)?)
+        let (process, number) = self.process(address, deadline)?;
+        Ok(process.call(&call(number), handles, deadline)?)
     }
 
-    fn ask<C: Call<Request>>(&self, call: &C, deadline: Deadline) -> Result<C::Reply, DeviceError> {
-        Ok(self.call(call, &[], deadline)?.0)
+    fn ask<C: Call<Request>>(
+        &self,
+        address: PciAddress,
+        call: impl FnOnce(u8) -> C,
+        deadline: Deadline,
+    ) -> Result<C::Reply, DeviceError> {
+        Ok(self.call(address, call, &[], deadline)?.0)
     }
 
     /// Until when a caller without a deadline of its own waits.
@@ -251,34 +464,86 @@ impl Connection {
     /// [`DeviceError`]; [`ErrorKind::Busy`] while somebody else holds the claim, or the dext still
     /// cleans up after somebody who did.
     pub fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
-        let process = self.process()?;
         let deadline = self.usual();
-        let call = Attach { function: address.function() };
-        let (attached, handles) = process.call(&call, &[], deadline)?;
-        if attached.identity.address.function() != address.function()
-            || !attached.identity.address.same_device(address)
-        {
+        let (process, function) = self.process(address, deadline)?;
+        let (attached, handles) = process.call(&Attach { function }, &[], deadline)?;
+        if attached.identity.address != address {
             let found = attached.identity.address;
             return Err(DeviceError::io(format!("Asked for {address}, {found} was claimed")));
         }
         for warning in &attached.warnings {
             tracing::warn!("{}", crate::text::printable(warning));
         }
-        let memories = self.memories(&process, address, &attached, handles, deadline)?;
+        let memories =
+            self.memories(&process, (function, address), &attached, handles, deadline)?;
         let windows = window_check::take(&attached, memories)
             .map_err(|why| DeviceError::io(format!("Function {address}: {why}")))?;
+        // A device's descriptor has no size: what it has is found by mapping, before a guest's is mapped over.
+        for one in windows.iter().filter(|one| matches!(one.memory, DeviceMemory::Device(_))) {
+            one.map().map_err(|error| {
+                let why = format!("Function {address}: BAR {}: {}", one.bar, ipc::chain(&error));
+                DeviceError::io(why)
+            })?;
+        }
+        let handed = self.handed(&process, (function, address), deadline)?;
+        let escrow = self.escrow(&process, address, deadline)?;
         let mut state = self.shared.state.lock();
-        state.reserved.remove(&address.function());
-        state.attached.insert(address.function());
+        let serves = matches!(state.link, Link::Up(..)) && Arc::ptr_eq(&state.process, &process);
+        if self.shared.hands_on() && !serves {
+            // What is adopted meanwhile has the function as it was before: not claimed.
+            drop(state);
+            return Err(DeviceError::gone(process.fate.wait_for_death()));
+        }
+        state.reserved.remove(&address);
+        state.attached.insert(address);
+        if escrow.is_some() && !state.companion {
+            state.accounts.insert(address, Account::new(attached.identity, attached.bars));
+            state.escrow = escrow;
+        } else {
+            state.drop_escrow();
+        }
         drop(state);
-        Ok(Claimed { identity: attached.identity, bars: attached.bars, windows })
+        Ok(Claimed { identity: attached.identity, bars: attached.bars, windows, handed })
+    }
+
+    /// What keeps functions going when the process dies, where the backend has that and it is replaced.
+    fn escrow(
+        &self,
+        process: &Process,
+        address: PciAddress,
+        deadline: Deadline,
+    ) -> Result<Option<Escrow>, DeviceError> {
+        if !self.shared.hands_on() || !self.shared.recovery.is_on() {
+            return Ok(None);
+        }
+        let (escrowed, handles) = process.call(&GetEscrow, &[], deadline)?;
+        Escrow::of(&escrowed, handles)
+            .map_err(|error| DeviceError::io(format!("Function {address} is not kept: {error}")))
+    }
+
+    /// What function processes are handed, where they open nothing themselves: one device.
+    fn handed(
+        &self,
+        process: &Process,
+        (function, address): (u8, PciAddress),
+        deadline: Deadline,
+    ) -> Result<Vec<DeviceMemory>, DeviceError> {
+        if !self.shared.hands_on() {
+            return Ok(Vec::new());
+        }
+        let ((), handles) = process.call(&HandOver { function }, &[], deadline)?;
+        let device = handles.one().map_err(|error| DeviceError::io(error.to_string()))?;
+        let device = DeviceMemory::of_device(device).map_err(|error| {
+            DeviceError::io(format!("Function {address} is not handed on: {}", ipc::chain(&error)))
+        })?;
+        Ok(vec![device])
     }
 
     /// The memory of each window, by the way that it comes.
     fn memories(
         &self,
         process: &Process,
-        address: PciAddress,
+        (function, address): (u8, PciAddress),
         attached: &Attached,
         handles: Handles,
         deadline: Deadline,
@@ -289,8 +554,7 @@ impl Connection {
         match (attached.carrier, &self.shared.own) {
             (Carrier::Port, _) => {
                 let sizes: Vec<u64> = attached.windows.iter().map(|one| one.length).collect();
-                let number = address.function().into();
-                let entries = process.memories().receive(number, &sizes, deadline);
+                let entries = process.memories().receive(function.into(), &sizes, deadline);
                 let entries = entries.map_err(|error| {
                     DeviceError::io(format!("The memory of its windows did not come: {error}"))
                 })?;
@@ -301,9 +565,14 @@ impl Connection {
                 Err(DeviceError::io("It describes windows that it was to hand on"))
             }
             (Carrier::Descriptors, _) => {
-                let taken: Result<Vec<_>, _> = handles.map(SharedMemory::from_peer).collect();
-                let taken = taken.map_err(|error| DeviceError::io(ipc::chain(&error)))?;
-                Ok(taken.into_iter().map(DeviceMemory::from).collect())
+                // Its windows may be anywhere in it: `window_check` compares them with the size.
+                let of_devices = self.shared.hands_on();
+                let take = |fd| match of_devices {
+                    true => DeviceMemory::of_device(fd),
+                    false => SharedMemory::measured(fd).map(DeviceMemory::from),
+                };
+                let taken: Result<_, _> = handles.map(take).collect();
+                taken.map_err(|error| DeviceError::io(ipc::chain(&error)))
             }
         }
     }
@@ -315,19 +584,29 @@ impl Connection {
     /// # Errors
     /// [`DeviceError`]; the function is detached all the same.
     pub fn detach(&self, address: PciAddress, deadline: Deadline) -> Result<bool, DeviceError> {
-        let none_left = {
+        let (none_left, process) = {
             let mut state = self.shared.state.lock();
-            state.attached.remove(&address.function());
-            state.attached.is_empty()
+            state.attached.remove(&address);
+            let none_left = state.attached.is_empty();
+            if none_left {
+                state.drop_escrow();
+            }
+            let is_up = matches!(state.link, Link::Up(..));
+            (none_left, is_up.then(|| Arc::clone(&state.process)))
         };
-        let stopped = self.process().is_ok_and(|process| process.fate.is_suspended());
-        if stopped {
+        if process.is_some_and(|process| process.fate.is_suspended()) {
             // It does not answer, and would hold whoever detaches up until the deadline.
             self.condemn(Cause::Overdue("give a function back"));
             return Ok(none_left);
         }
-        match self.ask(&Detach { function: address.function() }, deadline) {
-            Ok(()) => Ok(none_left),
+        match self.ask_to_detach(address, deadline) {
+            Ok(()) => {
+                if self.shared.hands_on() {
+                    // The process keeps its group, and no other could have it.
+                    self.shared.state.lock().free.insert(address);
+                }
+                Ok(none_left)
+            }
             Err(error) if error.is_absent() => Ok(none_left),
             Err(error) => {
                 self.end_process(&format!("function {address} was not detached: {error}"));
@@ -344,65 +623,10 @@ impl Connection {
         idle
     }
 
-    /// Resets a function that comes back (P8).
-    pub(crate) fn reset(&self, address: PciAddress) -> Result<(), DeviceError> {
-        self.ask(&Reset { function: address.function() }, self.usual())
-    }
-
     /// Has the process look whether its functions are still there; it ends if they are not. The answer
     /// is its end.
-    pub(crate) fn look(&self, deadline: Deadline) {
-        let _ = self.ask(&Ping, deadline);
-    }
-
-    /// Gives a function a region of guest memory.
-    pub(crate) fn add_memory(
-        &self,
-        address: PciAddress,
-        region: &GuestRegion,
-        deadline: Deadline,
-    ) -> Result<(), DeviceError> {
-        let GuestRegion { iova: base, size, offset, writable, .. } = *region;
-        let call = AddMemory { function: address.function(), base, size, offset, writable };
-        self.call(&call, &[region.memory.as_fd()], deadline).map(drop)
-    }
-
-    /// Takes a region away from a function, and what its companion registered of it.
-    pub(crate) fn remove_memory(
-        &self,
-        address: PciAddress,
-        base: u64,
-        deadline: Deadline,
-    ) -> Result<(), DeviceError> {
-        let call = RemoveMemory { function: address.function(), base };
-        self.ask_until_done(&call, deadline)
-    }
-
-    /// Registers a range for a function, on behalf of the VMM; its bus address.
-    ///
-    /// # Errors
-    /// [`DeviceError`].
-    pub(crate) fn map_dma(
-        &self,
-        address: PciAddress,
-        entry: DmaEntry,
-        deadline: Deadline,
-    ) -> Result<u64, DeviceError> {
-        let mapped = self.ask(&MapDma { function: address.function(), entry }, deadline)?;
-        Ok(mapped.bus_address)
-    }
-
-    /// Removes such a registration.
-    ///
-    /// # Errors
-    /// [`DeviceError`].
-    pub(crate) fn unmap_dma(
-        &self,
-        address: PciAddress,
-        key: u64,
-        deadline: Deadline,
-    ) -> Result<(), DeviceError> {
-        self.ask(&UnmapDma { function: address.function(), key }, deadline)
+    pub(crate) fn look(&self, address: PciAddress, deadline: Deadline) {
+        let _ = self.ask(address, |_| Ping, deadline);
     }
 
     /// Serves a function's companion over `tube`, whose other end is its function process's.
@@ -411,15 +635,20 @@ impl Connection {
         address: PciAddress,
         tube: Tube,
     ) -> Result<(), DeviceError> {
-        let call = Companion { function: address.function() };
-        self.call(&call, &[tube.as_fd()], self.usual()).map(drop)
+        let call = |function| Companion { function };
+        {
+            // What it registers is known to the process alone, so no other one can adopt it.
+            let mut state = self.shared.state.lock();
+            state.companion = true;
+            state.drop_escrow();
+        }
+        self.call(address, call, &[tube.as_fd()], self.usual()).map(drop)
     }
 
     /// Removes everything that a function's companion registered. What a dead process had
     /// registered is gone with it.
     pub(crate) fn release_dma(&self, address: PciAddress) -> Result<(), DeviceError> {
-        let call = ReleaseDma { function: address.function() };
-        match self.ask_until_done(&call, self.usual()) {
+        match self.ask_until_done(address, |function| ReleaseDma { function }, self.usual()) {
             Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
             released => released,
         }
@@ -433,7 +662,7 @@ impl Connection {
         batch: u64,
         deadline: Deadline,
     ) -> Result<(), DeviceError> {
-        match self.ask(&AbandonBatch { function: address.function(), batch }, deadline) {
+        match self.ask(address, |function| AbandonBatch { function, batch }, deadline) {
             Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
             abandoned => abandoned,
         }
@@ -443,36 +672,32 @@ impl Connection {
     /// serves other guests too.
     fn ask_until_done<C: Call<Request, Reply = bool>>(
         &self,
-        call: &C,
+        address: PciAddress,
+        call: impl Fn(u8) -> C,
         deadline: Deadline,
     ) -> Result<(), DeviceError> {
         loop {
-            if self.ask(call, deadline)? {
+            if self.ask(address, &call, deadline)? {
                 return Ok(());
             }
             if deadline.passed() {
-                let message = format!("{}: registrations are left at the deadline", call.name());
-                return Err(DeviceError::new(ErrorKind::TimedOut, message));
+                return Err(still_left(call(u8::MAX).name()));
             }
         }
     }
 
-    /// Registrations of a function, now and at most.
-    ///
-    /// # Errors
-    /// [`DeviceError`].
-    pub fn statistics(&self, address: PciAddress) -> Result<DmaStatistics, DeviceError> {
-        self.ask(&GetStatistics { function: address.function() }, self.usual())
-    }
-
-    /// Ends the process, which is the one way to take everything from it; it counts as its death.
-    /// Returns once it is dead.
+    /// Ends the process, which is the one way to take everything from it; it counts as its death, and nobody
+    /// adopts what it leaves. Returns once it is dead.
     pub(crate) fn end_process(&self, why: &str) {
         self.condemn(Cause::Broken(why.to_owned()));
     }
 
     fn condemn(&self, cause: Cause) {
-        let process = Arc::clone(&self.shared.state.lock().process);
+        let process = {
+            let mut state = self.shared.state.lock();
+            state.drop_escrow();
+            Arc::clone(&state.process)
+        };
         process.fate.condemn(cause);
         process.fate.wait_for_death();
     }
@@ -481,7 +706,16 @@ impl Connection {
     pub fn stop(&self) -> Arc<Death> {
         self.thread.stop();
         match &self.shared.state.lock().link {
-            Link::Gone(death) | Link::Away(death) | Link::Up(_, death) => Arc::clone(death),
+            Link::Gone(death)
+            | Link::Away(death)
+            | Link::Adopting(_, death)
+            | Link::Up(_, death) => Arc::clone(death),
         }
     }
+}
+
+/// Work that is not done at its deadline.
+fn still_left(what: &str) -> DeviceError {
+    let message = format!("{what}: registrations are left at the deadline");
+    DeviceError::new(ErrorKind::TimedOut, message)
 }

@@ -209,7 +209,7 @@ impl Container {
     fn register(
         &self,
         member: &Member,
-        region: &GuestRegion,
+        region: &Arc<GuestRegion>,
         deadline: Deadline,
     ) -> Result<(), DeviceError> {
         let Member { address, connection } = member;

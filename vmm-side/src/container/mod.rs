@@ -130,6 +130,12 @@ pub struct Container {
     changed: Condvar,
 }
 
+impl std::fmt::Debug for Container {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Container").field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
 impl Container {
     /// An empty container.
     #[must_use]

@@ -13,7 +13,8 @@
 //! ] }
 //! ```
 //!
-//! The same on a command line: `function,device=01:00.1,request=BarWrite,nth=3,when=during,kill`.
+//! The same on a command line: `function,device=01:00.1,request=BarWrite,nth=3,when=during,kill`. [`GRAMMAR`] says all
+//! that can be written so.
 
 mod text;
 
@@ -26,7 +27,7 @@ use ipc::wire::handshake::Role;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
-pub use text::FaultError;
+pub use text::{FaultError, GRAMMAR};
 
 /// The requests of a function process, by name.
 pub const FUNCTION_REQUESTS: [&str; 12] = [
@@ -152,6 +153,8 @@ pub struct FaultReport {
     pub seen: u64,
     /// The process that it struck, once it fired.
     pub fired: Option<u32>,
+    /// Whether it was disarmed, and fires no more.
+    pub disarmed: bool,
 }
 
 #[derive(Debug)]
@@ -160,6 +163,7 @@ struct Armed {
     seen: u64,
     due: bool,
     fired: Option<u32>,
+    disarmed: bool,
 }
 
 /// A fault that is due at a request.
@@ -194,8 +198,16 @@ impl Faults {
     /// [`FaultError`] if it makes no sense.
     pub fn add(&self, fault: Fault) -> Result<(), FaultError> {
         fault.check()?;
-        self.lock().push(Armed { fault, seen: 0, due: false, fired: None });
+        self.lock().push(Armed { fault, seen: 0, due: false, fired: None, disarmed: false });
         Ok(())
+    }
+
+    /// Has a fault fire no more, by its place in [`Faults::report`]; nothing happens without one there. What
+    /// is due already, or comes some time after its request, strikes all the same.
+    pub fn disarm(&self, number: usize) {
+        if let Some(armed) = self.lock().get_mut(number) {
+            armed.disarmed = true;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Armed>> {
@@ -209,6 +221,7 @@ impl Faults {
             fault: armed.fault.clone(),
             seen: armed.seen,
             fired: armed.fired,
+            disarmed: armed.disarmed,
         };
         self.lock().iter().map(of).collect()
     }
@@ -217,7 +230,7 @@ impl Faults {
     pub(crate) fn at(&self, role: Role, subject: &str, request: &str) -> Vec<Due> {
         let mut due = Vec::new();
         for (number, armed) in self.lock().iter_mut().enumerate() {
-            if armed.due || !armed.fault.is_meant(role, subject, request) {
+            if armed.due || armed.disarmed || !armed.fault.is_meant(role, subject, request) {
                 continue;
             }
             armed.seen += 1;
@@ -253,7 +266,11 @@ impl Fault {
         process && device && named
     }
 
-    fn check(&self) -> Result<(), FaultError> {
+    /// Whether it makes sense: [`Faults::add`] would take it.
+    ///
+    /// # Errors
+    /// [`FaultError`] if it makes none.
+    pub fn check(&self) -> Result<(), FaultError> {
         let known: &[&str] = match self.process {
             Target::Function => &FUNCTION_REQUESTS,
             Target::Connection => &CONNECTION_REQUESTS,

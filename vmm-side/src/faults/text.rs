@@ -7,6 +7,45 @@ use ipc::wire::dext::IoReturn;
 
 use super::{Fault, Point, Target, What};
 
+/// How a fault is written, for people: what `--help` of a command shows that takes faults. Its lines have
+/// at most 70 columns, which is what clap leaves of 80.
+pub const GRAMMAR: &str = "\
+A fault is words between commas: whose process, when, and what.
+
+  function | connection    whose process: always the first word
+  device=BB:DD.F           of this function only
+  request=NAME             at requests of this name; any if not given
+  nth=N                    at the N-th of them, from 1; 1 if not given
+  when=before              before the process gets it; if not given
+  when=during              while the process is at it
+  when=after               when the process has answered
+  after-ms=N               so much later; of kill and stop only
+
+and one of
+
+  kill                     the process is killed
+  stop                     it is stopped: found by its silence
+  hang                     it loops for ever: found by its silence
+  garbage                  it answers bytes that are no message
+  truncated                it answers half a message
+  closed                   it closes its tube
+  delay=MS                 the request takes so much longer
+  selector=N:CODE          its next call of this selector of the
+                           dext's, 0 to 17, fails with this code
+
+Numbers are decimal, or hexadecimal after 0x. The requests of a
+function process are ConfigRead, ConfigWrite, BarRead, BarWrite,
+Interrupts, Reset, Statistics, TakeOver, Companion, AddMemory,
+RemoveMemory, Doorbell; those of a connection process Attach, Detach,
+AddMemory, RemoveMemory, MapDma, UnmapDma, Statistics, Reset,
+Companion, ReleaseDma, AbandonBatch. Start, of either, is its start:
+it can be killed, stopped or delayed.
+
+  function,device=01:00.1,request=BarWrite,nth=3,when=during,kill
+  function,request=Start,nth=2,when=after,after-ms=5,stop
+  connection,request=MapDma,delay=20
+  connection,selector=8:0xe00002cd";
+
 /// A fault that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Fault '{fault}': {why}")]
@@ -159,7 +198,7 @@ pub(super) mod address {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{FUNCTION_REQUESTS, FaultPlan, Faults, START};
+    use super::super::{CONNECTION_REQUESTS, FUNCTION_REQUESTS, FaultPlan, Faults, START};
     use super::*;
     use ipc::wire::handshake::Role;
     use proptest::prelude::*;
@@ -202,6 +241,79 @@ mod tests {
         #[test]
         fn any_text_is_a_fault_or_an_error(text in "[a-z0-9=:,.x-]{0,60}") {
             let _ = text.parse::<Fault>();
+        }
+    }
+
+    /// Whether `word` is in the grammar, as a word.
+    fn is_explained(word: &str) -> bool {
+        let is_of_a_word = |one: char| one.is_ascii_alphanumeric() || "-=".contains(one);
+        GRAMMAR.split(|one: char| !is_of_a_word(one)).any(|one| one == word)
+    }
+
+    #[test]
+    fn the_grammar_has_every_word_that_there_is() {
+        for name in FUNCTION_REQUESTS.iter().chain(&CONNECTION_REQUESTS).chain(&[START]) {
+            assert!(is_explained(name), "{name}");
+        }
+        for when in ["before", "during", "after"] {
+            assert!(is_explained(&format!("when={when}")), "{when}");
+        }
+        // What a fault is written with, from the values themselves: a new kind does not get past this match.
+        let text = |what: What| match what {
+            What::Kill
+            | What::Stop
+            | What::Hang
+            | What::Garbage
+            | What::Truncated
+            | What::Closed
+            | What::Delay(_)
+            | What::Selector { .. } => Fault {
+                process: Target::Function,
+                device: Some("01:00.1".parse().unwrap()),
+                request: Some("Reset".to_owned()),
+                nth: 2,
+                when: Point::During,
+                after_ms: u64::from(what == What::Kill),
+                what,
+            }
+            .to_string(),
+        };
+        let code = IoReturn(1);
+        for what in [
+            What::Kill,
+            What::Stop,
+            What::Hang,
+            What::Garbage,
+            What::Truncated,
+            What::Closed,
+            What::Delay(1),
+            What::Selector { selector: 1, code },
+        ] {
+            for word in text(what).split(',') {
+                let key = word.split_once('=').map(|(key, _)| format!("\n  {key}="));
+                let plain = format!("\n  {word} ");
+                let found =
+                    key.iter().chain([&plain]).any(|known| GRAMMAR.contains(known.as_str()));
+                assert!(found, "{word}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_examples_of_the_grammar_are_faults_and_its_lines_are_short() {
+        let examples: Vec<Fault> = GRAMMAR
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with("function,") || line.starts_with("connection,"))
+            .map(|line| line.parse().unwrap_or_else(|error| panic!("{error}")))
+            .collect();
+        assert_eq!(examples.len(), 4);
+        assert!(Faults::new(FaultPlan { faults: examples }).is_ok());
+        // What is not given is what it says.
+        let fault: Fault = "function,kill".parse().unwrap();
+        assert_eq!((fault.nth, fault.when, fault.request), (1, Point::Before, None));
+        for line in GRAMMAR.lines() {
+            assert!(line.len() <= 70, "{line}");
         }
     }
 

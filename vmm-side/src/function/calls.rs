@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use ipc::Deadline;
 use ipc::event::Signaller;
 use ipc::wire::call::Call;
@@ -12,8 +13,9 @@ use ipc::wire::function::{
     Access, InterruptAction, InterruptIndex, Interrupts, MAX_ASSIGN, Request,
 };
 
+use super::accesses::Timing;
 use super::machine::FunctionState;
-use super::{FunctionShared, LAST_WORDS, Process};
+use super::{Current, FunctionShared, LAST_WORDS, Process};
 use crate::child::{CallError, Death, channel};
 
 impl FunctionShared {
@@ -46,27 +48,47 @@ impl FunctionShared {
     ) -> Result<C::Reply, CallError> {
         let mut tries = Tries::new(name);
         loop {
-            let (process, generation) = self.serving(tries.after, deadline, name)?;
+            let current = self.serving(tries.after, deadline, name)?;
+            let Some(Current { process, served }) = current.as_deref() else { continue };
             let (call, handles) = call().map_err(|error| no_descriptor(&error))?;
             let borrowed: Vec<_> = handles.iter().map(|handle| handle.as_fd()).collect();
             match process.channel.call(call.borrow(), &borrowed, deadline) {
                 Ok((reply, _)) => return Ok(reply),
-                Err(failed) => self.on_failed(&process, failed, &mut tries)?,
+                Err(failed) => self.on_failed(process, failed, &mut tries)?,
             }
-            tries.after = Some(generation);
+            tries.after = Some(*served);
         }
     }
 
     /// [`FunctionShared::ask`] for an access, which has a shorter way.
     pub(super) fn access(&self, access: &Access, deadline: Deadline) -> Result<u64, CallError> {
+        let timing = self.accesses.begin();
+        let done = self.access_timed(access, deadline, &timing);
+        self.accesses.end(&timing);
+        done
+    }
+
+    fn access_timed(
+        &self,
+        access: &Access,
+        deadline: Deadline,
+        timing: &Timing,
+    ) -> Result<u64, CallError> {
         let mut tries = Tries::new(Call::<Request>::name(access));
         loop {
-            let (process, generation) = self.serving(tries.after, deadline, tries.request)?;
-            match process.channel.access(access, deadline) {
+            let current = self.current.load();
+            let found = current.as_deref().filter(|current| current.is_after(tries.after));
+            let Some(Current { process, served }) = found else {
+                timing.hold();
+                self.wait_for_one(tries.after, deadline, tries.request)?;
+                continue;
+            };
+            match process.channel.access(access, deadline, &timing.waits) {
                 Ok(value) => return Ok(value),
-                Err(failed) => self.on_failed(&process, failed, &mut tries)?,
+                Err(failed) => self.on_failed(process, failed, &mut tries)?,
             }
-            tries.after = Some(generation);
+            timing.hold();
+            tries.after = Some(*served);
         }
     }
 
@@ -121,7 +143,23 @@ impl FunctionShared {
         after: Option<u64>,
         deadline: Deadline,
         request: &'static str,
-    ) -> Result<(Arc<Process>, u64), CallError> {
+    ) -> Result<Guard<Option<Arc<Current>>>, CallError> {
+        loop {
+            let current = self.current.load();
+            if current.as_ref().is_some_and(|current| current.is_after(after)) {
+                return Ok(current);
+            }
+            self.wait_for_one(after, deadline, request)?;
+        }
+    }
+
+    /// Waits until somebody serves the function, of a later generation than `after`.
+    pub(super) fn wait_for_one(
+        &self,
+        after: Option<u64>,
+        deadline: Deadline,
+        request: &'static str,
+    ) -> Result<(), CallError> {
         let mut state = self.state.lock();
         loop {
             match state.machine.state() {
@@ -130,10 +168,10 @@ impl FunctionShared {
                 | FunctionState::Returning(death) => {
                     return Err(CallError::Dead(Arc::clone(death)));
                 }
-                FunctionState::Serving if after.is_none_or(|after| state.served() > after) => {
-                    return Ok((Arc::clone(&state.process), state.served()));
-                }
-                FunctionState::Serving | FunctionState::Recovering => {}
+                FunctionState::Serving | FunctionState::Adopting | FunctionState::Recovering => {}
+            }
+            if state.current().is_some_and(|current| current.is_after(after)) {
+                return Ok(());
             }
             if self.changed.wait_until(&mut state, deadline.instant()).timed_out() {
                 return Err(self.timed_out(request));
@@ -153,7 +191,7 @@ impl FunctionShared {
         // Before it is asked: a process that dies right after must not take it along.
         let before = self.journal().assign(index, start, &signallers);
         let deadline = self.usual();
-        let done = assign(index, start, &signallers, |call, handles| {
+        let done = assign(index, start, &signallers, false, |call, handles| {
             self.call(call, || duplicate(handles), deadline)
         });
         match done {
@@ -193,6 +231,13 @@ impl FunctionShared {
     }
 }
 
+impl Current {
+    /// Whether it came later than generation `after`.
+    fn is_after(&self, after: Option<u64>) -> bool {
+        after.is_none_or(|after| self.served > after)
+    }
+}
+
 /// How often a request was tried so far.
 struct Tries {
     request: &'static str,
@@ -208,18 +253,19 @@ impl Tries {
     }
 }
 
-/// Assigns in pieces that fit beside one message each.
+/// Assigns in pieces that fit beside one message each; with `signal`, each vector is signalled then.
 pub(super) fn assign(
     index: InterruptIndex,
     start: u16,
     signallers: &[Option<Arc<Signaller>>],
-    call: impl Fn(&Interrupts, &[&Signaller]) -> Result<(), CallError>,
+    signal: bool,
+    mut call: impl FnMut(&Interrupts, &[&Signaller]) -> Result<(), CallError>,
 ) -> Result<(), CallError> {
     let mut first = start;
     for part in signallers.chunks(MAX_ASSIGN) {
         let present = part.iter().map(Option::is_some).collect();
         let handles: Vec<&Signaller> = part.iter().flatten().map(Arc::as_ref).collect();
-        let action = InterruptAction::Assign { start: first, present };
+        let action = InterruptAction::Assign { start: first, present, signal };
         call(&Interrupts { index, action }, &handles)?;
         first = first.saturating_add(u16::try_from(part.len()).unwrap_or(u16::MAX));
     }

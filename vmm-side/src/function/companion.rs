@@ -11,8 +11,9 @@ use ipc::wire::function::{AddMemory, Companion, Doorbell, Layout, RemoveMemory};
 use ipc::{Deadline, Tube};
 
 use super::calls::no_descriptor;
-use super::{Function, FunctionShared, Process};
-use crate::child::CallError;
+use super::{Function, FunctionShared};
+use crate::child::start::Kept;
+use crate::child::{CallError, FunctionProtocol};
 use crate::error::{DeviceError, ErrorKind};
 use crate::memory::{GuestRegion, RingReader};
 
@@ -145,7 +146,7 @@ impl FunctionShared {
     /// Gives a new process the companion and guest RAM.
     pub(super) fn replay_companion(
         &self,
-        process: &Process,
+        process: &mut Kept<FunctionProtocol>,
         setup: Option<(Layout, u32)>,
         memory: impl Iterator<Item = Arc<GuestRegion>>,
         deadline: Deadline,
@@ -156,11 +157,11 @@ impl FunctionShared {
                 None => no_descriptor(&std::io::Error::other(error.to_string())),
             })?;
             let call = Companion { layout, max_entries };
-            process.call_as_keeper(&call, &[tube.as_fd()], deadline)?;
+            process.call(&call, &[tube.as_fd()], deadline)?;
         }
         for region in memory {
             let call = add_memory(&region);
-            process.call_as_keeper(&call, &[region.memory.as_fd()], deadline)?;
+            process.call(&call, &[region.memory.as_fd()], deadline)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipc::Deadline;
 use ipc::wire::function::{
-    Access, CONFIG_SPACE, InterruptAction, InterruptIndex, ReadConfig, Reset, Space,
+    Access, CONFIG_SPACE, InterruptAction, InterruptIndex, ReadConfig, Space,
 };
 
 use super::{Function, Presence};
@@ -33,6 +33,22 @@ impl Function {
         let message =
             format!("Function {address}: {what}: access of {width} bytes: {allowed} allowed");
         Err(DeviceError::invalid(message))
+    }
+
+    /// Whether an access is to memory that the device does not decode now: on a bus nobody answers. What is no
+    /// access, and a device that is away, are told as ever.
+    fn is_unanswered(&self, access: &Access) -> bool {
+        if !self.shared.guard.hides_memory() {
+            return false;
+        }
+        let Space::Bar(bar) = access.space else { return false };
+        let Some(bar) = self.info.bars.get(usize::from(bar)).copied().flatten() else {
+            return false;
+        };
+        let width = u64::from(access.width);
+        let end = access.offset.checked_add(width);
+        let fits = access.offset.is_multiple_of(width) && end.is_some_and(|end| end <= bar.size);
+        fits && !device::pci_bar(bar).kind.is_io() && self.is_present()
     }
 }
 
@@ -65,6 +81,14 @@ impl PassthroughDevice for Function {
 
     fn access(&self, access: Access, deadline: Deadline) -> Result<u64, DeviceError> {
         self.check(&access)?;
+        if access.write && access.space == Space::Config {
+            self.shared.write_config(&access, deadline)?;
+            return Ok(0);
+        }
+        if self.is_unanswered(&access) {
+            let bits = 64 - 8 * u32::from(access.width);
+            return Ok(if access.write { 0 } else { u64::MAX >> bits });
+        }
         Ok(self.shared.access(&access, deadline)?)
     }
 
@@ -126,6 +150,6 @@ impl PassthroughDevice for Function {
     }
 
     fn reset_before(&self, deadline: Deadline) -> Result<(), DeviceError> {
-        Ok(self.shared.ask(&Reset, deadline)?)
+        Ok(self.shared.reset(deadline)?)
     }
 }

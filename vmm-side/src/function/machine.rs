@@ -12,7 +12,10 @@ use crate::recovery::{Deaths, Recovery};
 pub(crate) enum FunctionState {
     /// Its process serves.
     Serving,
-    /// Its process died and is being replaced; callers wait.
+    /// Its process serves, and its connection process died: another one is adopting the claim and every
+    /// registration, which go on meanwhile.
+    Adopting,
+    /// Its process died, or gives way to another, and is being replaced; callers wait.
     Recovering,
     /// Its connection process died: reads are all ones, writes are dropped.
     Away(Arc<Death>),
@@ -27,10 +30,16 @@ pub(crate) enum FunctionState {
 pub(crate) enum FunctionEvent {
     /// Its process died.
     Died(Instant, Arc<Death>),
+    /// It is to be replaced by a process that is ready, and lives.
+    Upgrade,
     /// Another process serves.
     Replaced,
     /// No other process could be had.
     NotReplaced(Arc<Death>),
+    /// Its connection process died, and what that held goes on until another one has adopted it, or not.
+    Orphaned,
+    /// Another connection process has adopted what the one before it held.
+    Adopted,
     /// Its connection process died, and with it the claim and every registration.
     Lost(Arc<Death>),
     /// There is another connection process.
@@ -46,6 +55,8 @@ pub(crate) enum Action {
     Nothing,
     /// Start another process and replay the journal.
     Replace,
+    /// End the process in order and have the one that is ready take over.
+    HandOver,
     /// End the process; all ones under the windows.
     Withdraw,
     /// Claim, reset, give memory, replace, put the device's memory under the windows.
@@ -74,15 +85,21 @@ impl Machine {
 
     /// What comes next.
     pub(crate) fn on(&mut self, event: FunctionEvent) -> Action {
-        use FunctionState::{Away, Dead, Recovering, Returning, Serving};
+        use FunctionState::{Adopting, Away, Dead, Recovering, Returning, Serving};
         let (next, action) = match (&self.state, event) {
             (Dead(_), _) => return Action::Nothing,
             (_, FunctionEvent::GivenUp(death)) => (Dead(death), Action::GiveUp),
-            (Serving, FunctionEvent::Died(at, death)) => match self.deaths.on(at, &death) {
-                Ok(()) => (Recovering, Action::Replace),
-                Err(death) => (Dead(death), Action::GiveUp),
-            },
-            (Serving | Recovering | Returning(_), FunctionEvent::Lost(death)) => {
+            (Serving, FunctionEvent::Orphaned) => (Adopting, Action::Nothing),
+            (Adopting, FunctionEvent::Adopted) => (Serving, Action::Nothing),
+            // A function process needs nothing of the connection process to be replaced.
+            (Serving | Adopting, FunctionEvent::Died(at, death)) => {
+                match self.deaths.on(at, &death) {
+                    Ok(()) => (Recovering, Action::Replace),
+                    Err(death) => (Dead(death), Action::GiveUp),
+                }
+            }
+            (Serving | Adopting, FunctionEvent::Upgrade) => (Recovering, Action::HandOver),
+            (Serving | Adopting | Recovering | Returning(_), FunctionEvent::Lost(death)) => {
                 (Away(death), Action::Withdraw)
             }
             (Away(death), FunctionEvent::Back) => (Returning(Arc::clone(death)), Action::Return),
@@ -91,7 +108,9 @@ impl Machine {
                 (Dead(death), Action::GiveUp)
             }
             // What comes too late or twice.
-            (Serving | Recovering | Away(_) | Returning(_), _) => return Action::Nothing,
+            (Serving | Adopting | Recovering | Away(_) | Returning(_), _) => {
+                return Action::Nothing;
+            }
         };
         self.state = next;
         action
@@ -108,12 +127,19 @@ mod tests {
         Arc::new(Death::of_function("01:00.0", crate::child::Cause::Ended))
     }
 
+    fn serves(state: &FunctionState) -> bool {
+        matches!(state, FunctionState::Serving | FunctionState::Adopting)
+    }
+
     fn event() -> impl Strategy<Value = FunctionEvent> {
         prop_oneof![
             4 => Just(FunctionEvent::Died(Instant::now(), death())),
             4 => Just(FunctionEvent::Replaced),
+            2 => Just(FunctionEvent::Upgrade),
             1 => Just(FunctionEvent::NotReplaced(death())),
             4 => Just(FunctionEvent::Lost(death())),
+            4 => Just(FunctionEvent::Orphaned),
+            4 => Just(FunctionEvent::Adopted),
             4 => Just(FunctionEvent::Back),
             1 => Just(FunctionEvent::GivenUp(death())),
         ]
@@ -147,14 +173,42 @@ mod tests {
                     // Nothing is claimed or reset under a device that is in use.
                     Action::Return => prop_assert!(withdrawn),
                     // A process is replaced only while the claim is held.
-                    Action::Replace => prop_assert!(!withdrawn),
+                    Action::Replace | Action::HandOver => prop_assert!(!withdrawn),
                     Action::Nothing if replaced => {
                         withdrawn &= !matches!(machine.state(), FunctionState::Serving);
                     }
                     Action::Nothing => {}
                 }
-                let usable = matches!(machine.state(), FunctionState::Serving | FunctionState::Recovering);
+                let usable = matches!(
+                    machine.state(),
+                    FunctionState::Serving | FunctionState::Adopting | FunctionState::Recovering
+                );
                 prop_assert_eq!(usable, !withdrawn);
+            }
+        }
+
+        #[test]
+        fn an_adoption_changes_nothing_that_a_guest_sees(
+            all in proptest::collection::vec(event(), 0..60)
+        ) {
+            let mut machine = Machine::new(&Recovery::default());
+            for event in all {
+                let adoption = matches!(event, FunctionEvent::Orphaned | FunctionEvent::Adopted);
+                let before = machine.state().clone();
+                let action = machine.on(event);
+                if adoption {
+                    prop_assert_eq!(action, Action::Nothing);
+                    let (was, is) = (serves(&before), serves(machine.state()));
+                    prop_assert_eq!(was, is, "{:?} to {:?}", before, machine.state());
+                }
+                // One that is being adopted can be lost, and lose its process, as ever.
+                if matches!(machine.state(), FunctionState::Adopting) {
+                    let mut lost = machine.clone();
+                    prop_assert_eq!(lost.on(FunctionEvent::Lost(death())), Action::Withdraw);
+                    let mut back = machine.clone();
+                    back.on(FunctionEvent::Adopted);
+                    prop_assert!(matches!(back.state(), FunctionState::Serving));
+                }
             }
         }
 
@@ -175,6 +229,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_process_that_dies_while_its_claim_is_adopted_is_replaced() {
+        let mut machine = Machine::new(&Recovery::default());
+        assert_eq!(machine.on(FunctionEvent::Orphaned), Action::Nothing);
+        assert_eq!(machine.on(FunctionEvent::Died(Instant::now(), death())), Action::Replace);
+        assert_eq!(machine.on(FunctionEvent::Adopted), Action::Nothing);
+        assert!(matches!(machine.state(), FunctionState::Recovering));
+        machine.on(FunctionEvent::Replaced);
+        assert!(matches!(machine.state(), FunctionState::Serving));
     }
 
     #[test]

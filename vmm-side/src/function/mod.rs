@@ -19,17 +19,29 @@
 //! again: it is carried out at least once, and a read is always the device's answer. A request whose
 //! process crashed, hung or broke the protocol over it is sent again once; after that it is an error.
 //!
+//! A function process that works gives way to one of another program in the same way, when that is ready:
+//! see `upgrade`.
+//!
 //! The death of a connection process, or of the dext, is a surprise removal: all ones under the
 //! windows and in every read, until the [`Connection`] has another process. Then the function is
 //! claimed, reset and given its memory, a function process is started, the journal is replayed.
+//!
+//! Where the backend has devices go on without their connection process, another one adopts what it left
+//! (`connection`): `Serving ──▶ Adopting ──▶ Serving`, and the function process serves throughout. Only where that
+//! cannot be done, or not in time, the function is lost.
+//!
 //! What comes next is decided in `machine`, without I/O.
 
+mod accesses;
 mod calls;
 mod companion;
 mod device;
+mod guard;
 mod journal;
 mod keep;
 mod machine;
+mod replace;
+mod upgrade;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -47,12 +59,21 @@ use crate::child::{Cause, Child, Death, FunctionProtocol, Spec};
 use crate::connection::{Claimed, Connection};
 use crate::container::Container;
 use crate::device::DeviceInfo;
+use arc_swap::ArcSwapOption;
+
 use crate::error::DeviceError;
 use crate::keeper::KeeperThread;
+use crate::limits::MAX_REMEMBERED;
 use crate::recovery::Recovery;
+use crate::tally::{Accesses, Deaths, Histogram};
 use crate::windows::Windows;
+use accesses::AccessMeter;
+use guard::ConfigGuard;
 use journal::Journal;
 use machine::{FunctionState, Machine};
+use upgrade::Orders;
+pub(crate) use upgrade::{Program, told};
+pub use upgrade::{UpgradeError, Upgraded};
 
 type Process = Child<FunctionProtocol>;
 
@@ -75,10 +96,15 @@ pub(crate) struct FunctionShared {
     connection: Arc<Connection>,
     container: Arc<Container>,
     windows: Windows,
+    guard: ConfigGuard,
     ready: Ready,
     state: Mutex<Serving>,
+    /// What callers look at first: who serves the function, and nobody while `state` says that nobody
+    /// does. Written with `state` only.
+    current: ArcSwapOption<Current>,
     changed: Condvar,
     journal: Mutex<Journal>,
+    accesses: AccessMeter,
     /// Doorbells rung so far.
     batches: AtomicU64,
     /// The companion's last batch, if its guest was told that it failed and the connection process does
@@ -88,6 +114,16 @@ pub(crate) struct FunctionShared {
     standby: Arc<AtomicBool>,
     died: Signaller,
     news: Signaller,
+    /// What the function's thread is to do, and how it is told that there is something.
+    orders: Mutex<Orders>,
+    ordered: Signaller,
+}
+
+/// Who serves a function.
+struct Current {
+    process: Arc<Process>,
+    /// Counts the processes that have served.
+    served: u64,
 }
 
 struct Serving {
@@ -95,12 +131,15 @@ struct Serving {
     process: Arc<Process>,
     generation: u64,
     returns: u64,
+    /// Times that its process gave way to one of another program.
+    upgrades: u64,
     /// Of the last [`MAX_REMEMBERED`] replacements.
     recoveries: VecDeque<Duration>,
+    /// Of all replacements.
+    took: Histogram,
+    /// Of its processes that served.
+    deaths: Deaths,
 }
-
-/// Replacements whose time is remembered: enough for a median, and no more in years of serving.
-const MAX_REMEMBERED: usize = 4096;
 
 /// Where a function is, as its VMM may tell people.
 #[derive(Clone, Debug)]
@@ -127,6 +166,15 @@ pub struct Function {
     news: Event,
 }
 
+impl std::fmt::Debug for Function {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Function")
+            .field("name", &self.info.name)
+            .field("address", &self.shared.address)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Function {
     /// Starts the function's process and thread.
     ///
@@ -141,7 +189,8 @@ impl Function {
             (died.signaller().map_err(no_room)?, news.signaller().map_err(no_room)?);
         let name = parts.name.clone();
         let (sender, started) = sync_channel(1);
-        let thread = KeeperThread::spawn(format!("function {subject}"), move |keeper| {
+        let launch = Arc::clone(&parts.spec.launch);
+        let thread = KeeperThread::spawn(format!("function {subject}"), launch, move |keeper| {
             keep::run(parts, tell_death, tell, keeper, &sender);
         });
         let thread = thread.map_err(no_room)?;
@@ -154,9 +203,9 @@ impl Function {
         let info = DeviceInfo {
             name,
             identity: ready.identity,
-            bars: ready.bars,
+            bars: ready.known.bars,
             msix: ready.msix,
-            resettable: true,
+            resettable: is_resettable(&ready.identity).is_ok(),
         };
         Ok(Self { shared, thread, info, died, news })
     }
@@ -203,7 +252,9 @@ impl Function {
     #[must_use]
     pub fn presence(&self) -> Presence {
         match self.shared.state.lock().machine.state() {
-            FunctionState::Serving | FunctionState::Recovering => Presence::Present,
+            FunctionState::Serving | FunctionState::Adopting | FunctionState::Recovering => {
+                Presence::Present
+            }
             FunctionState::Away(death) | FunctionState::Returning(death) => {
                 Presence::Away(Arc::clone(death))
             }
@@ -256,11 +307,36 @@ impl Function {
         self.shared.state.lock().generation
     }
 
+    /// How often its function process gave way to one of another program
+    /// ([`Host::upgrade`](crate::Host::upgrade)).
+    #[must_use]
+    pub fn upgrades(&self) -> u64 {
+        self.shared.state.lock().upgrades
+    }
+
     /// How long the last replacements of its function process took, from noticing the death to
     /// serving again; at most 4096 of them.
     #[must_use]
     pub fn recoveries(&self) -> Vec<Duration> {
         self.shared.state.lock().recoveries.iter().copied().collect()
+    }
+
+    /// How long all replacements of its function process took, as [`Function::recoveries`].
+    #[must_use]
+    pub fn recovery_times(&self) -> Histogram {
+        self.shared.state.lock().took
+    }
+
+    /// How many accesses its processes were asked for, and how long they took.
+    #[must_use]
+    pub fn accesses(&self) -> Accesses {
+        self.shared.accesses.accesses()
+    }
+
+    /// Why function processes that served it died.
+    #[must_use]
+    pub fn deaths(&self) -> Deaths {
+        self.shared.state.lock().deaths
     }
 
     /// Counters of its function process.
@@ -284,7 +360,7 @@ impl Function {
     }
 
     /// Ends it: callers that wait are answered at once, whoever serves the function is stopped and
-    /// not replaced. Takes at most about half a second.
+    /// not replaced, and windows that are still mapped read all ones. Takes at most about half a second.
     pub(crate) fn stop(&self) {
         self.shared.connection.unwatch(self.shared.address);
         let death = Death::of_function(&self.shared.spec.subject, Cause::Stopped);
@@ -293,6 +369,8 @@ impl Function {
             state.machine.on(given_up);
         });
         self.thread.stop();
+        // Whoever has the device next shares nothing with who had it.
+        self.shared.windows.end();
     }
 }
 
@@ -308,7 +386,10 @@ impl FunctionShared {
 
     /// Changes the state and tells everybody who waits for it.
     fn change<T>(&self, change: impl FnOnce(&mut Serving) -> T) -> T {
-        let changed = change(&mut self.state.lock());
+        let mut state = self.state.lock();
+        let changed = change(&mut state);
+        self.current.store(state.current().map(Arc::new));
+        drop(state);
         self.changed.notify_all();
         self.news.signal();
         changed
@@ -321,8 +402,22 @@ impl FunctionShared {
 }
 
 impl Serving {
-    /// Counts the processes that have served.
-    fn served(&self) -> u64 {
-        self.generation + self.returns
+    /// Who serves the function, if somebody does.
+    fn current(&self) -> Option<Current> {
+        let state = self.machine.state();
+        let serves = matches!(state, FunctionState::Serving | FunctionState::Adopting);
+        let served = self.generation + self.returns + self.upgrades;
+        serves.then(|| Current { process: Arc::clone(&self.process), served })
     }
+}
+
+/// Whether a function survives the reset that a backend has for it (P8).
+///
+/// # Errors
+/// Why it does not.
+fn is_resettable(
+    identity: &ipc::wire::common::Identity,
+) -> Result<(), cordon_pci::reset::ResetRefused> {
+    use cordon_pci::reset::{ResetKind, choose};
+    choose(identity.vendor, identity.device, &[ResetKind::Function]).map(drop)
 }

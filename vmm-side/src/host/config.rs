@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipc::PciAddress;
+use ipc::wire::spawn::Grant;
 
 use crate::child::launch::Processes;
-use crate::child::{Children, Deadlines, Launch, Spec};
+use crate::child::{Children, Deadlines, Handed, Launch, Spec};
 use crate::faults::Faults;
+use crate::observer::Observer;
 use crate::recovery::Recovery;
 
 /// How BARs become windows of the guest's.
@@ -41,8 +43,8 @@ impl WindowRoute {
 pub struct HostConfig {
     /// The `device-proc` program.
     pub device_proc: PathBuf,
-    /// Where the dext is: `sim:PATH` or `iokit`, or beneath one root bridge `sim@NAME:PATH` or
-    /// `iokit@NAME`.
+    /// Where functions come from: the dext at `sim:PATH` or `iokit`, or what it has beneath one root bridge,
+    /// `sim@NAME:PATH` or `iokit@NAME`; or `vfio`, Linux's VFIO.
     pub dext: OsString,
     /// Refuse to start a process without a layer of its sandbox: the default.
     pub strict: bool,
@@ -61,6 +63,8 @@ pub struct HostConfig {
     /// What is to go wrong, for tests of whoever must survive it. With faults, functions and devices are
     /// served by `faulty-device-proc` from the folder of [`HostConfig::device_proc`].
     pub faults: Option<Arc<Faults>>,
+    /// Who is told what happens to the processes of functions and devices: nobody by default.
+    pub observer: Option<Observer>,
     /// How children are started: as processes, unless a test puts something else in their place.
     pub launch: Arc<dyn Launch>,
     /// The processes that were started.
@@ -69,7 +73,7 @@ pub struct HostConfig {
 
 impl HostConfig {
     /// Processes of the `device-proc` program, confined, over the dext at `dext`: `iokit`, or
-    /// `sim:PATH` for a simulated one.
+    /// `sim:PATH` for a simulated one; or over `vfio`, the functions that Linux has bound to vfio-pci.
     #[must_use]
     pub fn new(device_proc: impl Into<PathBuf>, dext: impl Into<OsString>) -> Self {
         Self {
@@ -82,6 +86,7 @@ impl HostConfig {
             windows: WindowRoute::Handed,
             sandbox_exec: None,
             faults: None,
+            observer: None,
             launch: Arc::new(Processes),
             children: Arc::default(),
         }
@@ -136,6 +141,13 @@ impl HostConfig {
         self
     }
 
+    /// With an observer.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Option<Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
     /// With something else than processes.
     #[must_use]
     pub fn with_launch(mut self, launch: Arc<dyn Launch>) -> Self {
@@ -149,13 +161,7 @@ impl HostConfig {
         let mode = if self.strict { "strict" } else { "relaxed" };
         let mut arguments = vec![joined("--dext=", &self.dext), format!("--sandbox={mode}").into()];
         arguments.extend(address.map(|address| format!("--address={address}").into()));
-        // What only the process itself can do wrong is done by a program of its own.
-        let faulty = address.is_some() && self.faults.is_some();
-        let program = if faulty {
-            self.device_proc.with_file_name("faulty-device-proc")
-        } else {
-            self.device_proc.clone()
-        };
+        let program = self.program(address.is_some());
         let (program, before) = match &self.sandbox_exec {
             None => (program, Vec::new()),
             Some(profile) => launched(profile, &program),
@@ -168,10 +174,61 @@ impl HostConfig {
             arguments,
             strict: self.strict,
             lane: self.lane,
-            subject: address.map_or_else(|| "the dext".to_owned(), |address| address.to_string()),
+            subject: address
+                .map_or_else(|| self.source().to_owned(), |address| address.to_string()),
             deadlines: self.deadlines,
             expendable: false,
             faults: self.faults.clone(),
+            address,
+            observer: self.observer.clone(),
+            handed: self.is_vfio().then(Handed::default),
+            adopted: None,
+        }
+    }
+
+    /// Who offers functions, for people.
+    pub(super) fn source(&self) -> &'static str {
+        if self.is_vfio() { "VFIO" } else { "the dext" }
+    }
+
+    /// Whether functions are Linux's VFIO's.
+    pub(super) fn is_vfio(&self) -> bool {
+        self.dext == "vfio"
+    }
+
+    /// What a spawner is given that starts the processes of these functions, and no sockets. Set
+    /// [`HostConfig::launch`] to that spawner then.
+    #[must_use]
+    pub fn grant(&self, devices: &[PciAddress]) -> Grant {
+        use std::os::unix::ffi::OsStrExt as _;
+        Grant {
+            program: self.program(true).as_os_str().as_bytes().to_vec(),
+            dext: self.dext.as_bytes().to_vec(),
+            strict: self.strict,
+            windows: self.windows.argument().to_owned(),
+            devices: devices.to_vec(),
+            sockets: Vec::new(),
+            socket_mode: ipc::socket_file::Access::default().mode,
+            socket_group: None,
+            user: None,
+            programs: false,
+        }
+    }
+
+    /// The program that processes of functions and devices run: [`HostConfig::device_proc`], or the one beside it where
+    /// there is a fault plan.
+    #[must_use]
+    pub fn program_of_functions(&self) -> PathBuf {
+        self.program(true)
+    }
+
+    /// The program of a process, for one function or for the whole dext.
+    fn program(&self, of_function: bool) -> PathBuf {
+        // What only the process itself can do wrong is done by a program of its own.
+        if of_function && self.faults.is_some() {
+            self.device_proc.with_file_name("faulty-device-proc")
+        } else {
+            self.device_proc.clone()
         }
     }
 

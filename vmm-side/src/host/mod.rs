@@ -3,19 +3,22 @@
 mod attachments;
 mod config;
 mod meter;
+mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use cordon_pci::Bar;
 use ipc::wire::common::{BarInfo, Identity, MsixInfo};
 use ipc::{Deadline, PciAddress};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::attachments::{Attachments, Entry};
 use crate::child::Death;
 use crate::companion::{Companion, CompanionConfig};
-use crate::connection::{Claimed, Connection};
+use crate::connection::{Claimed, Connection, NotReserved};
 use crate::container::{Container, DmaMode};
+use crate::device::pci_bar;
 use crate::error::{DeviceError, ErrorKind};
 use crate::function::{Function, Parts};
 use crate::listing::Lister;
@@ -23,9 +26,14 @@ use crate::recovery::Backoff;
 pub use attachments::DuplicateOwner;
 pub use config::{HostConfig, WindowRoute};
 pub use meter::SpawnMeter;
+pub use upgrade::HostUpgradeError;
 
 /// How long detaching may take in all, whatever state its processes are in.
 const DETACH: Duration = Duration::from_secs(1);
+
+/// How long a process is waited for that is being started for another device, and may be the one that has a
+/// group which is open already.
+const GROUP: Duration = Duration::from_secs(2);
 
 /// Why a function was not attached. Everything that had been done was undone.
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +80,22 @@ pub struct Description {
     pub claimed: bool,
 }
 
+impl Description {
+    /// Its BARs as a model of config space takes them.
+    #[must_use]
+    pub fn pci_bars(&self) -> [Option<Bar>; 6] {
+        self.bars.map(|bar| bar.map(pci_bar))
+    }
+}
+
 type AllAttachments = Attachments<Function, Companion, Arc<Connection>>;
 
 /// All passthrough of one VMM. Dropping it detaches nothing by itself: a function lives for as long as
 /// somebody has its [`Function`].
 pub struct Host {
-    config: HostConfig,
+    config: RwLock<Arc<HostConfig>>,
+    /// Held by whoever attaches, and alone by whoever has the program replaced.
+    program: RwLock<()>,
     attachments: Mutex<AllAttachments>,
     /// Signalled when an attach comes further.
     changed: Condvar,
@@ -87,7 +105,23 @@ impl Host {
     /// No function is attached yet.
     #[must_use]
     pub fn new(config: HostConfig) -> Self {
-        Self { config, attachments: Mutex::default(), changed: Condvar::new() }
+        Self {
+            config: RwLock::new(Arc::new(config)),
+            program: RwLock::default(),
+            attachments: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn config(&self) -> Arc<HostConfig> {
+        Arc::clone(&self.config.read())
+    }
+
+    /// The `device-proc` that functions are served by: the one of [`Host::new`], or of the last
+    /// [`Host::upgrade`].
+    #[must_use]
+    pub fn device_proc(&self) -> std::path::PathBuf {
+        self.config().device_proc.clone()
     }
 
     /// What the function at `address` is: its identity, BARs and config space. A confined process looks
@@ -97,12 +131,12 @@ impl Host {
     /// # Errors
     /// [`AttachError`].
     pub fn describe(&self, address: PciAddress) -> Result<Description, AttachError> {
-        let lister = Lister::start(&self.config);
+        let lister = Lister::start(&self.config());
         let lister = lister.map_err(|death| AttachError::Start { address, death })?;
         let failed = |error| AttachError::Step { address, step: "describing", error };
         let functions = lister.functions().map_err(failed)?;
         let at = functions.iter().position(|one| one.identity.address == address);
-        let none = || DeviceError::no_device(format!("the dext has no function {address}"));
+        let none = || self.has_none(address);
         let at = at.ok_or_else(|| failed(none()))?;
         let config = lister.config(at).map_err(failed)?;
         let found = &functions[at];
@@ -116,11 +150,15 @@ impl Host {
         })
     }
 
+    fn has_none(&self, address: PciAddress) -> DeviceError {
+        DeviceError::no_device(format!("{} has no function {address}", self.config().source()))
+    }
+
     /// Whose process `pid` is, for VMMs that reap children: "function process of 01:00.0", if it is one
     /// of ours: the last 4096 that were started are remembered. Our own threads reap them.
     #[must_use]
     pub fn process_name(&self, pid: u32) -> Option<String> {
-        self.config.children.name(pid)
+        self.config().children.name(pid)
     }
 
     /// Attaches a function (P1.1): connection process, claim, publication, container, function
@@ -135,6 +173,7 @@ impl Host {
         container: &Arc<Container>,
         name: Option<String>,
     ) -> Result<Arc<Function>, AttachError> {
+        let _program = self.program.read();
         {
             // The cheap refusal first: nothing is started for a function that is ours already. One
             // that is there for companions of the same guest only is the device from here on.
@@ -165,7 +204,7 @@ impl Host {
         container: &Arc<Container>,
         name: Option<String>,
     ) -> Result<Arc<Function>, AttachError> {
-        let connection = self.connection(address)?;
+        let connection = self.connection(address, container)?;
         let attached = self.attach_through(&connection, address, container, name);
         if attached.is_err() {
             connection.unreserve(address);
@@ -308,7 +347,7 @@ impl Host {
     /// Claims a function. The dext may still clean up after somebody who held it and is gone: waited
     /// for with back-off, as a replacement does.
     fn claim(&self, connection: &Connection, address: PciAddress) -> Result<Claimed, AttachError> {
-        let deadline = Deadline::after(self.config.recovery.timeout);
+        let deadline = Deadline::after(self.config().recovery.timeout);
         let mut backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
         loop {
             let error = match connection.attach(address) {
@@ -328,7 +367,7 @@ impl Host {
         if error.kind() != ErrorKind::Busy {
             return error;
         }
-        let Ok(lister) = Lister::start(&self.config) else { return error };
+        let Ok(lister) = Lister::start_of(&self.config(), address) else { return error };
         let functions = lister.functions().unwrap_or_default();
         let found = functions.into_iter().find(|one| one.identity.address == address);
         let ours = |pid: u32| self.process_name(pid).is_some();
@@ -352,7 +391,7 @@ impl Host {
         connection: &Arc<Connection>,
         address: PciAddress,
         container: &Arc<Container>,
-        claimed: Claimed,
+        mut claimed: Claimed,
         name: Option<String>,
     ) -> Result<Function, AttachError> {
         container.join(address, connection).map_err(|error| AttachError::Step {
@@ -360,7 +399,10 @@ impl Host {
             step: "mapping guest memory",
             error,
         })?;
-        let mut spec = self.config.spec(Some(address));
+        let mut spec = self.config().spec(Some(address));
+        if let Some(handed) = &spec.handed {
+            handed.set(std::mem::take(&mut claimed.handed));
+        }
         if container.mode() == crate::DmaMode::Direct {
             // Only a companion has its process read guest memory.
             spec.arguments.push("--guest-memory=0".into());
@@ -368,7 +410,7 @@ impl Host {
         let started = Function::start(Parts {
             address,
             spec,
-            recovery: self.config.recovery,
+            recovery: self.config().recovery,
             connection: Arc::clone(connection),
             container: Arc::clone(container),
             claimed,
@@ -380,45 +422,89 @@ impl Host {
         })
     }
 
-    /// The connection process of the function's device with a place for the function: one that
-    /// runs, or a new one. Functions of one device that are attached at once share it too.
-    fn connection(&self, address: PciAddress) -> Result<Arc<Connection>, AttachError> {
-        let deadline = Deadline::after(self.config.deadlines.start);
+    /// A connection process that runs and has a place for the function: one of its device, or of its isolation
+    /// group, which has functions of several devices where an IOMMU does not tell them apart. Functions that are
+    /// attached at once share it too. Nothing where there is none.
+    ///
+    /// Those that are being started and `may_have` it are waited for until the deadline.
+    fn shared_connection(
+        &self,
+        address: PciAddress,
+        container: &Arc<Container>,
+        may_have: impl Fn(PciAddress) -> bool,
+        deadline: Deadline,
+    ) -> Result<Option<Arc<Connection>>, AttachError> {
         let mut attachments = self.attachments.lock();
         loop {
             let mut starting = false;
             for (other, entry) in attachments.iter() {
-                if other == address || !other.same_device(address) {
+                if other == address {
                     continue;
                 }
                 let connection = match entry {
                     Entry::Attached(holders) => holders.function.connection_handle(),
                     Entry::Attaching(Some(connection)) => connection,
                     Entry::Attaching(None) => {
-                        // Of two that look at each other the one with the lower address goes on.
-                        starting |= other < address;
+                        starting |= may_have(other);
                         continue;
                     }
                 };
-                if connection.reserve(address) {
-                    return Ok(Arc::clone(connection));
+                match connection.reserve(address, container) {
+                    Ok(()) => return Ok(Some(Arc::clone(connection))),
+                    Err(NotReserved::NotThere) => {}
+                    Err(NotReserved::OtherGuest(other)) => {
+                        let error = other_guest(other);
+                        return Err(AttachError::Step {
+                            address,
+                            step: "sharing its group",
+                            error,
+                        });
+                    }
                 }
             }
             if !starting
                 || self.changed.wait_until(&mut attachments, deadline.instant()).timed_out()
             {
-                break;
+                return Ok(None);
             }
         }
-        drop(attachments);
+    }
+
+    /// The connection process of the function's group with a place for the function: one that
+    /// runs, or a new one.
+    fn connection(
+        &self,
+        address: PciAddress,
+        container: &Arc<Container>,
+    ) -> Result<Arc<Connection>, AttachError> {
+        let config = self.config();
+        // Of two that look at each other the one with the lower address goes on.
+        let same_device = |other: PciAddress| other.same_device(address) && other < address;
+        let deadline = Deadline::after(config.deadlines.start);
+        let shared = self.shared_connection(address, container, same_device, deadline)?;
+        if let Some(shared) = shared {
+            return Ok(shared);
+        }
         let started = Connection::start(
-            &self.config.connection_spec(address),
-            self.config.recovery,
-            self.config.own_connection(),
+            &config.connection_spec(address),
+            config.recovery,
+            config.own_connection(),
         );
-        let connection = started.map_err(|death| AttachError::Start { address, death })?;
-        if !connection.reserve(address) {
-            let error = DeviceError::no_device(format!("the dext has no function {address}"));
+        let connection = match started {
+            Ok(connection) => connection,
+            Err(death) if config.is_vfio() => {
+                // Another device's process may have opened its group a moment before.
+                let deadline = Deadline::after(GROUP);
+                let shared = self.shared_connection(address, container, |_| true, deadline)?;
+                return shared.ok_or(AttachError::Start { address, death });
+            }
+            Err(death) => return Err(AttachError::Start { address, death }),
+        };
+        if connection.reserve(address, container).is_err() {
+            if let Some(death) = connection.lost() {
+                return Err(AttachError::Start { address, death });
+            }
+            let error = self.has_none(address);
             return Err(AttachError::Step { address, step: "opening", error });
         }
         let connection = Arc::new(connection);
@@ -445,6 +531,14 @@ impl Host {
         }
         end(function, deadline);
     }
+}
+
+/// Why a function is not attached of whose group another guest has one.
+fn other_guest(other: PciAddress) -> DeviceError {
+    DeviceError::busy(format!(
+        "function {other} of its IOMMU group is attached to another guest's memory, and what one function of a \
+         group is given all of them reach: they are attached with one container, or one after the other"
+    ))
 }
 
 /// A name for a device without one (P1.6).

@@ -8,6 +8,10 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
+mod confined;
+
+use ipc::Deadline;
+use ipc::poll;
 use rustix::fs::OFlags;
 use rustix::io::FdFlags;
 
@@ -22,6 +26,11 @@ unsafe extern "C" {
         ports: *mut u32,
         count: u32,
     ) -> c_int;
+}
+
+/// The name of a system call, of which no process here says the number: the system reports crashes.
+pub(crate) fn call_name(_number: u32) -> Option<&'static str> {
+    None
 }
 
 /// A running child. Not reaped on drop: see [`Process::reap`].
@@ -105,6 +114,14 @@ impl Drop for Plan {
 
 fn check(error: c_int) -> io::Result<()> {
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
+/// There are no network namespaces here.
+pub(crate) fn leave_network() {}
+
+/// There are none.
+pub(crate) fn has_left_network() -> bool {
+    false
 }
 
 /// Starts a child.
@@ -281,6 +298,17 @@ impl crate::child::Process for Process {
         stopped
     }
 
+    fn confinement(&self) -> Result<(), String> {
+        // Held while it is asked about: its number is nobody else's until it is reaped.
+        let reaped = self.reaped.lock();
+        if *reaped {
+            return Err("it has ended".to_owned());
+        }
+        unless_ended(confined::check(self.pid), || {
+            poll::wait_readable(&self.queue, Deadline::now()).unwrap_or(false)
+        })
+    }
+
     /// Blocks only while it is still alive, so wait for its descriptor to become readable first.
     fn reap(&self) -> ExitStatus {
         let mut reaped = self.reaped.lock();
@@ -300,6 +328,12 @@ impl crate::child::Process for Process {
     }
 }
 
+/// What was said of a child's confinement, unless it ended: of one that is gone the system has no answers, and there
+/// is nothing left to confine. Its end is found by whoever waits for it.
+fn unless_ended(said: Result<(), String>, has_ended: impl FnOnce() -> bool) -> Result<(), String> {
+    said.or_else(|why| if has_ended() { Ok(()) } else { Err(why) })
+}
+
 fn exit_status(status: c_int) -> ExitStatus {
     if libc::WIFEXITED(status) {
         ExitStatus::Code(libc::WEXITSTATUS(status))
@@ -317,6 +351,12 @@ impl AsFd for Process {
     }
 }
 
+/// A clock that never goes back.
+pub(crate) fn coarse_now() -> std::time::Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    std::time::Duration::try_from(now).unwrap_or_default()
+}
+
 /// A pipe for a child's standard error: the reading end, and the writing end, which does not block
 /// the child when nobody reads.
 pub(crate) fn stderr_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -326,4 +366,17 @@ pub(crate) fn stderr_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
         rustix::fs::fcntl_setfl(end, OFlags::NONBLOCK)?;
     }
     Ok((read, write))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_ended_while_it_was_asked_about_is_not_called_unconfined() {
+        unless_ended(Err("no answer".to_owned()), || true).unwrap();
+        let why = unless_ended(Err("allowed".to_owned()), || false).unwrap_err();
+        assert_eq!(why, "allowed");
+        unless_ended(Ok(()), || false).unwrap();
+    }
 }

@@ -106,6 +106,20 @@ impl SpawnError {
     }
 }
 
+#[cfg(target_os = "linux")]
+impl SpawnError {
+    /// What failed and why, without what helps.
+    pub(crate) fn cause(&self) -> String {
+        let Self { step, program, error, .. } = self;
+        format!("Cannot {}{}: {error}", step.what(), subject(program.as_deref()))
+    }
+
+    /// What helps.
+    pub(crate) fn cure(&self) -> &str {
+        if self.cure.is_empty() { "see what forbids it to this user" } else { &self.cure }
+    }
+}
+
 fn subject(program: Option<&Path>) -> String {
     program.map(|program| format!(" {}", program.display())).unwrap_or_default()
 }
@@ -139,7 +153,7 @@ fn cure_of_run(program: &Path, error: &io::Error) -> &'static str {
 }
 
 /// /dev/null, which is what it must be: a file in its place would collect what is thrown away.
-fn null_device() -> io::Result<std::fs::File> {
+pub(crate) fn null_device() -> io::Result<std::fs::File> {
     use std::os::unix::fs::FileTypeExt as _;
     let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
     if null.metadata()?.file_type().is_char_device() {
@@ -150,7 +164,7 @@ fn null_device() -> io::Result<std::fs::File> {
 }
 
 /// What helps when that fails.
-const CURE_OF_NULL: &str = "mount a /dev with the device null in it, not with nodev";
+pub(crate) const CURE_OF_NULL: &str = "mount a /dev with the device null in it, not with nodev";
 
 /// A command line and an environment as the system wants them.
 struct Words {

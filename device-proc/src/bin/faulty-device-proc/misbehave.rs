@@ -4,6 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cordon_backend::{Backend, BackendError};
+use cordon_device_proc::backends;
 use cordon_device_proc::hooks::{self, Hooks, Route};
 use dext_client::{Behind, Dext, DextError, Endpoint, Mapped, Registry, SelectorError, UserClient};
 use ipc::Event;
@@ -23,6 +24,10 @@ type Armed = Arc<Mutex<Option<(u32, IoReturn)>>>;
 
 impl Hooks for Misbehave {
     fn backend(&self, endpoint: &Endpoint) -> Result<Box<dyn Backend>, BackendError> {
+        if *endpoint == Endpoint::Vfio {
+            // It has no selectors.
+            return backends::open(endpoint);
+        }
         let registry = dext_client::registry(endpoint)?;
         let selector = Arc::clone(&self.selector);
         Ok(Box::new(Dext::of(Box::new(FaultyRegistry { registry, selector }))))

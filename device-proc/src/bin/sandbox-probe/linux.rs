@@ -5,7 +5,10 @@ use std::ffi::{CString, c_int, c_long, c_void};
 use crate::{Entry, Target};
 
 mod memory;
+mod rows;
+mod things;
 pub(crate) use memory::guest_memory;
+pub(crate) use rows::{confine_and_try, list};
 
 /// A raw system call with up to six arguments.
 macro_rules! call {
@@ -76,7 +79,9 @@ fn send_descriptor(target: &Target) -> c_long {
         (*header).cmsg_type = libc::SCM_RIGHTS;
         (*header).cmsg_len = libc::CMSG_LEN(4) as _;
         libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(2);
-        let sent = libc::syscall(libc::SYS_sendmsg, target.tube, &raw const message, 0);
+        // As the role sends: other flags are refused.
+        let flags = c_long::from(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+        let sent = libc::syscall(libc::SYS_sendmsg, target.tube, &raw const message, flags);
         if sent < 0 {
             return sent;
         }
@@ -88,19 +93,22 @@ fn send_descriptor(target: &Target) -> c_long {
 }
 
 /// 32-bit entry on x86-64: the filter must not be got round by another architecture's numbers.
-fn other_architecture(_: &Target) -> c_long {
+fn other_entry(number: i64) -> c_long {
     #[cfg(target_arch = "x86_64")]
     {
         let result: i32;
-        // SAFETY: getpid by the 32-bit entry; clobbers are declared.
+        let number = i32::try_from(number).unwrap_or(-1);
+        // SAFETY: a call by the 32-bit entry, of all arguments 0; clobbers are declared.
         unsafe {
-            std::arch::asm!("int 0x80", inlateout("eax") 20 => result,
+            std::arch::asm!("push rbx", "xor ebx, ebx", "int 0x80", "pop rbx",
+                inlateout("eax") number => result, in("ecx") 0, in("edx") 0, in("esi") 0, in("edi") 0,
                 out("r8") _, out("r9") _, out("r10") _, out("r11") _);
         }
         result.into()
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
+        let _ = number;
         call!(-1 as c_long)
     }
 }
@@ -195,5 +203,6 @@ const CALLS: &[Entry] = &[
         call!(libc::SYS_sendto, t.tube, bytes.as_ptr(), 16usize, 0, address.as_ptr(), 8)
     }),
     ("send-descriptor", send_descriptor),
-    ("other-architecture", other_architecture),
+    // getpid.
+    ("other-architecture", |_| other_entry(20)),
 ];

@@ -1,9 +1,7 @@
-//! What is tried on macOS: calls that the profile denies, and the profile's own probes asked of the
-//! system.
+//! What is tried on macOS: calls that the profile denies. The profile's own probes are asked from outside,
+//! by `cordon doctor`: from inside even asking is denied.
 
 use std::ffi::{CStr, CString, c_int, c_long};
-
-use sandbox_profiles::seatbelt::PROBES;
 
 use crate::{Entry, Target};
 
@@ -74,16 +72,11 @@ fn open_again(_: &Target) -> c_long {
     opened.map_or(-1, |clients| c_long::try_from(clients.len()).unwrap_or(0) - 1)
 }
 
-/// Every probe that the system can be asked about; what it answers otherwise than it must is a hole.
-fn probes(_: &Target) -> c_long {
-    let own = std::process::id();
-    let wrong = PROBES.iter().filter(|probe| {
-        sandbox_profiles::allows(own, probe).is_some_and(|allowed| allowed != probe.confined)
-    });
-    match wrong.count() {
-        0 => -1,
-        wrong => c_long::try_from(wrong).unwrap_or(c_long::MAX),
-    }
+/// A call on a descriptor that is open, which no list has.
+fn control() -> c_long {
+    let mut count: c_int = 0;
+    // SAFETY: an attempt to be refused; a place for the number of bytes.
+    unsafe { libc::ioctl(2, libc::FIONREAD, &raw mut count) }.into()
 }
 
 /// Nothing: memory has no limits to try here.
@@ -115,5 +108,19 @@ const ATTEMPTS: &[Entry] = &[
         // SAFETY: an attempt to be refused; a name that ends in NUL.
         unsafe { libc::shm_open(name.as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600) }.into()
     }),
-    ("profile-probes", probes),
+    ("ioctl", |_| control()),
 ];
+
+/// On Linux the rows of the policy are tried; here there are none.
+pub(crate) fn list(_: sandbox_profiles::Role) -> Vec<String> {
+    Vec::new()
+}
+
+/// Nothing to try.
+pub(crate) fn confine_and_try(
+    _: sandbox_profiles::Role,
+    _: &cordon_device_proc::options::Common,
+    _: usize,
+) -> ! {
+    std::process::exit(crate::UNKNOWN)
+}

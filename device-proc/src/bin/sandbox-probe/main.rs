@@ -1,6 +1,7 @@
 //! `sandbox-probe`: confines itself exactly as a role of `device-proc` does, then tries one
 //! forbidden thing and says how it went by its exit status: [`REFUSED`] or [`SUCCEEDED`]. Most
-//! attempts never return, since the filter kills the process.
+//! attempts never return, since the filter kills the process. `--try` is the same for the rows of the
+//! system-call policy, by number, in a process that opens nothing.
 //!
 //! A program of its own, so that the product's program holds none of this.
 #![expect(unsafe_code, reason = "it makes system calls that no library would")]
@@ -14,16 +15,16 @@ use std::ffi::{c_int, c_long};
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use cordon_device_proc::options::{Common, CommonOptions, Serving, UsageError, Windows};
+use cordon_device_proc::options::{Common, CommonOptions, Endpoint, Serving, UsageError, Windows};
 use cordon_device_proc::start::RoleError;
 use cordon_device_proc::{backends, connection, function, start};
 use ipc::wire::handshake::Role;
 use ipc::{MemoryPort, PciAddress};
 use lexopt::{Arg, ValueExt as _};
 #[cfg(target_os = "linux")]
-use linux::{attempts, guest_memory};
+use linux::{attempts, confine_and_try, guest_memory, list};
 #[cfg(target_os = "macos")]
-use macos::{attempts, guest_memory};
+use macos::{attempts, confine_and_try, guest_memory, list};
 
 /// Output cannot be written: as `console` has it.
 const UNWRITTEN: c_int = 74;
@@ -41,6 +42,8 @@ Tries one forbidden thing from inside the sandbox.
 Usage: sandbox-probe connection|function --address=BB:DD.F --dext=… --attempt=NAME --victim=PID
        sandbox-probe unconfined --attempt=NAME --victim=PID
        sandbox-probe list
+       sandbox-probe connection|function|lister --tries
+       sandbox-probe connection|function|lister --dext=… --try=NUMBER
 ";
 
 /// What to try, and as what.
@@ -53,6 +56,10 @@ struct Attempt {
     name: Option<String>,
     /// A process to meddle with.
     victim: Option<i32>,
+    /// To list what is tried of the policy.
+    tries: bool,
+    /// One of those.
+    number: Option<usize>,
 }
 
 impl Attempt {
@@ -65,6 +72,8 @@ impl Attempt {
                 Arg::Long("address") => attempt.address = Some(parser.value()?.parse()?),
                 Arg::Long("attempt") => attempt.name = Some(parser.value()?.string()?),
                 Arg::Long("victim") => attempt.victim = Some(parser.value()?.parse()?),
+                Arg::Long("tries") => attempt.tries = true,
+                Arg::Long("try") => attempt.number = Some(parser.value()?.parse()?),
                 Arg::Long(name) => {
                     let name = name.to_owned();
                     if !attempt.common.take(&name, &mut parser)? {
@@ -103,15 +112,20 @@ fn main() -> ExitCode {
 }
 
 fn run(attempt: Attempt) -> Result<(), UsageError> {
-    let Attempt { role, address, common, name, victim } = attempt;
+    let Attempt { role, address, common, name, victim, tries, number } = attempt;
     if role == "list" {
-        for (name, _) in attempts() {
-            if writeln!(std::io::stdout(), "{name}").is_err() {
-                // Output that cannot be written, as every program of ours ends then.
-                std::process::exit(UNWRITTEN);
-            }
-        }
+        attempts().for_each(|(name, _)| print(name));
         return Ok(());
+    }
+    if tries {
+        list(policy_of(&role)?).iter().for_each(|one| print(one));
+        return Ok(());
+    }
+    if let Some(number) = number {
+        let common = common.finish()?;
+        // As a role of that name does over that backend.
+        let over = if common.dext == Endpoint::Vfio { "vfio-" } else { "" };
+        confine_and_try(policy_of(&format!("{over}{role}"))?, &common, number)
     }
     let name = name.ok_or(UsageError::Missing("--attempt"))?;
     let victim = victim.ok_or(UsageError::Missing("--victim"))?.into();
@@ -127,6 +141,24 @@ fn run(attempt: Attempt) -> Result<(), UsageError> {
     confined(address, &common, role, &name, &target)
 }
 
+fn print(line: &str) {
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        // Output that cannot be written, as every program of ours ends then.
+        std::process::exit(UNWRITTEN);
+    }
+}
+
+fn policy_of(role: &str) -> Result<sandbox_profiles::Role, UsageError> {
+    match role {
+        "connection" => Ok(sandbox_profiles::Role::Connection),
+        "function" => Ok(sandbox_profiles::Role::Function),
+        "lister" => Ok(sandbox_profiles::Role::Lister),
+        "vfio-connection" => Ok(sandbox_profiles::Role::VfioConnection),
+        "vfio-function" => Ok(sandbox_profiles::Role::VfioFunction),
+        _ => Err(UsageError::Role(role.to_owned())),
+    }
+}
+
 /// Starts as the role does, says that it is ready, and tries; what the role holds is held meanwhile.
 fn confined(address: PciAddress, common: &Common, role: Role, name: &str, target: &Target) -> ! {
     let started = || -> Result<(), RoleError> {
@@ -135,7 +167,7 @@ fn confined(address: PciAddress, common: &Common, role: Role, name: &str, target
         let (backend, confinement) = (backend.as_ref(), common.confinement());
         if role == Role::Function {
             let prepared =
-                function::prepare(backend, address, Serving::default(), confinement, &tube);
+                function::prepare(backend, address, Serving::default(), None, confinement, &tube);
             let _held = start::announce(&mut tube, prepared)?;
             attempt_and_exit(name, target)
         }

@@ -27,10 +27,7 @@ use ipc::wire::dma::{Outcome, Reply};
 
 use super::ClaimedFunction;
 use super::dma::{Owner, Registration};
-
-/// Most removals that a guest was not told of: as many as a platform has mappings. Beyond it the
-/// guest hears of a key that it removes that there is no such.
-const MAX_ORPHANS: usize = 65_536;
+use crate::limits::MAX_ORPHANS;
 
 /// What a batch asks for.
 #[derive(Clone, Debug)]
@@ -307,4 +304,19 @@ fn recognise(entry: &DmaEntry, registered: &mut BTreeMap<u64, Registration>) -> 
 
 fn mapped(bus: BusRange) -> Outcome {
     Outcome::Mapped { bus_address: bus.address, bus_length: bus.length }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removals_that_a_guest_was_not_told_of_are_forgotten_beyond_what_a_platform_maps() {
+        let mut batches = Batches::default();
+        let most = MAX_ORPHANS as u64;
+        batches.orphan((0..most).collect());
+        assert_eq!(batches.orphans.len(), MAX_ORPHANS);
+        batches.orphan(BTreeSet::from([most]));
+        assert!(batches.orphans.is_empty());
+    }
 }

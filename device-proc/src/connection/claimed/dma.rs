@@ -3,7 +3,7 @@
 
 use std::ops::Bound;
 
-use cordon_backend::{BackendError, BusRange, DmaRange, ErrorKind};
+use cordon_backend::{BackendError, BusRange, DmaRange, ErrorKind, GroupFunction};
 use ipc::Deadline;
 use ipc::wire::common::Failure;
 use ipc::wire::connection::DmaEntry;
@@ -42,12 +42,26 @@ impl ClaimedFunction {
         self.register(entry, Owner::Vmm)
     }
 
+    /// Registers a range on behalf of the VMM, unless the process before this one has.
+    pub(in crate::connection) fn adopt(&mut self, entry: &DmaEntry) -> Result<BusRange, Failure> {
+        self.register_by(entry, Owner::Vmm, |function, range| function.adopt_dma(range))
+    }
+
     /// Removes a registration that was made on behalf of the VMM.
     pub(in crate::connection) fn unmap(&mut self, key: u64) -> Result<(), Failure> {
         self.remove(key, |owner| owner == Owner::Vmm)
     }
 
     pub(super) fn register(&mut self, entry: &DmaEntry, owner: Owner) -> Result<BusRange, Failure> {
+        self.register_by(entry, owner, |function, range| function.register_dma(range))
+    }
+
+    fn register_by(
+        &mut self,
+        entry: &DmaEntry,
+        owner: Owner,
+        how: impl FnOnce(&mut dyn GroupFunction, &DmaRange<'_>) -> Result<BusRange, BackendError>,
+    ) -> Result<BusRange, Failure> {
         if !self.attached {
             return Err(start::invalid(format!("Function {} is not attached", self.address())));
         }
@@ -64,7 +78,7 @@ impl ClaimedFunction {
         }
         let (base, mapped_at) = (found.base, found.address);
         let range = DmaRange { key, size, mapped_at, behind: found.behind };
-        let registered = self.function.register_dma(&range);
+        let registered = how(self.function.as_mut(), &range);
         let bus = registered.map_err(|error| self.not_registered(&error))?;
         self.memory.retain(base);
         self.registrations.insert(entry.key, Registration { base, address, size, bus, owner });

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use cordon_backend::{BackendError, Backing, BarMemory, GroupFunction, Liveness, ResetKind};
+use cordon_backend::{
+    BackendError, Backing, BarMemory, Group, GroupFunction, Liveness, SurvivingFunction,
+};
 use cordon_pci::MsixCapability;
 use cordon_pci::placement::{self, Granule, Window};
 use ipc::wire::common::{BarInfo, Failure, FailureKind};
@@ -19,6 +21,7 @@ use self::batch::Batches;
 use self::dma::Registration;
 use crate::memory::MemoryTable;
 use crate::options::Windows;
+use crate::start::RoleError;
 use crate::{failure, pci, start};
 
 /// What attaching brings: what may be said of the function, and the memory of each window, which is
@@ -36,6 +39,8 @@ struct Export {
 /// One function: open, and claimed once it is attached.
 pub struct ClaimedFunction {
     function: Box<dyn GroupFunction>,
+    /// What the VMM side calls it ([`ipc::numbered`]).
+    number: u8,
     /// Guest memory that it may register.
     pub(super) memory: MemoryTable,
     attached: bool,
@@ -56,8 +61,10 @@ impl ClaimedFunction {
     pub fn new(function: Box<dyn GroupFunction>, windows: Windows) -> Self {
         let (registrations, statistics) = (BTreeMap::new(), DmaStatistics::default());
         let memory = MemoryTable::new(function.dma_space().needs_mapping);
+        let number = function.address().function();
         Self {
             function,
+            number,
             memory,
             attached: false,
             registrations,
@@ -75,9 +82,28 @@ impl ClaimedFunction {
         self.function.address()
     }
 
-    /// Its number in its device.
+    /// With another number than the one that it has in its device.
+    #[must_use]
+    pub(super) fn with_number(self, number: u8) -> Self {
+        Self { number, ..self }
+    }
+
+    /// What the VMM side calls it ([`ipc::numbered`]).
     pub(super) fn number(&self) -> u8 {
-        self.address().function()
+        self.number
+    }
+
+    /// The error for its loss, which is the group's unless the host wants this one back.
+    pub(super) fn lost(&self, group: &dyn Group) -> RoleError {
+        match self.function.is_lost_alone() {
+            true => RoleError::Requested(self.function.lost("waiting")),
+            false => group.lost("waiting").into(),
+        }
+    }
+
+    /// Whether nobody misses it but those who may claim it: it can be closed by itself, and nobody did.
+    pub(super) fn is_unused_alone(&self) -> bool {
+        !self.attached && self.function.is_lost_alone()
     }
 
     /// Bytes of its BARs, which are mapped once it is claimed.
@@ -202,6 +228,25 @@ impl ClaimedFunction {
         }
     }
 
+    /// What the process that serves the function is handed.
+    pub(super) fn handed(&self) -> Result<Vec<BorrowedFd<'_>>, Failure> {
+        if self.attached {
+            Ok(self.function.handed())
+        } else {
+            Err(start::invalid(format!("Function {} is not attached", self.address())))
+        }
+    }
+
+    /// Whether it is claimed.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// What a successor needs of it beside what the group leaves.
+    pub(super) fn survives(&self) -> SurvivingFunction<'_> {
+        self.function.survives()
+    }
+
     /// Whether the function is still there, if it is attached: nobody else may notice, since nothing
     /// hangs up on a Mac, and a guest can use windows without a call for as long as it likes.
     pub(super) fn look(&mut self) -> Result<(), Failure> {
@@ -221,14 +266,27 @@ impl ClaimedFunction {
         if !self.attached {
             return Err(start::invalid(format!("Function {} is not attached", self.address())));
         }
-        self.function.reset(ResetKind::Function).map_err(|error| failure(&error))
+        let identity = self.function.identity();
+        crate::reset::reset(self.function.as_mut(), &identity).map_err(|error| failure(&error))
     }
 
     /// Removes every registration and gives up the claim (P1.4), with which goes what could not be
-    /// removed by `until`.
-    pub(super) fn release(mut self, until: Deadline) {
+    /// removed by `until`. The function, where it can be claimed again.
+    pub(super) fn release(mut self, until: Deadline) -> Option<Self> {
         self.release_all(until);
-        self.function.release();
+        let (number, windows, identity) = (self.number, self.windows, self.function.identity());
+        let again = self.function.release().and_then(|again| match again {
+            // Who has it next finds nothing of who had it. One that cannot be reset is closed.
+            Some(mut function) => {
+                crate::reset::reset(function.as_mut(), &identity).map(|()| Some(function))
+            }
+            None => Ok(None),
+        });
+        let again = again.unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            None
+        });
+        again.map(|function| Self::new(function, windows).with_number(number))
     }
 }
 

@@ -4,13 +4,18 @@
 //! Device memory that IOKit mapped has no descriptor. A memory entry is a port that stands for a part
 //! of a mapping; who has a send right to it can map the same memory. A child finds a send right to
 //! its parent's inbox registered with its task, and sends entries there; nothing comes back that way.
+//!
+//! The kernel maps such an entry whole, whatever size and offset it is asked for: a receiver that
+//! believed its sender and mapped a part over a window would overwrite what lies behind with as much as
+//! the sender made the entry of. So an entry that came is first mapped where nothing is, its true size is
+//! compared with what was said, and parts are cut out of that mapping.
 #![expect(unsafe_code, reason = "Mach is a C interface")]
 
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use mach2::kern_return::kern_return_t;
+use mach2::kern_return::{KERN_NO_SPACE, KERN_RESOURCE_SHORTAGE, kern_return_t};
 use mach2::mach_port::{
     mach_port_allocate, mach_port_deallocate, mach_port_insert_right, mach_port_mod_refs,
 };
@@ -21,7 +26,7 @@ use mach2::message::{
     mach_msg_body_t, mach_msg_destroy, mach_msg_header_t, mach_msg_port_descriptor_t,
     mach_msg_trailer_t,
 };
-use mach2::port::{MACH_PORT_RIGHT_RECEIVE, mach_port_t};
+use mach2::port::{MACH_PORT_DEAD, MACH_PORT_NULL, MACH_PORT_RIGHT_RECEIVE, mach_port_t};
 use mach2::task::mach_ports_lookup;
 use mach2::traps::mach_task_self;
 use mach2::vm::{mach_make_memory_entry_64, mach_vm_deallocate, mach_vm_map, mach_vm_remap};
@@ -43,7 +48,11 @@ const READ_WRITE: vm_prot_t = VM_PROT_READ | VM_PROT_WRITE;
 const MAX_ENTRIES: usize = 18;
 
 fn check(code: kern_return_t) -> io::Result<()> {
-    if code == 0 { Ok(()) } else { Err(io::Error::other(format!("Mach says {code:#x}"))) }
+    if code == 0 { Ok(()) } else { Err(mach_error(code)) }
+}
+
+fn mach_error(code: kern_return_t) -> io::Error {
+    io::Error::other(format!("Mach says {code:#x}"))
 }
 
 /// A send right. Given back on drop.
@@ -90,6 +99,8 @@ impl Message {
 pub struct MemoryEntry {
     right: Arc<SendRight>,
     size: u64,
+    /// Of one that came: all of it, mapped when its size was looked at.
+    whole: Option<Arc<Window>>,
 }
 
 impl MemoryEntry {
@@ -117,26 +128,38 @@ impl MemoryEntry {
         })?;
         let right = Arc::new(SendRight(entry));
         if size == length {
-            Ok(Self { right, size })
+            Ok(Self { right, size, whole: None })
         } else {
             Err(io::ErrorKind::InvalidData.into())
         }
     }
 
-    /// Bytes that its sender spoke of; a mapping past what the kernel knows of it fails.
+    /// One that came from a distrusted sender, who says that it has `size` bytes.
+    fn received(right: SendRight, size: u64) -> io::Result<Self> {
+        let whole = Some(Arc::new(map_whole(&right, size)?));
+        Ok(Self { right: Arc::new(right), size, whole })
+    }
+
+    fn whole(&self) -> Result<Arc<Window>, WindowError> {
+        if let Some(whole) = &self.whole {
+            return Ok(Arc::clone(whole));
+        }
+        let failed = |source| WindowError::Map { offset: 0, length: self.size, source };
+        map_whole(&self.right, self.size).map(Arc::new).map_err(failed)
+    }
+
+    /// Bytes, which are as many as its sender spoke of.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Maps a part of it.
+    /// Maps a part of it, readable and writable.
     ///
     /// # Errors
     /// [`WindowError`].
-    pub fn map(&self, offset: u64, length: usize, access: Access) -> Result<Window, WindowError> {
-        let address = self.map_at(0, VM_FLAGS_ANYWHERE, offset, length, access)?;
-        // SAFETY: mapped just now with this length and access.
-        unsafe { window(address, offset, length, access, None) }
+    pub fn map(&self, offset: u64, length: usize) -> Result<Window, WindowError> {
+        map_again(&self.whole()?, offset, length)
     }
 
     /// Puts a part of it under a window, in one step.
@@ -144,55 +167,66 @@ impl MemoryEntry {
     /// # Errors
     /// [`WindowError`]; the window is then as it was.
     pub fn put_under(&self, window: &Window, offset: u64) -> Result<(), WindowError> {
-        let flags = VM_FLAGS_FIXED | VM_FLAGS_OVERWRITE;
-        let at = window.address() as u64;
-        self.map_at(at, flags, offset, window.length(), Access::ReadWrite).map(drop)
-    }
-
-    fn map_at(
-        &self,
-        at: u64,
-        flags: i32,
-        offset: u64,
-        length: usize,
-        access: Access,
-    ) -> Result<u64, WindowError> {
-        let width = length as u64;
-        if length == 0 || offset.checked_add(width).is_none_or(|end| end > self.size) {
-            return Err(WindowError::OutOfRange { offset, width, length: self.size });
-        }
-        let protection = match access {
-            Access::ReadOnly => VM_PROT_READ,
-            Access::ReadWrite => READ_WRITE,
-        };
-        let mut address = at;
-        // SAFETY: either anywhere, which overlaps nothing, or over a window of ours whose pages
-        // nobody has a reference into; a place for the address.
-        let mapped = check(unsafe {
-            mach_vm_map(
-                mach_task_self(),
-                &raw mut address,
-                width,
-                0,
-                flags,
-                self.right.0,
-                offset,
-                0,
-                protection,
-                READ_WRITE,
-                VM_INHERIT_NONE,
-            )
-        });
-        mapped.map_err(|source| WindowError::Map { offset, length: width, source })?;
-        Ok(address)
+        put_again_under(&self.whole()?, offset, window)
     }
 
     /// Whether both stand for the same memory.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        // One entry has one name in a task.
+        // One entry has one name in a task. Others may stand for the same memory too, and a new
+        // connection always makes others: "not the same" is no reason to write to either.
         self.right.0 == other.right.0
     }
+}
+
+/// Maps an entry where nothing is; all of it, and its size is what was said.
+fn map_whole(entry: &SendRight, size: u64) -> io::Result<Window> {
+    let page = rustix::param::page_size() as u64;
+    let no_such_size = || io::Error::from(io::ErrorKind::InvalidData);
+    if size == 0 || !size.is_multiple_of(page) {
+        return Err(no_such_size());
+    }
+    let beyond = size.checked_add(page).ok_or_else(no_such_size)?;
+    match map_entry(entry, beyond) {
+        Ok(address) => {
+            // Nothing says how much that was. What is left of a larger entry stays mapped where nothing
+            // else is; its sender is condemned, and is not replaced many times.
+            drop(Mapping { address, length: beyond });
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the entry has more than the {size:#x} bytes that it is said to have"),
+            ));
+        }
+        // That says nothing of the entry.
+        Err(code @ (KERN_NO_SPACE | KERN_RESOURCE_SHORTAGE)) => return Err(mach_error(code)),
+        Err(_past_its_end) => {}
+    }
+    let address = map_entry(entry, size).map_err(mach_error)?;
+    let length = usize::try_from(size).map_err(|_| no_such_size())?;
+    // SAFETY: mapped just now with this length, readable and writable.
+    unsafe { window(address, 0, length, Access::ReadWrite, None) }.map_err(io::Error::other)
+}
+
+/// Asks for so many bytes of an entry, anywhere; where they are.
+fn map_entry(entry: &SendRight, size: u64) -> Result<u64, kern_return_t> {
+    let mut address = 0;
+    // SAFETY: anywhere, which overlaps nothing of ours; a place for the address.
+    let code = unsafe {
+        mach_vm_map(
+            mach_task_self(),
+            &raw mut address,
+            size,
+            0,
+            VM_FLAGS_ANYWHERE,
+            entry.0,
+            0,
+            0,
+            READ_WRITE,
+            READ_WRITE,
+            VM_INHERIT_NONE,
+        )
+    };
+    if code == 0 { Ok(address) } else { Err(code) }
 }
 
 /// A second mapping of what this process has mapped, which lives by itself: what it is a mapping of
@@ -335,7 +369,7 @@ impl MemoryInbox {
     ///
     /// # Errors
     /// When they do not come in time, or are others: the sender is distrusted, and whatever came is
-    /// given back.
+    /// given back, a right to answer to included, which nobody asked for.
     pub fn receive(
         &self,
         number: u32,
@@ -366,21 +400,25 @@ impl MemoryInbox {
         let fits = message.header.msgh_id == number.cast_signed()
             && message.header.msgh_bits & MACH_MSGH_BITS_COMPLEX != 0
             && message.header.msgh_size == length(wanted)
+            && message.header.msgh_remote_port == MACH_PORT_NULL
             && message.body.msgh_descriptor_count as usize == wanted
             && of_it.iter().all(|entry| {
                 u32::from(entry.type_) == MACH_MSG_PORT_DESCRIPTOR
                     && u32::from(entry.disposition) == MACH_MSG_TYPE_MOVE_SEND
+                    && ![MACH_PORT_NULL, MACH_PORT_DEAD].contains(&entry.name)
             });
         if !fits {
             // SAFETY: a message that was received, whose rights are given back once, here.
             unsafe { mach_msg_destroy(&raw mut message.header) };
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let entry = |(entry, size): (&mach_msg_port_descriptor_t, &u64)| MemoryEntry {
-            right: Arc::new(SendRight(entry.name)),
-            size: *size,
-        };
-        Ok(of_it.iter().zip(sizes).map(entry).collect())
+        // All are ours from here on, also those after one that is refused.
+        let rights: Vec<SendRight> = of_it.iter().map(|entry| SendRight(entry.name)).collect();
+        rights
+            .into_iter()
+            .zip(sizes)
+            .map(|(right, size)| MemoryEntry::received(right, *size))
+            .collect()
     }
 }
 
@@ -456,3 +494,7 @@ impl MemoryPort {
         check(sent)
     }
 }
+
+#[cfg(test)]
+#[path = "mach_tests.rs"]
+mod tests;

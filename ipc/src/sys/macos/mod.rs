@@ -1,68 +1,28 @@
-//! macOS: pipes for events, unlinked POSIX shared memory, STREAM with length framing.
+//! macOS: unlinked POSIX shared memory, and what a descriptor is made by calls instead of flags. None
+//! of it has run on a Mac yet: see docs/macos.md.
+#![expect(unsafe_code, reason = "one fcntl has no safe wrapper")]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
-use rustix::net::{AddressFamily, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::shm;
 
+use crate::window::{Access, Window};
+
+mod copies;
 mod guarded;
 mod mach;
 mod timer;
 
+pub(crate) use copies::Copies;
 pub(crate) use guarded::{cannot_fault, copy_from_mapping, copy_to_mapping};
 pub use mach::{MemoryEntry, MemoryInbox, MemoryPort};
 pub(crate) use mach::{map_again, put_again_under};
 pub(super) use timer::Timer;
-
-pub(crate) use crate::tube::stream::StreamTransport as Transport;
-
-/// A pipe: the read end waits, the write end is handed out (P9.5). Both ends are non-blocking; a
-/// full pipe means that the reader will wake anyway.
-#[derive(Debug)]
-pub(crate) struct EventPair {
-    read: OwnedFd,
-    write: OwnedFd,
-}
-
-impl EventPair {
-    pub(crate) fn new() -> io::Result<Self> {
-        let (read, write) = rustix::pipe::pipe()?;
-        for end in [&read, &write] {
-            rustix::io::fcntl_setfd(end, FdFlags::CLOEXEC)?;
-            rustix::fs::fcntl_setfl(end, OFlags::NONBLOCK)?;
-        }
-        Ok(Self { read, write })
-    }
-
-    pub(crate) fn read_end(&self) -> BorrowedFd<'_> {
-        self.read.as_fd()
-    }
-
-    pub(crate) fn write_end(&self) -> BorrowedFd<'_> {
-        self.write.as_fd()
-    }
-
-    pub(crate) fn clear(&self) -> io::Result<bool> {
-        clear_event(self.read_end())
-    }
-}
-
-/// Takes all signals that came to a read end so far; whether there was one.
-pub(crate) fn clear_event(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut signalled = false;
-    loop {
-        match rustix::io::read(fd, &mut [0u8; 64]) {
-            Ok(0) | Err(Errno::AGAIN) => return Ok(signalled),
-            Ok(_) => signalled = true,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
 
 /// Received descriptors close on exec by hand: there is no flag for it.
 pub(crate) const RECEIVE_CLOSE_ON_EXEC: rustix::net::RecvFlags = rustix::net::RecvFlags::empty();
@@ -112,22 +72,65 @@ pub(crate) fn give_back(_: BorrowedFd<'_>, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// The kind of socket that carries tubes.
-pub(crate) const TUBE_SOCKET: SocketType = SocketType::STREAM;
-
 /// Most bytes of a socket's path: `sun_path` without its last NUL.
 pub(crate) const MAX_SOCKET_PATH: usize = 103;
 
-/// A local socket that closes on exec.
+/// A local socket that closes on exec and raises no signal.
 pub(crate) fn socket(kind: SocketType) -> Result<OwnedFd, Errno> {
     let socket = rustix::net::socket(AddressFamily::UNIX, kind, None)?;
     rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    rustix::net::sockopt::set_socket_nosigpipe(&socket, true)?;
     Ok(socket)
 }
 
-/// The next connection of a listening socket.
+/// Two connected sockets that close on exec, do not block and raise no signal.
+pub(crate) fn socket_pair(kind: SocketType) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (a, b) = rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::empty(), None)?;
+    for end in [&a, &b] {
+        rustix::io::fcntl_setfd(end, FdFlags::CLOEXEC)?;
+        rustix::io::ioctl_fionbio(end, true)?;
+        rustix::net::sockopt::set_socket_nosigpipe(end, true)?;
+    }
+    Ok((a, b))
+}
+
+/// The next connection of a listening socket, which closes on exec, does not block and raises no signal.
 pub(crate) fn accept(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let socket = rustix::net::accept(socket)?;
     rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    rustix::net::sockopt::set_socket_nosigpipe(&socket, true)?;
     Ok(socket)
+}
+
+/// A socket that came from elsewhere: from here on nothing that is sent waits or raises a signal. The
+/// flag of a send that says so is ignored here, only the socket's own state counts. One that does not
+/// block is one of ours, made by [`socket_pair`] or [`accept`]: a confined process is handed no other,
+/// and may look and not change it.
+pub(crate) fn prepare_socket(socket: BorrowedFd<'_>) {
+    if rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK)) {
+        return;
+    }
+    let _ = rustix::io::ioctl_fionbio(socket, true);
+    let _ = rustix::net::sockopt::set_socket_nosigpipe(socket, true);
+}
+
+/// A write to a pipe whose reader is gone is an error from here on, and raises no signal: whatever the
+/// process that links this does about SIGPIPE.
+pub(crate) fn prepare_pipe(pipe: BorrowedFd<'_>) {
+    // SAFETY: an open descriptor and a plain number; the call touches no memory.
+    let _ = unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETNOSIGPIPE, 1) };
+}
+
+/// Whether shared memory has at least `size` bytes. A confined process may map what it was handed and
+/// may not ask for its size, so the last page is mapped: the kernel refuses what is past the end.
+pub(crate) fn holds(fd: BorrowedFd<'_>, size: u64) -> io::Result<bool> {
+    let Some(last) = size.checked_sub(1) else { return Ok(true) };
+    let page = rustix::param::page_size() as u64;
+    Ok(Window::map(fd, last - last % page, 1, Access::ReadOnly).is_ok())
+}
+
+/// Not known of a pipe, whose reading end is elsewhere.
+pub(crate) fn is_pending(_: BorrowedFd<'_>) -> bool {
+    false
 }

@@ -22,8 +22,8 @@ pub(super) fn group() -> LayerState {
 /// Limits of memory and processes, of a group that a VMM side made.
 fn own() -> Option<(u64, u64)> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let name = name(&groups)?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let limits = |folder: PathBuf| {
         let limit = |file| {
             let text = std::fs::read_to_string(folder.join(file)).ok()?;

@@ -10,14 +10,27 @@ use crate::LayerState;
 /// The newest interface this build asks for; older kernels enforce what they know of it.
 const NEWEST: ABI = ABI::V6;
 
+/// Whom a process may signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signals {
+    /// Nobody outside.
+    Inside,
+    /// Whom its other layers let it.
+    Outside,
+}
+
 /// A rule set without a rule denies all that it handles.
-pub(super) fn restrict() -> LayerState {
+pub(super) fn restrict(signals: Signals) -> LayerState {
+    let mut scopes = Scope::from_all(NEWEST);
+    if signals == Signals::Outside {
+        scopes.remove(Scope::Signal);
+    }
     let restricted = || -> Result<_, RulesetError> {
         Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(NEWEST))?
             .handle_access(AccessNet::from_all(NEWEST))?
-            .scope(Scope::from_all(NEWEST))?
+            .scope(scopes)?
             .create()?
             .restrict_self()
     };
@@ -43,7 +56,8 @@ pub(super) fn restrict() -> LayerState {
     };
     match status.ruleset {
         RulesetStatus::FullyEnforced => {
-            LayerState::Enforced(format!("ABI {abi}: files, network, signals, abstract sockets"))
+            let signals = if signals == Signals::Inside { " signals," } else { "" };
+            LayerState::Enforced(format!("ABI {abi}: files, network,{signals} abstract sockets"))
         }
         RulesetStatus::PartiallyEnforced => {
             LayerState::Partial(format!("the kernel's ABI {abi} lacks some of {NEWEST:?}"))

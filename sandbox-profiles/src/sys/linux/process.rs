@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use rustix::process::{DumpableBehavior, Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::{FORBIDDEN, outcome};
@@ -64,21 +64,42 @@ fn open_descriptors() -> io::Result<Vec<RawFd>> {
     Ok(open)
 }
 
-/// The initial user namespace maps every id; ours maps one.
+/// The initial user namespace maps every id; ours maps one, or a second one that this process is to be:
+/// that of a spawner, which runs as root, was needed to open what is open by now.
 pub(super) fn user_namespace() -> LayerState {
     match std::fs::read_to_string("/proc/self/uid_map") {
         Ok(map) => {
             let fields: Vec<&str> = map.split_whitespace().collect();
-            if let ["0", _, "1"] = fields[..] {
-                LayerState::Enforced("one id mapped".to_owned())
-            } else {
-                LayerState::Missing(NOT_BORN_IN.to_owned())
+            match fields[..] {
+                ["0", _, "1"] => LayerState::Enforced("one id mapped".to_owned()),
+                ["0", _, "1", "1", user, "1"] => outcome(
+                    become_second(),
+                    &format!("two ids mapped; it is the second, user {user} outside"),
+                    FORBIDDEN,
+                ),
+                _ => LayerState::Missing(NOT_BORN_IN.to_owned()),
             }
         }
         Err(error) => {
             LayerState::Missing(format!("cannot read /proc/self/uid_map: {error}; {NO_PROC}"))
         }
     }
+}
+
+/// Becomes the second id, for good, and keeps the privileges within its namespaces for what is still to be
+/// done with them. A process that could not is killed by no one, but stays the first: that is an error.
+fn become_second() -> Result<(), Errno> {
+    let (user, group) = (Uid::from_raw(1), Gid::from_raw(1));
+    rustix::thread::set_keep_capabilities(true)?;
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    rustix::thread::set_thread_res_uid(user, user, user)?;
+    rustix::thread::set_keep_capabilities(false)?;
+    // What is kept is permitted; it is in effect only when asked for.
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective = sets.permitted;
+    rustix::thread::set_capabilities(None, sets)?;
+    // As before: the folder in /proc, which the next layers read, is not its own otherwise.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)
 }
 
 /// In its own pid namespace a process is number 1 and can name nobody else.
@@ -95,7 +116,8 @@ pub(super) fn limits(role: Role) -> LayerState {
         (Resource::Core, 0),
         (Resource::Nproc, 0),
         (Resource::Fsize, 0),
-        (Resource::Memlock, 0),
+        // What is mapped for DMA is locked, of whom it is mapped by.
+        (Resource::Memlock, if role == Role::VfioConnection { u64::MAX } else { 0 }),
         (Resource::Msgqueue, 0),
         (Resource::Nofile, MAX_DESCRIPTORS),
         (Resource::Data, policy::private_memory(role)),
@@ -106,7 +128,7 @@ pub(super) fn limits(role: Role) -> LayerState {
 }
 
 /// Sets a limit for good, never above what the process was started with: that would need a privilege.
-fn lower(resource: Resource, most: u64) -> Result<(), Errno> {
+pub(super) fn lower(resource: Resource, most: u64) -> Result<(), Errno> {
     let hard = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
     let most = Some(most.min(hard));
     rustix::process::setrlimit(resource, Rlimit { current: most, maximum: most })

@@ -9,10 +9,11 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
 use super::{FORBIDDEN, outcome};
-use crate::{Layer, LayerState};
+use crate::{Layer, LayerState, Network};
 
-/// Leaves the mount, network, ipc and uts namespaces of the VMM.
-pub(super) fn namespaces() -> Vec<(Layer, LayerState)> {
+/// Leaves the mount, network, ipc and uts namespaces of the VMM; that of the network only if it was not
+/// started in an empty one.
+pub(super) fn namespaces(network: Network) -> Vec<(Layer, LayerState)> {
     [
         (Layer::MountNamespace, UnshareFlags::NEWNS, "user.max_mnt_namespaces"),
         (Layer::NetworkNamespace, UnshareFlags::NEWNET, "user.max_net_namespaces"),
@@ -21,6 +22,9 @@ pub(super) fn namespaces() -> Vec<(Layer, LayerState)> {
     ]
     .into_iter()
     .map(|(layer, flag, limit)| {
+        if layer == Layer::NetworkNamespace && network == Network::Inherited && has_no_network() {
+            return (layer, LayerState::Enforced("of its kind, empty".to_owned()));
+        }
         // SAFETY: unsafe because unsharing the descriptor table surprises other threads; none of
         // these flags does that, and there is one thread.
         let left = unsafe { rustix::thread::unshare_unsafe(flag) };
@@ -32,6 +36,13 @@ pub(super) fn namespaces() -> Vec<(Layer, LayerState)> {
         (layer, outcome(left, "own, empty", &cure))
     })
     .collect()
+}
+
+/// Whether there is no interface but the loopback that every network namespace has.
+fn has_no_network() -> bool {
+    let devices = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    let mut names = devices.lines().filter_map(|line| line.split_once(':').map(|(name, _)| name));
+    names.next().is_some_and(|name| name.trim() == "lo") && names.next().is_none()
 }
 
 /// Makes an empty file system the root and lets go of the old one.

@@ -23,11 +23,14 @@ pub(crate) struct Tally {
     pub(crate) requests: u64,
     /// The longest that one request took.
     pub(crate) longest: Duration,
+    /// Bytes that were read back and found to be as they were written.
+    pub(crate) verified: u64,
 }
 
 impl Tally {
     fn add(&mut self, other: Self) {
         self.requests += other.requests;
+        self.verified += other.verified;
         self.longest = self.longest.max(other.longest);
     }
 }
@@ -94,7 +97,7 @@ impl Blocks {
         let before = Instant::now();
         let done = what(&self.disk, &mut self.buffer[self.skew..self.skew + BLOCK]);
         let took = before.elapsed();
-        self.tally.add(Tally { requests: 1, longest: took });
+        self.tally.add(Tally { requests: 1, longest: took, verified: 0 });
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         watch.longest.fetch_max(ms, Ordering::Relaxed);
         done
@@ -123,6 +126,7 @@ impl Blocks {
                 return Err(format!("{at:#x} of round {round} differs at word {number}"));
             }
         }
+        self.tally.verified += BLOCK as u64;
         Ok(())
     }
 
@@ -167,7 +171,7 @@ pub(crate) fn run(path: &str, until: impl FnOnce(&Watch) -> Outcome) -> Result<T
 }
 
 /// What the kernel says of the disk, or of an interrupt that nobody wanted.
-fn complaints() -> Result<Vec<String>, String> {
+pub(crate) fn complaints() -> Result<Vec<String>, String> {
     const BAD: [&str; 7] =
         ["timeout", "I/O error", "i/o error", "Abort", "abort", "reset controller", "nobody cared"];
     let log = sys::kernel_log().map_err(|error| format!("kernel log: {error}"))?;
@@ -233,7 +237,7 @@ fn taken(controller: &str) -> Result<u64, String> {
 }
 
 /// The controllers: name, and the vendor of the function that they are.
-fn controllers() -> Result<Vec<(String, String)>, String> {
+pub(crate) fn controllers() -> Result<Vec<(String, String)>, String> {
     let mut all = Vec::new();
     let entries = std::fs::read_dir("/sys/class/nvme").map_err(|error| error.to_string())?;
     for entry in entries.flatten() {

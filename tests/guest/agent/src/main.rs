@@ -6,8 +6,10 @@
 
 mod companion;
 mod load;
+mod measure;
 mod nvme;
 mod probe;
+mod replaced;
 mod sys;
 
 use std::fs;
@@ -57,7 +59,9 @@ fn run(test: &str) -> Result<End, String> {
         "return" => off(nvme::comes_back()),
         "stalled" => off(load::stalled()),
         "outlived" => off(load::outlived()),
+        "replaced" => off(replaced::until_told()),
         "pin" => off(load::by_pin()),
+        "measure" => off(measure::disks()),
         "probe" => off(probe::exercise()),
         "reboot" => nvme::reboot(),
         "marker" => off(nvme::marker()),
@@ -73,7 +77,20 @@ fn set_up() -> Outcome {
         fs::create_dir_all(at).map_err(|error| format!("{at}: {error}"))?;
         sys::mount(kind, at, kind).map_err(|error| format!("mounting {at}: {error}"))?;
     }
+    load_modules()?;
     busybox(&["--install", "-s", "/bin"])
+}
+
+/// Loads what the initramfs brings for a kernel without the drivers that are needed, in the order of their names.
+fn load_modules() -> Outcome {
+    let entries = fs::read_dir("/modules").into_iter().flatten().flatten();
+    let mut modules: Vec<_> = entries.map(|entry| entry.path()).collect();
+    modules.sort();
+    for module in modules {
+        let loaded = sys::load_module(&module);
+        loaded.map_err(|error| format!("{}: {error}", module.display()))?;
+    }
+    Ok(())
 }
 
 /// Runs one of busybox's programs.

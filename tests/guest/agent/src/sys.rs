@@ -1,5 +1,5 @@
 //! System calls that std has no name for.
-#![expect(unsafe_code, reason = "mount, mmap, reboot, affinity")]
+#![expect(unsafe_code, reason = "mount, mmap, modules, reboot, affinity")]
 
 use std::ffi::CString;
 use std::fs::File;
@@ -24,6 +24,23 @@ pub(crate) fn unmount(at: &str) -> io::Result<()> {
     // SAFETY: a string that ends in NUL.
     let done = unsafe { libc::umount(at.as_ptr()) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Loads a kernel module, which may be compressed.
+pub(crate) fn load_module(path: &std::path::Path) -> io::Result<()> {
+    /// MODULE_INIT_COMPRESSED_FILE
+    const COMPRESSED: libc::c_int = 4;
+    let file = File::open(path)?;
+    let flags = if path.extension().is_some_and(|end| end == "ko") { 0 } else { COMPRESSED };
+    // SAFETY: an open file, a string that ends in NUL, and plain numbers.
+    let done =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), flags) };
+    match io::Error::last_os_error() {
+        _ if done == 0 => Ok(()),
+        // It is there already.
+        error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        error => Err(error),
+    }
 }
 
 /// Keeps this thread on one processor.

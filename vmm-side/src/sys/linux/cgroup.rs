@@ -16,9 +16,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 
-/// Bytes of memory that a child may be charged for: its private memory, page tables, descriptors,
-/// messages. Guest memory is charged to whoever touches it first, which no child does in its place.
-const MEMORY: u64 = 256 << 20;
+use crate::limits::MAX_CHARGED as MEMORY;
+
+/// Share of the processors while they are short, where groups are given that controller: a third of the usual 100.
+/// It is not asked for: in groups of their own, children would be weighed against all threads of the VMM together.
+/// Elsewhere a child has the share of one thread, of which it has one and can make none; it is not made nicer than
+/// its VMM, since one that takes a dead one's place would wait for a processor while callers wait for it.
+const WEIGHT: u64 = 33;
 /// Of the name of each group; the id of the process that made it follows.
 const PREFIX: &str = "cordon-";
 const CONTROLLERS: [&str; 2] = ["memory", "pids"];
@@ -35,8 +39,9 @@ impl Group {
     pub(super) fn new() -> Option<Self> {
         static PARENT: OnceLock<Option<PathBuf>> = OnceLock::new();
         let parent = PARENT.get_or_init(|| {
-            parent(Path::new("/proc/self"))
-                .inspect(|parent| remove_left(parent, Path::new("/proc")))
+            let parent = parent(Path::new("/proc/self")).ok()?;
+            remove_left(&parent, Path::new("/proc"));
+            Some(parent)
         });
         Self::below(parent.as_deref()?)
     }
@@ -73,6 +78,10 @@ fn limit(group: &Path) -> io::Result<OwnedFd> {
     set("memory.max", &MEMORY.to_string())?;
     // The child itself.
     set("pids.max", "1")?;
+    match set("cpu.weight", &WEIGHT.to_string()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
     let folder = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(group, folder, Mode::empty())?)
 }
@@ -94,17 +103,75 @@ fn remove_left(parent: &Path, processes: &Path) {
     }
 }
 
+/// Why no group can be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum NoGroup {
+    #[error("this process sees no control group of version 2 that it is in")]
+    NotMounted,
+    #[error("control groups of version 2 have no controllers {} in {}", .lacks.join(" and "), .own.display())]
+    NoControllers { own: PathBuf, lacks: Vec<&'static str> },
+    #[error("{} is not this process's to arrange", .0.display())]
+    NotDelegated(PathBuf),
+}
+
+impl NoGroup {
+    fn cure(&self) -> &'static str {
+        match self {
+            Self::NotMounted => {
+                "mount version 2 (mount -t cgroup2 none /sys/fs/cgroup), the whole of it"
+            }
+            Self::NoControllers { .. } => {
+                "boot with version 2 alone (systemd.unified_cgroup_hierarchy=1), and have the group above \
+                 give both to this one (under systemd: Delegate=memory pids)"
+            }
+            Self::NotDelegated(_) => {
+                "under systemd: Delegate=memory pids and DelegateSubgroup=vmm in the VMM's unit"
+            }
+        }
+    }
+}
+
+/// Tries whether a child could have a group of its own: makes one, limits and removes it. Where they are
+/// made; otherwise why none can be made, and what helps.
+pub(crate) fn try_one() -> Result<PathBuf, (String, String)> {
+    let parent = parent(Path::new("/proc/self"))
+        .map_err(|error| (error.to_string(), error.cure().to_owned()))?;
+    let path = parent.join(format!("{PREFIX}{}-trial", std::process::id()));
+    let limited = std::fs::create_dir(&path).and_then(|()| {
+        let limited = limit(&path).map(drop);
+        let _ = std::fs::remove_dir(&path);
+        limited
+    });
+    match limited {
+        Ok(()) => Ok(parent),
+        Err(error) => {
+            let cure = NoGroup::NotDelegated(parent.clone()).cure().to_owned();
+            Err((format!("no group can be made in {}: {error}", parent.display()), cure))
+        }
+    }
+}
+
 /// Where groups can be made. `process` is this process's folder in /proc.
-fn parent(process: &Path) -> Option<PathBuf> {
-    let groups = std::fs::read_to_string(process.join("cgroup")).ok()?;
-    let mounts = std::fs::read_to_string(process.join("mountinfo")).ok()?;
-    let own = own_group(&groups, &mounts)?;
+fn parent(process: &Path) -> Result<PathBuf, NoGroup> {
+    let read = |file| std::fs::read_to_string(process.join(file)).map_err(|_| NoGroup::NotMounted);
+    let own = own_group(&read("cgroup")?, &read("mountinfo")?).ok_or(NoGroup::NotMounted)?;
     if gives_controllers(&own) {
-        return Some(own);
+        return Ok(own);
     }
     // A group with members cannot give controllers to groups beneath it; one above it may.
-    let above = own.parent()?;
-    (is_delegated(above) && gives_controllers(above)).then(|| above.to_owned())
+    match own.parent() {
+        Some(above) if is_delegated(above) && gives_controllers(above) => Ok(above.to_owned()),
+        _ => {
+            let has = std::fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
+            let mut lacks = CONTROLLERS.to_vec();
+            lacks.retain(|one| !has.split_whitespace().any(|has| has == *one));
+            Err(if lacks.is_empty() {
+                NoGroup::NotDelegated(own)
+            } else {
+                NoGroup::NoControllers { own, lacks }
+            })
+        }
+    }
 }
 
 /// The folder of this process's group: the mount of version 2 and, beneath its root, the path.
@@ -201,13 +268,20 @@ mod tests {
         let (service, main) = (at.join("vmm.service"), at.join("vmm.service/main"));
         // Kernel files do not come to be by writing, these do: a folder refuses it.
         std::fs::create_dir(main.join("cgroup.subtree_control")).unwrap();
-        assert_eq!(find(), None);
+        let lacks = vec!["memory", "pids"];
+        assert_eq!(find(), Err(NoGroup::NoControllers { own: main.clone(), lacks }));
         // The group above has them, but is somebody else's to arrange.
         give(&service, "cpu memory pids");
-        assert_eq!(find(), None);
+        std::fs::write(main.join("cgroup.controllers"), "cpu memory").unwrap();
+        let lacks = vec!["pids"];
+        assert_eq!(find(), Err(NoGroup::NoControllers { own: main.clone(), lacks }));
+        std::fs::write(main.join("cgroup.controllers"), "cpu memory pids").unwrap();
+        assert_eq!(find(), Err(NoGroup::NotDelegated(main.clone())));
         std::fs::remove_dir(main.join("cgroup.subtree_control")).unwrap();
         give(&main, "memory pids");
-        assert_eq!(find(), Some(main));
+        assert_eq!(find(), Ok(main));
+        std::fs::write(folder.path().join("self/cgroup"), "4:memory:/x\n").unwrap();
+        assert_eq!(find(), Err(NoGroup::NotMounted));
     }
 
     #[test]
@@ -239,5 +313,10 @@ mod tests {
         limit(&path).unwrap();
         let read = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
         assert_eq!((read("memory.max"), read("pids.max")), ("268435456".into(), "1ax".into()));
+        // Where the processors are shared out to groups, and not where they are not.
+        assert!(!path.join("cpu.weight").exists());
+        std::fs::write(path.join("cpu.weight"), "100").unwrap();
+        limit(&path).unwrap();
+        assert_eq!(read("cpu.weight"), "330");
     }
 }

@@ -11,11 +11,16 @@ use crate::sys::Step;
 /// not allocate.
 pub(super) struct Context {
     pub(super) program: CString,
+    /// The file that is run in the place of that path.
+    pub(super) file: Option<c_int>,
     pub(super) arguments: Vec<*const c_char>,
     pub(super) environment: Vec<*const c_char>,
     pub(super) descriptors: [(c_int, c_int); 4],
     /// Files to write first: the maps of the user namespace.
     pub(super) maps: Vec<(CString, Vec<u8>)>,
+    /// Where its parent writes these maps instead: readable once it has. The child is the second id
+    /// of its namespace then, and acts as the first one until it has opened what it needs.
+    pub(super) gate: Option<c_int>,
     /// Left by a child that could not go on: at what, and its errno.
     pub(super) failed: Option<(Step, c_int)>,
 }
@@ -38,7 +43,9 @@ pub(super) unsafe fn clone_into(
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     // The signal at its end is an argument of its own here.
     arguments.flags = u64::from((flags & !libc::SIGCHLD).unsigned_abs()) | INTO_CGROUP;
-    arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    // A sibling's is that of the process that makes it, and none may be asked for.
+    let own = flags & libc::CLONE_PARENT == 0;
+    arguments.exit_signal = if own { u64::from(libc::SIGCHLD.unsigned_abs()) } else { 0 };
     arguments.pidfd = pidfd as u64;
     arguments.stack = stack.as_mut_ptr() as u64;
     arguments.stack_size = size_of_val(stack) as u64;
@@ -156,6 +163,20 @@ unsafe fn prepare_and_exec(context: &Context) -> Step {
             libc::close(fd);
         }
     }
+    if let Some(gate) = context.gate {
+        let mut byte = 0u8;
+        // SAFETY: room for one byte. By system calls: what the library has around the other two is for
+        // all threads of a process.
+        unsafe {
+            if libc::read(gate, (&raw mut byte).cast(), 1) != 1
+                || byte != 1
+                || libc::syscall(libc::SYS_setresgid, 1, 0, 0) < 0
+                || libc::syscall(libc::SYS_setresuid, 1, 0, 0) < 0
+            {
+                return Step::MapIds;
+            }
+        }
+    }
     for (from, to) in context.descriptors {
         // SAFETY: plain descriptor numbers; `from` is above 9, so CLOEXEC is cleared on `to`.
         if unsafe { libc::dup2(from, to) } < 0 {
@@ -165,13 +186,28 @@ unsafe fn prepare_and_exec(context: &Context) -> Step {
     // SAFETY: plain numbers; an empty signal set is valid zeroed; exec gets null-terminated arrays
     // of null-terminated strings.
     unsafe {
-        if libc::syscall(libc::SYS_close_range, 4, u32::MAX, 0) < 0 {
+        // What tells a parent that does not wait that this memory is its own again must stay until exec.
+        // So must the file that is run.
+        let stay = context.gate.is_some() || context.file.is_some();
+        let how = if stay { libc::CLOSE_RANGE_CLOEXEC } else { 0 };
+        if libc::syscall(libc::SYS_close_range, 4, u32::MAX, how) < 0 {
             return Step::CloseOthers;
         }
         libc::setsid();
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        if let Some(file) = context.file {
+            libc::syscall(
+                libc::SYS_execveat,
+                file,
+                c"".as_ptr(),
+                context.arguments.as_ptr(),
+                context.environment.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+            return Step::Run;
+        }
         libc::execve(
             context.program.as_ptr(),
             context.arguments.as_ptr(),

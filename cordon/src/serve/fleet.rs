@@ -1,0 +1,517 @@
+//! The functions that a `cordon serve` was started for: attached at its start, and detached, attached again
+//! and revived by commands of the control socket.
+//!
+//! Commands run on threads of the control socket, events are told on the main one. Each function has one
+//! command at a time: whoever comes meanwhile is told so and not held up.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use cordon_cli::confinement::Confinement;
+use cordon_cli::event::{Event, LimitName, Limited, Part};
+use cordon_cli::protocol::{ControlError, ErrorCode};
+use cordon_vfio_user::{self as vfio_user, Server};
+use cordon_vmm::faults::Faults;
+use cordon_vmm::text::printable;
+use cordon_vmm::{
+    Companion, CompanionConfig, Container, DmaMode, Function, Host, PassthroughDevice, Presence,
+};
+use ipc::event::Signaller;
+use ipc::{Deadline, PciAddress};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::programs::Programs;
+use super::settings::{FunctionSettings, Place, Settings};
+use super::sink::Sink;
+use super::stop::Stop;
+use super::{LEAVE, Watched};
+use crate::Failure;
+use crate::sys::Confined;
+
+/// One function and what serves it.
+struct Served {
+    watched: Arc<Watched>,
+    servers: Vec<Server>,
+    /// Whether its last event was that it is away, or given up.
+    told: Option<&'static str>,
+}
+
+/// Where a function and its companion are served.
+struct Places {
+    function: Place,
+    companion: Option<Place>,
+}
+
+/// A function that the server was started for.
+pub(crate) struct Slot {
+    address: PciAddress,
+    /// Who maps guest memory for it.
+    dma: DmaMode,
+    /// What its companion is configured to be, if it has one.
+    companion: Option<CompanionConfig>,
+    /// Where it and its companion are served, for people.
+    names: (String, Option<String>),
+    /// Held by whoever attaches or detaches it.
+    work: Mutex<Places>,
+    /// Nothing while it is detached. Never held for longer than a look.
+    served: Mutex<Option<Served>>,
+}
+
+impl Slot {
+    pub(crate) fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// The function, while it is attached.
+    pub(crate) fn watched(&self) -> Option<Arc<Watched>> {
+        self.served.lock().as_ref().map(|one| Arc::clone(&one.watched))
+    }
+
+    /// Whether it is served, or may be again by itself or by a command.
+    pub(super) fn is_left(&self) -> bool {
+        self.served.lock().as_ref().is_none_or(|one| one.watched.is_left())
+    }
+
+    /// Whether the one client that there was to be is gone.
+    pub(super) fn is_finished(&self) -> bool {
+        self.served.lock().as_ref().is_some_and(|one| one.watched.is_finished())
+    }
+
+    fn of(settings: FunctionSettings) -> Self {
+        let FunctionSettings { address, place, dma, companion } = settings;
+        let (companion, beside) = companion.unzip();
+        Self {
+            address,
+            dma,
+            companion,
+            names: (place.name(), beside.as_ref().map(Place::name)),
+            work: Mutex::new(Places { function: place, companion: beside }),
+            served: Mutex::default(),
+        }
+    }
+}
+
+/// Everything that is served.
+pub(crate) struct Fleet {
+    how: vfio_user::Options,
+    control: Option<PathBuf>,
+    pub(super) host: Host,
+    pub(super) sink: Sink,
+    stop: Arc<Stop>,
+    pub(super) confined: Arc<Confined>,
+    faults: Option<Arc<Faults>>,
+    is_vfio: bool,
+    pub(super) programs: Programs,
+    /// Signalled when a server failed.
+    pub(super) failed: ipc::Event,
+    /// Signalled when a function was attached or detached.
+    pub(super) changed: ipc::Event,
+    tell_change: Signaller,
+    /// Nothing is attached any more.
+    pub(super) closed: AtomicBool,
+    slots: Vec<Slot>,
+}
+
+impl Fleet {
+    /// Nothing is attached yet.
+    pub(super) fn new(
+        settings: Settings,
+        config: cordon_vmm::HostConfig,
+        installed: PathBuf,
+        sink: &Sink,
+        stop: &Arc<Stop>,
+        confined: &Arc<Confined>,
+    ) -> Result<Self, Failure> {
+        let how = settings.how();
+        let changed = ipc::Event::new()?;
+        Ok(Self {
+            slots: settings.functions.into_iter().map(Slot::of).collect(),
+            how,
+            control: settings.control,
+            faults: config.faults.clone(),
+            is_vfio: config.dext == "vfio",
+            programs: Programs::new(&config.device_proc, installed),
+            host: Host::new(config),
+            sink: sink.clone(),
+            stop: Arc::clone(stop),
+            confined: Arc::clone(confined),
+            failed: ipc::Event::new()?,
+            tell_change: changed.signaller()?,
+            changed,
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Where its events go.
+    pub(crate) fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    /// Where commands are taken.
+    pub(super) fn control(&self) -> Option<&Path> {
+        self.control.as_deref()
+    }
+
+    /// How long the threads of each function have been at one thing, the longest of each; looked at as it is asked for.
+    pub(super) fn busy(&self) -> impl Iterator<Item = Duration> {
+        self.slots.iter().filter_map(|slot| {
+            let served = slot.served.lock();
+            served.iter().flat_map(|one| &one.servers).map(Server::busy_for).max()
+        })
+    }
+
+    pub(crate) fn confinement(&self) -> &Confinement {
+        self.confined.confinement()
+    }
+
+    /// What is to go wrong, if the server was started for that.
+    pub(crate) fn faults(&self) -> Option<&Arc<Faults>> {
+        self.faults.as_ref()
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The function of that name.
+    pub(crate) fn slot(&self, device: &str) -> Result<&Slot, ControlError> {
+        // As it may be named where the server is started.
+        let plain = device.strip_prefix("vfio:").filter(|_| self.is_vfio).unwrap_or(device);
+        let address = plain.parse::<PciAddress>().map_err(|error| {
+            ControlError::new(ErrorCode::BadRequest, printable(&error.to_string()))
+        })?;
+        self.slots.iter().find(|slot| slot.address == address).ok_or_else(|| {
+            let why =
+                format!("{address} is none of the functions that this server was started for");
+            ControlError::new(ErrorCode::NoSuchDevice, why)
+        })
+    }
+
+    /// Where a function and its companion are served.
+    pub(crate) fn sockets(&self, slot: &Slot) -> (String, Option<String>) {
+        slot.names.clone()
+    }
+
+    /// Whether a companion is served beside a function.
+    pub(crate) fn has_companion(&self, slot: &Slot) -> bool {
+        slot.companion.is_some()
+    }
+
+    /// Attaches everything, at the start.
+    pub(super) fn start(&self) -> Result<(), Failure> {
+        for slot in &self.slots {
+            self.stop.interrupt().check()?;
+            self.attach_now(slot, &mut slot.work.lock())?;
+        }
+        Ok(())
+    }
+
+    /// Attaches a function that was detached.
+    pub(crate) fn attach(&self, slot: &Slot) -> Result<(), ControlError> {
+        let mut places = self.begin(slot)?;
+        if slot.watched().is_some() {
+            let why = format!("{} is attached already", slot.address);
+            return Err(ControlError::new(ErrorCode::AlreadyAttached, why));
+        }
+        self.attach_by_command(slot, &mut places)
+    }
+
+    /// Detaches a function: its client is sent away first.
+    pub(crate) fn detach(&self, slot: &Slot) -> Result<(), ControlError> {
+        let _places = self.begin(slot)?;
+        let Some(served) = slot.served.lock().take() else {
+            let why = format!("{} is not attached", slot.address);
+            return Err(ControlError::new(ErrorCode::NotAttached, why));
+        };
+        self.release(served);
+        Ok(())
+    }
+
+    /// Attaches a function anew that was given up, or whose server failed.
+    pub(crate) fn revive(&self, slot: &Slot) -> Result<(), ControlError> {
+        let mut places = self.begin(slot)?;
+        {
+            let mut served = slot.served.lock();
+            match &*served {
+                None => {
+                    let why = format!("{} is not attached: attach it", slot.address);
+                    return Err(ControlError::new(ErrorCode::NotAttached, why));
+                }
+                Some(one) if one.watched.is_left() => {
+                    let why = format!("{} was not given up", slot.address);
+                    return Err(ControlError::new(ErrorCode::NotGivenUp, why));
+                }
+                Some(_) => {
+                    let given_up = served.take();
+                    drop(served);
+                    given_up.into_iter().for_each(|one| self.release(one));
+                }
+            }
+        }
+        self.attach_by_command(slot, &mut places)
+    }
+
+    /// Takes a function for a command.
+    fn begin<'s>(&self, slot: &'s Slot) -> Result<MutexGuard<'s, Places>, ControlError> {
+        let busy = || {
+            let why = format!("another command is at work on {}", slot.address);
+            ControlError::new(ErrorCode::Busy, why)
+        };
+        let work = slot.work.try_lock().ok_or_else(busy)?;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(ControlError::new(ErrorCode::Stopping, "the server is about to end"));
+        }
+        Ok(work)
+    }
+
+    fn attach_by_command(&self, slot: &Slot, places: &mut Places) -> Result<(), ControlError> {
+        self.attach_now(slot, places).map_err(|failure| {
+            let why = format!("{} stays detached: {}", slot.address, ipc::chain(&*failure));
+            ControlError::new(ErrorCode::Failed, why)
+        })
+    }
+
+    /// Attaches a function and listens; nothing is left of it where that fails.
+    fn attach_now(&self, slot: &Slot, places: &mut Places) -> Result<(), Failure> {
+        // Each client has a guest of its own, or its own view of one.
+        let container = Arc::new(Container::new(slot.dma));
+        let (function, companion) = match slot.companion {
+            None => (self.host.attach(slot.address, &container, None)?, None),
+            Some(config) => {
+                let (host, address) = (&self.host, slot.address);
+                let both = host.attach_with_companion(address, &container, None, config)?;
+                (both.0, Some(both.1))
+            }
+        };
+        let watched = Arc::new(Watched::new(Arc::clone(&function)));
+        match self.listen(places, &watched, container, companion) {
+            Ok(servers) => {
+                *slot.served.lock() = Some(Served { watched, servers, told: None });
+                self.tell_change.signal();
+                Ok(())
+            }
+            Err(failure) => {
+                self.host.detach(&function);
+                Err(failure)
+            }
+        }
+    }
+
+    fn listen(
+        &self,
+        places: &mut Places,
+        watched: &Arc<Watched>,
+        container: Arc<Container>,
+        companion: Option<Arc<Companion>>,
+    ) -> Result<Vec<Server>, Failure> {
+        let function = &watched.function;
+        let device: Arc<dyn PassthroughDevice> = Arc::clone(function) as _;
+        let log = self.reporter(watched, Part::Function)?;
+        let server = self.server(&mut places.function, device, container, log)?;
+        let socket = server.path().display().to_string();
+        let mut servers = vec![server];
+        let mut companion_socket = None;
+        if let (Some(companion), Some(place)) = (companion, &mut places.companion) {
+            // Its client announces the guest's memory too; the function's client gives it.
+            let container = Arc::new(Container::new(DmaMode::Companion));
+            let log = self.reporter(watched, Part::Companion)?;
+            let beside = self.server(place, companion, container, log)?;
+            servers[0].has_beside(&beside);
+            companion_socket = Some(beside.path().display().to_string());
+            servers.push(beside);
+        }
+        self.sink.tell(&Event::Listening {
+            device: function.address(),
+            socket,
+            companion_socket,
+            function_process: function.pid(),
+            connection_process: function.connection().pid(),
+        });
+        Ok(servers)
+    }
+
+    /// Serves a device where its clients are to come.
+    fn server(
+        &self,
+        place: &mut Place,
+        device: Arc<dyn PassthroughDevice>,
+        container: Arc<Container>,
+        log: impl Fn(vfio_user::Event) + Send + 'static,
+    ) -> Result<Server, Failure> {
+        let file = match place {
+            Place::Path(path) => self.confined.listen(path)?,
+            Place::Inherited(socket) if socket.listens() => socket.listener()?,
+            Place::Inherited(socket) => {
+                let (name, client) = (socket.name().to_owned(), socket.take_client()?);
+                let server =
+                    Server::start_connected(client, &name, device, container, self.how, log);
+                return Ok(server?);
+            }
+        };
+        let server = Server::start_at(file, device, container, self.how, log)?;
+        if let Some(file) = server.file() {
+            self.stop.remember(file);
+        }
+        Ok(server)
+    }
+
+    /// Tells what happens to a server.
+    fn reporter(
+        &self,
+        watched: &Arc<Watched>,
+        part: Part,
+    ) -> Result<impl Fn(vfio_user::Event) + Send + 'static, Failure> {
+        let (watched, sink) = (Arc::clone(watched), self.sink.clone());
+        let failed = self.failed.signaller()?;
+        Ok(move |event| report(&watched, part, &sink, &failed, event))
+    }
+
+    /// Sends the clients of a function away and detaches it.
+    fn release(&self, served: Served) {
+        let device = served.watched.function.address();
+        self.end(served);
+        self.sink.tell(&Event::Released { device });
+        self.tell_change.signal();
+    }
+
+    /// Clients go first, so that what they had is taken back by requests and not by an end.
+    fn end(&self, Served { watched, servers, .. }: Served) {
+        let leave = Deadline::after(LEAVE);
+        // All are told before any is waited for.
+        for until in [Deadline::now(), leave] {
+            for server in &servers {
+                server.stop(until);
+            }
+        }
+        // Whoever still waits for the device is answered now.
+        self.host.detach(&watched.function);
+    }
+
+    /// Tells where each device is, if that changed.
+    pub(super) fn news(&self) {
+        for slot in &self.slots {
+            if let Some(one) = &mut *slot.served.lock() {
+                one.news(&self.sink);
+            }
+        }
+    }
+
+    /// Stops serving and detaches everything, all functions at once: one whose process does not answer
+    /// holds up no other. A command that is under way is waited for.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let functions: Mutex<Vec<Arc<Function>>> = Mutex::default();
+        let close = |slot: &Slot| {
+            let _work = slot.work.lock();
+            if let Some(served) = slot.served.lock().take() {
+                functions.lock().push(Arc::clone(&served.watched.function));
+                self.end(served);
+            }
+        };
+        let close = &close;
+        std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            let mut left = Vec::new();
+            for slot in &self.slots {
+                let thread = std::thread::Builder::new().name(format!("stop {}", slot.address));
+                match thread.spawn_scoped(scope, move || close(slot)) {
+                    Ok(thread) => threads.push(thread),
+                    Err(_) => left.push(slot),
+                }
+            }
+            // There was no thread for these.
+            left.into_iter().for_each(close);
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("detaching a function panicked");
+                }
+            }
+        });
+        // Those whose thread panicked; for the others there is nothing left to do.
+        functions.lock().iter().for_each(|function| self.host.detach(function));
+    }
+}
+
+impl Served {
+    /// Tells where the device is, if that changed.
+    fn news(&mut self, sink: &Sink) {
+        let function = &self.watched.function;
+        let _ = function.news().clear();
+        let device = function.address();
+        let event = match function.presence() {
+            Presence::Present if self.told == Some("away") => {
+                Event::Back { device, client: self.watched.client() }
+            }
+            Presence::Present => return,
+            Presence::Away(death) => Event::Away { device, why: death.to_string() },
+            Presence::Gone(death) => Event::GivenUp { device, why: death.to_string() },
+        };
+        if self.told != Some(event.name()) {
+            sink.tell(&event);
+            self.told = Some(event.name());
+        }
+    }
+}
+
+/// A budget of clients, as events name it.
+fn limit(kind: vfio_user::BudgetKind) -> Option<LimitName> {
+    Some(match kind {
+        vfio_user::BudgetKind::Files => LimitName::MemoryFiles,
+        vfio_user::BudgetKind::Events => LimitName::Events,
+        vfio_user::BudgetKind::Regions => LimitName::Regions,
+        _ => return None,
+    })
+}
+
+/// Tells what happened to a server of a function, and remembers what its client sees.
+fn report(watched: &Watched, part: Part, sink: &Sink, failed: &Signaller, event: vfio_user::Event) {
+    let device = watched.function.address();
+    let is_function = part == Part::Function;
+    let event = match event {
+        vfio_user::Event::Attached => {
+            if is_function {
+                watched.attached();
+            }
+            Event::Attach { device, part }
+        }
+        vfio_user::Event::Detached(why) => {
+            if is_function {
+                watched.detached();
+            }
+            Event::Detach { device, part, why: printable(&why) }
+        }
+        vfio_user::Event::Refused(why) => Event::Refused { device, part, why: printable(&why) },
+        vfio_user::Event::AtBudget(at) => {
+            let Some(limit) = limit(at.kind) else { return };
+            let most = u64::try_from(at.most).unwrap_or(u64::MAX);
+            let (of, part, most) = (Limited::Client, Some(part), Some(most));
+            Event::Limit { device, of, part, limit, most, deaths: None, milliseconds: None }
+        }
+        vfio_user::Event::Busy => Event::Busy { device, part },
+        vfio_user::Event::Delayed(why) => Event::Delayed { device, part, why: printable(&why) },
+        vfio_user::Event::Withheld(why) => Event::Withheld { device, part, why: printable(&why) },
+        vfio_user::Event::Available => Event::Available { device, part },
+        vfio_user::Event::Finished => {
+            // That the client is gone was told.
+            if is_function {
+                watched.finished();
+                failed.signal();
+            }
+            return;
+        }
+        vfio_user::Event::Failed(why) => {
+            if is_function {
+                watched.failed();
+            }
+            Event::Failed { device, part, why: printable(&why) }
+        }
+    };
+    watched.count(part, event.name());
+    let is_failure = matches!(event, Event::Failed { .. });
+    sink.tell(&event);
+    if is_failure {
+        failed.signal();
+    }
+}

@@ -1,0 +1,62 @@
+//! What the roles may do beyond that over Linux's VFIO. Each request has the number that the kernel's header
+//! gives it, and can be made of the descriptors that a process has: a container and devices in a connection
+//! process, one device in a function process.
+
+use super::{Condition, Syscall};
+
+/// Whom to signal for the interrupts of a device.
+pub const SET_INTERRUPTS: u64 = 0x3b6e;
+/// Reset a device.
+pub const RESET: u64 = 0x3b6f;
+/// Map memory for DMA.
+pub const MAP_DMA: u64 = 0x3b71;
+/// Take it back.
+pub const UNMAP_DMA: u64 = 0x3b72;
+
+/// Added for connection and function processes.
+pub const VFIO: &[Syscall] = &[
+    Syscall {
+        name: "pread64",
+        number: libc::SYS_pread64,
+        conditions: &[],
+        needed_by: "device: config space, and in a function process its BARs",
+    },
+    Syscall {
+        name: "pwrite64",
+        number: libc::SYS_pwrite64,
+        conditions: &[],
+        needed_by: "device: config space, and in a function process its BARs",
+    },
+    Syscall {
+        name: "ioctl",
+        number: libc::SYS_ioctl,
+        // The request takes nothing.
+        conditions: &[(1, Condition::Is(RESET)), (2, Condition::Is(0))],
+        needed_by: "device: its reset, for a guest and when it comes back",
+    },
+];
+
+/// Added for connection processes. The kernel has two requests of the first number: of a device it is a reset of
+/// its bus, with the descriptors of every group there, which this process has only if it holds them all.
+pub const VFIO_CONNECTION: &[Syscall] = &[
+    Syscall {
+        name: "ioctl",
+        number: libc::SYS_ioctl,
+        conditions: &[(1, Condition::Is(MAP_DMA))],
+        needed_by: "container: guest memory for the device",
+    },
+    Syscall {
+        name: "ioctl",
+        number: libc::SYS_ioctl,
+        conditions: &[(1, Condition::Is(UNMAP_DMA))],
+        needed_by: "container: guest memory that goes",
+    },
+];
+
+/// Added for function processes.
+pub const VFIO_FUNCTION: &[Syscall] = &[Syscall {
+    name: "ioctl",
+    number: libc::SYS_ioctl,
+    conditions: &[(1, Condition::Is(SET_INTERRUPTS))],
+    needed_by: "device: the VMM's events for its interrupts",
+}];

@@ -1,0 +1,43 @@
+//! PCI functions as sysfs has them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vfio_guest::binding::{DEVICES, DRIVER, last_part};
+use vfio_guest::script::Function;
+
+/// Makes the IOMMU group of a bound function a user's, as a manager does that starts programs as that user.
+pub(crate) fn give(address: &str, user: u32) -> Result<(), String> {
+    let function = Path::new(DEVICES).join(address);
+    // A step before this one may have taken it away and failed: that is that step's error.
+    if last_part(&function.join("driver")).as_deref() != Some(DRIVER) {
+        return Ok(());
+    }
+    let group = last_part(&function.join("iommu_group"));
+    let group = group.ok_or_else(|| format!("{address} is in no group"))?;
+    let given =
+        std::os::unix::fs::chown(Path::new("/dev/vfio").join(&group), Some(user), Some(user));
+    given.map_err(|error| format!("giving group {group} to user {user}: {error}"))
+}
+
+/// Every function, by address.
+pub(crate) fn all() -> Result<Vec<Function>, String> {
+    let entries = fs::read_dir(DEVICES).map_err(|error| format!("{DEVICES}: {error}"))?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    Ok(paths.iter().map(|path| look(path)).collect())
+}
+
+fn look(path: &Path) -> Function {
+    let number = |name: &str| {
+        let text = fs::read_to_string(path.join(name)).unwrap_or_default();
+        text.trim().trim_start_matches("0x").to_owned()
+    };
+    Function {
+        address: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        ids: format!("{}:{}", number("vendor"), number("device")),
+        class: number("class"),
+        group: last_part(&path.join("iommu_group")).and_then(|group| group.parse().ok()),
+        driver: last_part(&path.join("driver")),
+    }
+}

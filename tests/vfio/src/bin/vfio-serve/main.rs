@@ -1,0 +1,161 @@
+//! `vfio-serve ADDRESS`: runs `cordon serve --device vfio:ADDRESS`, drives the NVMe controller at ADDRESS through its socket as a
+//! client of vfio-user's does, has it reach outside of the client's memory, takes it out of the machine and puts it
+//! back, and prints what came of it as one JSON object.
+
+mod nvme;
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use console::{complain, say};
+use cordon_tests::vfio_user::{Client, map, ram};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use vfio_guest::binding::bind;
+
+use self::nvme::{BASE, Nvme, SIZE, version};
+
+type Failure = Box<dyn std::error::Error>;
+
+const CORDON: &str = "/bin/cordon";
+const SOCKET: &str = "/tmp/nvme.sock";
+/// DMA_MAP, and the flags of memory that devices may read and write.
+const DMA_MAP: u16 = 2;
+const READ_WRITE: u32 = 3;
+/// How long an event may take: a device may be away for 30 s.
+const LONGEST: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let address = std::env::args().nth(1).unwrap_or_default();
+    match check(&address).and_then(|found| Ok(say!("{found}")?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(format_args!("vfio-serve: {error}"));
+            ExitCode::from(console::exit::FAILED)
+        }
+    }
+}
+
+/// A running server. Killed on drop.
+struct Serve {
+    child: Child,
+    events: Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Serve {
+    fn start(address: &str) -> Result<Self, Failure> {
+        let mut command = Command::new(CORDON);
+        command.args(["serve", "--json", "--device", &format!("vfio:{address}")]);
+        command.args(["--socket", SOCKET]).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let output = BufReader::new(child.stdout.take().ok_or("no output")?);
+        let (sender, events) = channel();
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if sender.send(event).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { child, events, seen: Vec::new() })
+    }
+
+    /// Waits until there was an event of this name.
+    fn until(&mut self, name: &str) -> Result<Value, Failure> {
+        let until = Instant::now() + LONGEST;
+        loop {
+            if let Some(found) = self.seen.iter().find(|event| event["event"] == name) {
+                return Ok(found.clone());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let event = self.events.recv_timeout(left);
+            let event = event.map_err(|_| format!("no event {name}, only {:?}", self.seen))?;
+            self.seen.push(event);
+        }
+    }
+
+    /// Stops it: its exit status.
+    fn stop(&mut self) -> Result<Option<i32>, Failure> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.ok_or("no process")?, Signal::TERM)?;
+        Ok(self.child.wait()?.code())
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn check(address: &str) -> Result<Value, Failure> {
+    let mut serve = Serve::start(address)?;
+    serve.until("ready")?;
+    let mut client = Client::negotiated(Path::new(SOCKET));
+    let ids = client.read(7, 0, 4);
+    let memory = ram(SIZE);
+    let mapped = client.ask(DMA_MAP, &map(READ_WRITE, 0, BASE, SIZE), &[memory.as_fd()]);
+    let memory = File::from(memory.as_fd().try_clone_to_owned()?);
+    client.master_bus();
+    let before = version(&mut client)?;
+    let mut nvme = Nvme::start(&mut client, &memory)?;
+    let model = nvme.model()?;
+    let mut verified = nvme.verify(1)?;
+    let outside = nvme.reach_outside()?;
+    verified += nvme.verify(2)?;
+
+    let removal = remove(address)?;
+    let requested = serve.until("requested")?;
+    serve.until("away")?;
+    let ones = (version(&mut client)?, client.read(7, 0, 4));
+    let removal_took =
+        removal.recv_timeout(LONGEST).map_err(|_| "the removal goes on for ever")??;
+    put_back(address)?;
+    let back = serve.until("back")?;
+    client.master_bus();
+    let after = version(&mut client)?;
+    verified += Nvme::start(&mut client, &memory)?.verify(3)?;
+    drop(client);
+    let status = serve.stop()?;
+    Ok(json!({
+        "ids": ids,
+        "memory_error": mapped.error,
+        "version": before,
+        "model": model,
+        "outside_status": outside,
+        "requested": requested["why"],
+        "ones": ones.0 == u32::MAX && ones.1 == [0xff; 4],
+        "removal_took_ms": u64::try_from(removal_took.as_millis())?,
+        "back": back["client"],
+        "same_version": after == before,
+        "bytes_verified": verified,
+        "status": status,
+    }))
+}
+
+/// Has the kernel remove a function; how long that took comes when it is done.
+fn remove(address: &str) -> Result<Receiver<Result<Duration, std::io::Error>>, Failure> {
+    let remove = Path::new("/sys/bus/pci/devices").join(address).join("remove");
+    let (sender, removed) = channel();
+    std::thread::Builder::new().spawn(move || {
+        let began = Instant::now();
+        let _ = sender.send(fs::write(remove, "1").map(|()| began.elapsed()));
+    })?;
+    Ok(removed)
+}
+
+/// Has the kernel look for it again, and gives it to vfio-pci, as whoever put it back does.
+fn put_back(address: &str) -> Result<(), Failure> {
+    fs::write("/sys/bus/pci/rescan", "1")?;
+    // The kernel has looked, and its own driver has it, when that returns.
+    Ok(bind(address)?)
+}

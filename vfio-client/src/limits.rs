@@ -1,0 +1,17 @@
+//! How much the kernel may say of a device.
+
+/// Most bytes of one description: a region with as many areas as are read fits ten times over.
+pub(crate) const MAX_DESCRIPTION: u32 = 16 * 1024;
+
+/// Most capabilities of one description: the kernel has seven kinds, and each describes once.
+pub(crate) const MAX_CAPABILITIES: usize = 32;
+
+/// Most areas of a region that can be mapped, and most ranges of bus addresses.
+pub(crate) const MAX_AREAS: u32 = 64;
+
+/// Most functions that are listed of one group in an error: a screen of text.
+pub(crate) const MAX_NAMED: usize = 16;
+
+/// Most functions of one IOMMU group that are opened, each with three descriptors and a table of guest memory:
+/// two devices of eight functions behind a bridge that does not keep them apart fit twice over.
+pub(crate) const MAX_FUNCTIONS: usize = 32;

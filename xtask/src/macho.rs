@@ -11,7 +11,7 @@ use console::say;
 use serde_json::Value;
 
 use crate::apt::{self, Apt, Bundle, make, write};
-use crate::{Result, count, macos, process, root, run as run_command, seen, target, times};
+use crate::{Result, macos, outcome, process, root, run as run_command, seen, target, times};
 
 pub(crate) const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// Changes when what is fetched changes.
@@ -147,6 +147,14 @@ pub(crate) fn run(
     }
 }
 
+/// The tests of a suite that are not run, each with where that is and why.
+fn left_out(suite: &Suite, over_iokit: bool) -> Vec<(&'static str, &'static str, &'static str)> {
+    let over_iokit = NOT_OVER_IOKIT.iter().filter(|(of, ..)| over_iokit && *of == suite.name);
+    let emulated = NOT_EMULATED.iter().filter(|(of, ..)| !is_native() && *of == suite.package);
+    let over_iokit = over_iokit.map(|(_, test, why)| (*test, "over IOKit", *why));
+    over_iokit.chain(emulated.map(|(_, test, why)| (*test, "under the emulator", *why))).collect()
+}
+
 /// How many tests passed and failed.
 #[derive(Clone, Copy, Default)]
 struct Count {
@@ -182,44 +190,32 @@ impl Machine<'_> {
     fn suite(&self, suite: &Suite, iokit: Option<&Path>) -> Result<Count> {
         let over = if iokit.is_some() { ", over IOKit" } else { "" };
         say!("\n{}: {}{over}", suite.package, suite.name)?;
-        let mut command = self.limited();
-        command.arg(&suite.file).current_dir(&suite.folder);
-        command.env("CARGO_MANIFEST_DIR", &suite.folder).env("CORDON_BIN_DIR", self.built);
-        if let Some(folder) = iokit {
-            command.env("CORDON_TESTS_IOKIT", folder).env("MACHO_RUNNER_DEXT", folder.join("dext"));
-            command.env("CORDON_TESTS_IOKIT_SIMULATOR", target().join("debug/dext-sim"));
-            // It shows one at a time.
-            command.arg("--test-threads=1");
-            for (of, test, why) in NOT_OVER_IOKIT {
-                if of == suite.name {
-                    say!("not run over IOKit: {test}: {why}")?;
-                    command.args(["--skip", test]);
-                }
+        let left_out = left_out(suite, iokit.is_some());
+        left_out
+            .iter()
+            .try_for_each(|(test, where_, why)| say!("not run {where_}: {test}: {why}"))?;
+        let command = |names: &[&str]| {
+            let mut command = self.limited();
+            command.arg(&suite.file).current_dir(&suite.folder);
+            command.env("CARGO_MANIFEST_DIR", &suite.folder).env("CORDON_BIN_DIR", self.built);
+            if let Some(folder) = iokit {
+                command.env("CORDON_TESTS_IOKIT", folder);
+                command.env("MACHO_RUNNER_DEXT", folder.join("dext"));
+                command.env("CORDON_TESTS_IOKIT_SIMULATOR", target().join("debug/dext-sim"));
+                // It shows one at a time.
+                command.arg("--test-threads=1");
+            } else if suite.package == "cordon-tests" && !is_native() {
+                command.arg(AT_ONCE);
             }
-        } else if suite.package == "cordon-tests" && !is_native() {
-            command.arg(AT_ONCE);
-        }
-        for (package, test, why) in NOT_EMULATED {
-            if package == suite.package && !is_native() {
-                say!("not run under the emulator: {test}: {why}")?;
-                command.args(["--skip", test]);
+            command.args(left_out.iter().flat_map(|(test, ..)| ["--skip", test]));
+            if !names.is_empty() {
+                command.arg("--exact").args(names);
             }
-        }
-        let mut counted = None;
-        let status = process::lines(&suite.name, &mut command, |line| {
-            say!("{line}")?;
-            if let Some(counts) = line.strip_prefix("test result: ") {
-                let (passed, failed) = (count(counts, "passed"), count(counts, "failed"));
-                counted = Some(Count { passed, failed });
-            }
-            Ok(())
-        })?;
-        // A suite that ended without a result failed as a whole.
-        let mut counted = counted.unwrap_or(Count { passed: 0, failed: 1 });
-        if !status.success() {
-            counted.failed = counted.failed.max(1);
-        }
-        Ok(counted)
+            Ok(command)
+        };
+        let settled = outcome::run(&suite.name, command, |_| ())?;
+        settled.tell()?;
+        Ok(Count { passed: settled.passed, failed: settled.failed })
     }
 
     /// Whether `cordon demo` goes from start to end, with all its programs Mach-O.

@@ -15,6 +15,7 @@ mod licences;
 mod macho;
 mod macos;
 mod miri;
+mod outcome;
 mod package;
 mod policy;
 mod portable;
@@ -23,6 +24,7 @@ mod regressions;
 mod sanitize;
 mod seen;
 mod suites;
+mod testing;
 mod times;
 mod trace;
 mod units;
@@ -337,15 +339,9 @@ fn test(without_kvm: bool) -> Result {
         fuzz::run(None, FUZZ_SECONDS, false)?;
     }
     suites::print()?;
-    let mut tests = for_host(cargo(&["test", "--workspace", "--no-fail-fast"]));
-    if !cfg!(target_os = "macos") {
-        times::heading("QEMU and a guest")?;
-        tests.env("CORDON_GUEST_DIR", guest::folder()?);
-        tests.env("CORDON_FIRMWARE", firmware::build()?);
-    }
-    tests.env("CORDON_BIN_DIR", target().join("debug"));
-    tests.env("CORDON_WITHOUT_KVM", if without_kvm { "1" } else { "" });
-    run_tests(tests, &guide)
+    times::heading("what was wrong once, and the tests that hold it")?;
+    regressions::lines(&root())?.iter().try_for_each(|line| say!("{line}"))?;
+    testing::run(without_kvm, &guide)
 }
 
 /// Builds the programs that the suites start.
@@ -363,73 +359,4 @@ fn beside(what: &'static str, task: &str) -> Result<process::Beside> {
 fn policy() -> Result {
     times::heading("dependency policy")?;
     policy::check(&root())
-}
-
-/// Runs the tests, passes their output on, and closes with the sum of all suites.
-fn run_tests(mut tests: Command, guide: &str) -> Result {
-    times::heading("tests")?;
-    let (mut passed, mut failed) = (0, 0);
-    // Some of what others look for in particular: guests that are arm64 machines, a VMM that links us, attacks.
-    let (mut arm64, mut vmm, mut attacks, mut events) = ([0, 0], None, None, None);
-    let (mut vfio, mut vfio_figures) = ([0, 0], String::new());
-    let status = process::lines("tests", &mut tests, |line| {
-        say!("{line}")?;
-        if let Some(test) = line.strip_prefix("test arm64::") {
-            arm64[usize::from(!test.ends_with("... ok"))] += 1;
-        } else if let Some(test) = line.strip_prefix("test kernel_vfio::") {
-            vfio[usize::from(!test.ends_with("... ok"))] += 1;
-        } else if let Some(figures) = line.strip_prefix("vfio guest: ") {
-            vfio_figures.push_str("; ");
-            vfio_figures.push_str(figures);
-        } else if line.starts_with("vmm: ") {
-            vmm = Some(line.to_owned());
-        } else if line.starts_with("attacks: ") {
-            attacks = Some(line.to_owned());
-        } else if line.starts_with("events: ") {
-            events = Some(line.to_owned());
-        }
-        if let Some(counts) = line.strip_prefix("test result: ") {
-            passed += count(counts, "passed");
-            failed += count(counts, "failed");
-        }
-        Ok(())
-    })?;
-    times::heading("what was wrong once, and the tests that hold it")?;
-    for line in regressions::lines(&root())? {
-        say!("{line}")?;
-    }
-    times::tell()?;
-    say!("disk: {} GiB left", free_gib()?)?;
-    let [held, broken] = arm64;
-    say!("\narm64 guest: {held} passed, {broken} failed")?;
-    let [held, broken] = vfio;
-    say!("vfio guest: {held} passed, {broken} failed{vfio_figures}")?;
-    say!("{}", vmm.as_deref().unwrap_or("vmm: it did not say what it tried"))?;
-    say!("{}", attacks.as_deref().unwrap_or("attacks: it was not said what was tried"))?;
-    say!("{}", events.as_deref().unwrap_or("events: it was not said what was validated"))?;
-    say!("{guide}")?;
-    say!("suites: {passed} passed, {failed} failed")?;
-    match (status.success(), passed) {
-        (true, 0) => Err("no test ran".into()),
-        (true, _) => Ok(()),
-        (false, _) => Err(format!("tests failed: {status}").into()),
-    }
-}
-
-/// The number before `word` in "ok. 7 passed; 0 failed; …".
-fn count(counts: &str, word: &str) -> u64 {
-    let parts = counts.split([';', '.']).map(str::trim);
-    let number = parts.filter_map(|part| part.strip_suffix(word)).next();
-    number.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_counts_of_a_suite_are_read() {
-        let line = "FAILED. 73 passed; 2 failed; 0 ignored; 0 measured; finished in 1.20s";
-        assert_eq!((count(line, "passed"), count(line, "failed")), (73, 2));
-    }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use console::say;
 
-use crate::{Result, cargo, run, run_aloud, suites, target, yielding};
+use crate::{Result, cargo, outcome, run, suites, target, times, yielding};
 
 const FLAG: &str = "--cfg cordon_portable";
 /// Crates whose programs the suites start.
@@ -56,7 +56,19 @@ pub(crate) fn check() -> Result {
     let began = Instant::now();
     build()?;
     let names = names();
-    run_aloud(&format!("portable flavour: unit suite of ipc, {}", names.join(", ")), tests())?;
+    times::heading(&format!("portable flavour: unit suite of ipc, {}", names.join(", ")))?;
+    let command = |names: &[&str]| {
+        let mut tests = tests();
+        if !names.is_empty() {
+            tests.args(["--", "--exact"]).args(names);
+        }
+        Ok(tests)
+    };
+    let settled = outcome::run("portable flavour", command, |_| ())?;
+    settled.tell()?;
+    if !settled.holds {
+        return Err(format!("{} tests of the portable flavour failed", settled.failed).into());
+    }
     say!("portable flavour: {} suites hold, {} s", names.len() + 1, began.elapsed().as_secs())?;
     Ok(())
 }

@@ -14,7 +14,8 @@ use std::process::Command;
 use clap::ValueEnum;
 use console::say;
 
-use crate::{Result, cargo, count, macos, process, target, times};
+use crate::outcome::count;
+use crate::{Result, cargo, macos, process, target, times};
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

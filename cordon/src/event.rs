@@ -106,7 +106,8 @@ pub enum Event {
         /// What ended it.
         why: String,
     },
-    /// A client asked for something that was refused; it goes on.
+    /// A client asked for something that was refused; it goes on. Or it asked for a function whose IOMMU group is another
+    /// client's, and was sent away.
     Refused {
         /// The function.
         #[serde(with = "as_text")]

@@ -65,6 +65,19 @@ impl SharedMemory {
         }
     }
 
+    /// Whether both are the same memory, of the same size. Of memory that the system does not number, as POSIX
+    /// shared memory of macOS, that is not known, and said not to be so. Not for a process that is confined: see
+    /// [`SharedMemory::from_peer`].
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let number = |one: &Self| {
+            let stat = rustix::fs::fstat(&one.fd).ok().filter(|stat| stat.st_ino != 0)?;
+            Some((stat.st_dev, stat.st_ino, one.size))
+        };
+        let of_this = number(self);
+        of_this.is_some() && of_this == number(other)
+    }
+
     /// Memory from a distrusted peer, as large as it is found to be. Not for a process that is confined:
     /// see [`SharedMemory::from_peer`].
     ///

@@ -198,6 +198,18 @@ impl Client {
                 .is_ok_and(|(came, _)| came == 1)
     }
 
+    /// Whether the server takes this client, which has said nothing yet, or sends it away.
+    ///
+    /// # Panics
+    /// When what it answers is no success.
+    pub fn is_served(&mut self) -> bool {
+        let served = self.negotiate();
+        if served {
+            assert_eq!(self.receive().1.error, 0);
+        }
+        served
+    }
+
     /// [`Client::connect`], and negotiated. Tries again while the client before it is still taken
     /// leave of, since a server sends away whoever comes meanwhile.
     ///

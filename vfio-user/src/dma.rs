@@ -63,7 +63,7 @@ impl Maps {
         };
         let (iova, size, backed) = (range.iova, range.size, backing.is_some());
         if let Some(descriptor) = backing {
-            container.map(self.region(&range, descriptor)?)?;
+            container.map_too(self.region(&range, descriptor)?)?;
         }
         self.regions.insert(iova, Map { size, backed });
         Ok(())

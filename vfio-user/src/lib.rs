@@ -41,6 +41,7 @@ mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guest;
 mod handover;
 mod info;
 mod interrupts;
@@ -55,7 +56,9 @@ mod server;
 mod service;
 mod session;
 mod socket;
+mod sys;
 mod timed;
 
+pub use guest::Guest;
 pub use options::{AtBudget, Budget, BudgetKind, Options};
 pub use server::{Event, Server, ServerError};

@@ -12,11 +12,12 @@ use ipc::event::Signaller;
 use ipc::{Deadline, SocketFile, SocketFileError};
 
 use crate::entrance::Way;
+use crate::guest::Guest;
 use crate::options::{AtBudget, Options};
 use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
 use crate::service::Service;
-use cordon_vmm::{Container, PassthroughDevice};
+use cordon_vmm::PassthroughDevice;
 
 /// How long a server may take to stop whose device is still attached: a little longer than a request
 /// that waits for a process to be found silent and replaced.
@@ -40,7 +41,8 @@ pub enum Event {
     Attached,
     /// A client is gone; why.
     Detached(String),
-    /// A client asked for something that was refused, or not done in time; the client goes on.
+    /// A client asked for something that was refused, or not done in time; the client goes on. Or one was sent away,
+    /// since it is not the process whose guest it would be ([`Guest::shared`]).
     Refused(String),
     /// A client is at a budget of its own, and was refused more: that is told once for each client and
     /// budget, and as [`Event::Refused`] like all that is refused.
@@ -78,7 +80,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `device` at `path` to one client after the other; `log` is told what happens. A
+    /// Serves `device` at `path` to one client after the other, whose memory `guest` is: usually a container of its
+    /// own. `log` is told what happens. A
     /// socket that nobody listens at is replaced, nothing else. The device is reset before the first
     /// client, and after each.
     ///
@@ -87,11 +90,11 @@ impl Server {
     pub fn start(
         path: &Path,
         device: Arc<dyn PassthroughDevice>,
-        container: Arc<Container>,
+        guest: impl Into<Guest>,
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        Self::start_at(SocketFile::listen(path)?, device, container, options, log)
+        Self::start_at(SocketFile::listen(path)?, device, guest, options, log)
     }
 
     /// [`Server::start`] with a socket that listens already.
@@ -101,13 +104,13 @@ impl Server {
     pub fn start_at(
         file: SocketFile,
         device: Arc<dyn PassthroughDevice>,
-        container: Arc<Container>,
+        guest: impl Into<Guest>,
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
         let (path, file) = (file.path().to_owned(), Arc::new(file));
         let way = Way::Listener(Arc::clone(&file));
-        Self::start_by(way, Some(file), path, device, container, options, log)
+        Self::start_by(way, Some(file), path, device, guest, options, log)
     }
 
     /// [`Server::start`] with a client that is connected already: it is served, and no other. `name`
@@ -119,12 +122,12 @@ impl Server {
         client: UnixStream,
         name: &Path,
         device: Arc<dyn PassthroughDevice>,
-        container: Arc<Container>,
+        guest: impl Into<Guest>,
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
         let way = Way::Connected(Some(client.into()));
-        Self::start_by(way, None, name.to_owned(), device, container, options, log)
+        Self::start_by(way, None, name.to_owned(), device, guest, options, log)
     }
 
     fn start_by(
@@ -132,7 +135,7 @@ impl Server {
         file: Option<Arc<SocketFile>>,
         path: PathBuf,
         device: Arc<dyn PassthroughDevice>,
-        container: Arc<Container>,
+        guest: impl Into<Guest>,
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
@@ -147,7 +150,7 @@ impl Server {
         let service = Service {
             stopped,
             device,
-            container,
+            guest: guest.into(),
             options,
             seat: its_seat,
             beside: its_beside,
@@ -171,11 +174,11 @@ impl Server {
         &self,
         file: SocketFile,
         device: Arc<dyn PassthroughDevice>,
-        container: Arc<Container>,
+        guest: impl Into<Guest>,
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let server = Self::start_at(file, device, container, options, log)?;
+        let server = Self::start_at(file, device, guest, options, log)?;
         self.has_beside(&server);
         Ok(server)
     }

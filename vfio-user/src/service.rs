@@ -15,6 +15,7 @@ use ipc::poll::{self, Source};
 use ipc::spin::{self, Spin};
 
 use crate::entrance::{Entrance, Way};
+use crate::guest::{Guest, Stay};
 use crate::handover::Handover;
 use crate::options::Options;
 use crate::progress::Progress;
@@ -22,8 +23,8 @@ use crate::seat::{Beside, Seat};
 use crate::server::Event;
 use crate::session::Session;
 use crate::socket::{Socket, SocketError};
+use cordon_vmm::PassthroughDevice;
 use cordon_vmm::error::{DeviceError, ErrorKind};
-use cordon_vmm::{Container, PassthroughDevice};
 
 /// Pauses between attempts to take back what a client left.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -49,6 +50,14 @@ enum Token {
     Leave,
 }
 
+/// What waiting for a client comes to.
+enum Next {
+    Client(UnixStream, Stay),
+    /// The one that there was to be may not have the function.
+    SentAway,
+    Stopped,
+}
+
 /// Why a client is served no more.
 enum End {
     Stopped,
@@ -59,7 +68,7 @@ enum End {
 pub(super) struct Service<L> {
     pub(super) stopped: ipc::Event,
     pub(super) device: Arc<dyn PassthroughDevice>,
-    pub(super) container: Arc<Container>,
+    pub(super) guest: Guest,
     pub(super) options: Options,
     pub(super) seat: Arc<Seat>,
     pub(super) beside: Beside,
@@ -85,15 +94,23 @@ impl<L: Fn(Event)> Service<L> {
 
     fn serve(&self, mut entrance: Entrance) -> io::Result<()> {
         let mut handover = Handover::new();
+        // The last client, until nothing of it is left.
+        let mut stay = None;
         loop {
             if !self.clean(&mut entrance, &mut handover)? {
                 return Ok(());
             }
+            drop(stay.take());
             if entrance.is_over() {
                 (self.log)(Event::Finished);
                 return Ok(());
             }
-            let Some(stream) = self.next_client(&mut entrance)? else { return Ok(()) };
+            let (stream, admitted) = match self.next_client(&mut entrance)? {
+                Next::Client(stream, admitted) => (stream, admitted),
+                Next::SentAway => continue,
+                Next::Stopped => return Ok(()),
+            };
+            stay = Some(admitted);
             match self.serve_client(stream, &mut entrance, &mut handover)? {
                 End::Left(why) => (self.log)(Event::Detached(why)),
                 End::Stopped => {
@@ -139,22 +156,31 @@ impl<L: Fn(Event)> Service<L> {
         handover.clean(&*self.device)
     }
 
-    /// `None` when the server is to stop.
-    fn next_client(&self, entrance: &mut Entrance) -> io::Result<Option<UnixStream>> {
+    /// Waits for a client.
+    fn next_client(&self, entrance: &mut Entrance) -> io::Result<Next> {
         if let Some(client) = entrance.connected() {
-            return Ok(Some(client));
+            return Ok(self
+                .admit(&client)
+                .map_or(Next::SentAway, |stay| Next::Client(client, stay)));
         }
         loop {
             let tokens = self.wait(entrance, None, None)?;
             if tokens.contains(&Token::Stop) {
-                return Ok(None);
+                return Ok(Next::Stopped);
             }
             if tokens.contains(&Token::Entrance)
                 && let Some(stream) = self.accept(entrance)
+                && let Some(stay) = self.admit(&stream)
             {
-                return Ok(Some(stream));
+                return Ok(Next::Client(stream, stay));
             }
         }
+    }
+
+    /// Lets a client in, unless functions that reach the same memory are another's.
+    fn admit(&self, client: &UnixStream) -> Option<Stay> {
+        let admitted = self.guest.admit(client);
+        admitted.map_err(|why| (self.log)(Event::Refused(why))).ok()
     }
 
     fn accept(&self, entrance: &mut Entrance) -> Option<UnixStream> {
@@ -179,7 +205,7 @@ impl<L: Fn(Event)> Service<L> {
     ) -> io::Result<End> {
         let _taken = self.seat.take();
         (self.log)(Event::Attached);
-        let (device, container) = (&*self.device, &*self.container);
+        let (device, container) = (&*self.device, self.guest.container());
         let mut session = Session::new(
             Socket::new(stream, &self.stopped),
             device,

@@ -4,6 +4,7 @@
 //! Commands run on threads of the control socket, events are told on the main one. Each function has one
 //! command at a time: whoever comes meanwhile is told so and not held up.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use cordon_cli::confinement::Confinement;
 use cordon_cli::event::{Event, LimitName, Limited, Part};
 use cordon_cli::protocol::{ControlError, ErrorCode};
-use cordon_vfio_user::{self as vfio_user, Server};
+use cordon_vfio_user::{self as vfio_user, Guest, Server};
 use cordon_vmm::faults::Faults;
 use cordon_vmm::text::printable;
 use cordon_vmm::{
@@ -49,6 +50,8 @@ pub(crate) struct Slot {
     address: PciAddress,
     /// Who maps guest memory for it.
     dma: DmaMode,
+    /// The guest of its IOMMU group, where it has one (VFIO): what a function is given all of the group reach.
+    guest: Option<Guest>,
     /// What its companion is configured to be, if it has one.
     companion: Option<CompanionConfig>,
     /// Where it and its companion are served, for people.
@@ -79,12 +82,24 @@ impl Slot {
         self.served.lock().as_ref().is_some_and(|one| one.watched.is_finished())
     }
 
-    fn of(settings: FunctionSettings) -> Self {
-        let FunctionSettings { address, place, dma, companion } = settings;
+    /// Slots of functions, those of an IOMMU group with one guest.
+    fn all(settings: Vec<FunctionSettings>) -> Vec<Self> {
+        let mut guests = BTreeMap::new();
+        let slots = settings.into_iter().map(|one| {
+            let new = || Guest::shared(Arc::new(Container::new(one.dma)));
+            let guest = one.group.map(|group| guests.entry(group).or_insert_with(new).clone());
+            Self::of(one, guest)
+        });
+        slots.collect()
+    }
+
+    fn of(settings: FunctionSettings, guest: Option<Guest>) -> Self {
+        let FunctionSettings { address, place, dma, group: _, companion } = settings;
         let (companion, beside) = companion.unzip();
         Self {
             address,
             dma,
+            guest,
             companion,
             names: (place.name(), beside.as_ref().map(Place::name)),
             work: Mutex::new(Places { function: place, companion: beside }),
@@ -127,7 +142,7 @@ impl Fleet {
         let how = settings.how();
         let changed = ipc::Event::new()?;
         Ok(Self {
-            slots: settings.functions.into_iter().map(Slot::of).collect(),
+            slots: Slot::all(settings.functions),
             how,
             control: settings.control,
             faults: config.faults.clone(),
@@ -276,17 +291,19 @@ impl Fleet {
     /// Attaches a function and listens; nothing is left of it where that fails.
     fn attach_now(&self, slot: &Slot, places: &mut Places) -> Result<(), Failure> {
         // Each client has a guest of its own, or its own view of one.
-        let container = Arc::new(Container::new(slot.dma));
+        let guest = slot.guest.clone();
+        let guest = guest.unwrap_or_else(|| Arc::new(Container::new(slot.dma)).into());
+        let container = guest.container();
         let (function, companion) = match slot.companion {
-            None => (self.host.attach(slot.address, &container, None)?, None),
+            None => (self.host.attach(slot.address, container, None)?, None),
             Some(config) => {
                 let (host, address) = (&self.host, slot.address);
-                let both = host.attach_with_companion(address, &container, None, config)?;
+                let both = host.attach_with_companion(address, container, None, config)?;
                 (both.0, Some(both.1))
             }
         };
         let watched = Arc::new(Watched::new(Arc::clone(&function)));
-        match self.listen(places, &watched, container, companion) {
+        match self.listen(places, &watched, guest, companion) {
             Ok(servers) => {
                 *slot.served.lock() = Some(Served { watched, servers, told: None });
                 self.tell_change.signal();
@@ -303,13 +320,13 @@ impl Fleet {
         &self,
         places: &mut Places,
         watched: &Arc<Watched>,
-        container: Arc<Container>,
+        guest: Guest,
         companion: Option<Arc<Companion>>,
     ) -> Result<Vec<Server>, Failure> {
         let function = &watched.function;
         let device: Arc<dyn PassthroughDevice> = Arc::clone(function) as _;
         let log = self.reporter(watched, Part::Function)?;
-        let server = self.server(&mut places.function, device, container, log)?;
+        let server = self.server(&mut places.function, device, guest, log)?;
         let socket = server.path().display().to_string();
         let mut servers = vec![server];
         let mut companion_socket = None;
@@ -317,7 +334,7 @@ impl Fleet {
             // Its client announces the guest's memory too; the function's client gives it.
             let container = Arc::new(Container::new(DmaMode::Companion));
             let log = self.reporter(watched, Part::Companion)?;
-            let beside = self.server(place, companion, container, log)?;
+            let beside = self.server(place, companion, container.into(), log)?;
             servers[0].has_beside(&beside);
             companion_socket = Some(beside.path().display().to_string());
             servers.push(beside);
@@ -337,7 +354,7 @@ impl Fleet {
         &self,
         place: &mut Place,
         device: Arc<dyn PassthroughDevice>,
-        container: Arc<Container>,
+        guest: Guest,
         log: impl Fn(vfio_user::Event) + Send + 'static,
     ) -> Result<Server, Failure> {
         let file = match place {
@@ -345,12 +362,11 @@ impl Fleet {
             Place::Inherited(socket) if socket.listens() => socket.listener()?,
             Place::Inherited(socket) => {
                 let (name, client) = (socket.name().to_owned(), socket.take_client()?);
-                let server =
-                    Server::start_connected(client, &name, device, container, self.how, log);
+                let server = Server::start_connected(client, &name, device, guest, self.how, log);
                 return Ok(server?);
             }
         };
-        let server = Server::start_at(file, device, container, self.how, log)?;
+        let server = Server::start_at(file, device, guest, self.how, log)?;
         if let Some(file) = server.file() {
             self.stop.remember(file);
         }

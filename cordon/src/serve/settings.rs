@@ -42,6 +42,8 @@ pub(super) struct FunctionSettings {
     pub(super) place: Place,
     /// Who maps guest memory for it.
     pub(super) dma: DmaMode,
+    /// Its IOMMU group, over VFIO: functions of one reach the same memory.
+    pub(super) group: Option<u32>,
     /// Its companion, and where that is served.
     pub(super) companion: Option<(CompanionConfig, Place)>,
 }

@@ -1,7 +1,7 @@
 //! The functions that the command line and the config file name, and where each is to be served: checked
 //! as far as that goes without a dext, then made functions of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -15,9 +15,10 @@ use super::inherited::Inherited;
 use super::options::{CompanionLayout, Dma, ServeOptions};
 use super::passed::{self, Passed};
 use super::settings::{FunctionSettings, Place, missing};
+use crate::host::Host;
 use crate::offered::offered;
 use crate::target::{Named, Target};
-use crate::{Common, Failure};
+use crate::{Common, Failure, sys};
 
 /// Where a target is to be served, as it was said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -274,10 +275,34 @@ pub(super) fn resolve(
     for (at, socket) in without.iter().zip(passed.rest(without.len())?) {
         functions[*at].1 = Some(Place::Inherited(socket));
     }
+    let groups = if common.is_vfio() { groups(sys::pci_functions()) } else { BTreeMap::new() };
     let whole = |(address, place, dma, companion): (_, Option<Place>, _, _)| {
-        Some(FunctionSettings { address, place: place?, dma, companion })
+        let group = groups.get(&address).copied();
+        Some(FunctionSettings { address, place: place?, dma, group, companion })
     };
-    Ok(functions.into_iter().filter_map(whole).collect())
+    let functions: Vec<_> = functions.into_iter().filter_map(whole).collect();
+    one_way(&functions)?;
+    Ok(functions)
+}
+
+/// The IOMMU group of each function that has one, as far as that is known.
+fn groups(host: Host) -> BTreeMap<PciAddress, u32> {
+    let functions = host.unwrap_or_default().into_iter();
+    functions.filter_map(|one| Some((one.address.parse().ok()?, one.iommu_group?))).collect()
+}
+
+/// Checks that guest memory is mapped in one way for all functions of an IOMMU group, which reach the same.
+fn one_way(functions: &[FunctionSettings]) -> Result<(), Failure> {
+    let mut ways = BTreeMap::new();
+    for one in functions {
+        let Some(group) = one.group else { continue };
+        let (first, dma) = *ways.entry(group).or_insert((one.address, one.dma));
+        if dma != one.dma {
+            let (address, why) = (one.address, "and reach the same memory: they have one --dma");
+            return Err(format!("{first} and {address} are of IOMMU group {group}, {why}").into());
+        }
+    }
+    Ok(())
 }
 
 /// Where it is to be; `None` when that is by a socket which is not called as it is.
@@ -311,4 +336,51 @@ fn place_of_companion(at: &At, address: PciAddress, passed: &mut Passed) -> Resu
         format!("{address}: its companion has no socket, and none was passed on as '{name}{part}'")
     };
     Ok(place(at, address, part, passed)?.ok_or_else(none)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::HostFunction;
+
+    fn function(address: &str, dma: DmaMode, group: Option<u32>) -> FunctionSettings {
+        let address = address.parse().unwrap();
+        let place = Place::Path(PathBuf::from("/tmp/x"));
+        FunctionSettings { address, place, dma, group, companion: None }
+    }
+
+    #[test]
+    fn functions_of_a_group_have_one_way_to_their_memory() {
+        use DmaMode::{Companion, Direct};
+        let first = function("01:00.0", Direct, Some(3));
+        let others =
+            [function("01:00.1", Direct, Some(3)), function("02:00.0", Companion, Some(4))];
+        let [beside, apart] = others;
+        let none = function("03:00.0", Companion, None);
+        one_way(&[first, beside, apart, none]).unwrap();
+        let both = [function("01:00.0", Direct, Some(3)), function("01:00.1", Companion, Some(3))];
+        let refused = one_way(&both).unwrap_err().to_string();
+        for part in ["01:00.0", "01:00.1", "IOMMU group 3", "--dma"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+    }
+
+    #[test]
+    fn groups_are_those_of_the_host() {
+        let function = |address: &str, iommu_group| HostFunction {
+            address: address.to_owned(),
+            vendor: 1,
+            device: 1,
+            class: 0,
+            driver: None,
+            iommu_group,
+        };
+        let found = groups(Ok(vec![
+            function("0000:01:00.0", Some(7)),
+            function("0000:02:00.0", None),
+            function("banana", Some(8)),
+        ]));
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [("01:00.0".parse().unwrap(), 7)]);
+        assert!(groups(Err("no such folder".to_owned())).is_empty());
+    }
 }

@@ -22,6 +22,7 @@ mod region_write;
 mod removal;
 mod sealed_memory;
 mod set_irqs;
+mod shared_guest;
 mod stock_client;
 mod stream;
 mod version;

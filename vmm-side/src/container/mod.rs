@@ -72,8 +72,18 @@ struct Membership {
 
 struct Region {
     region: Arc<GuestRegion>,
+    /// How often it was mapped and not unmapped since.
+    holders: usize,
     /// It is being removed: nobody is given it any more.
     leaving: bool,
+}
+
+impl Region {
+    /// Whether it is the same part of the same memory, at the same address and with the same rights.
+    fn is(&self, other: &GuestRegion) -> bool {
+        let of = |one: &GuestRegion| (one.iova, one.size, one.offset, one.writable);
+        of(&self.region) == of(other) && self.region.memory.is_same_as(&other.memory)
+    }
 }
 
 #[derive(Default)]
@@ -186,9 +196,21 @@ impl Container {
     /// # Errors
     /// [`DeviceError`]; the region is then known to no function.
     pub fn map(&self, region: GuestRegion) -> Result<(), DeviceError> {
-        let region = Arc::new(region);
+        self.add(region, false)
+    }
+
+    /// [`Container::map`] by one of several who describe the same guest memory, each all of it: the same part
+    /// of the same memory may be there already. It stays until each of them has unmapped it.
+    ///
+    /// # Errors
+    /// As [`Container::map`], also of a region at the same address that is other memory.
+    pub fn map_too(&self, region: GuestRegion) -> Result<(), DeviceError> {
+        self.add(region, true)
+    }
+
+    fn add(&self, region: GuestRegion, too: bool) -> Result<(), DeviceError> {
         let deadline = Deadline::after(CHANGE);
-        let members = self.insert(&region)?;
+        let (region, members) = self.insert(Arc::new(region), too, deadline)?;
         let mut failed = None;
         for member in &members {
             match self.give(member, &region, deadline) {
@@ -210,24 +232,43 @@ impl Container {
         }
     }
 
-    /// Checks a region and writes it down; who is to be given it.
-    fn insert(&self, region: &Arc<GuestRegion>) -> Result<Vec<Arc<Member>>, DeviceError> {
+    /// Checks a region and writes it down, or that it is there once more; it, and who is to be given it.
+    fn insert(
+        &self,
+        region: Arc<GuestRegion>,
+        too: bool,
+        deadline: Deadline,
+    ) -> Result<(Arc<GuestRegion>, Vec<Arc<Member>>), DeviceError> {
         let (iova, size) = (region.iova, region.size);
         let end = iova.checked_add(size).filter(|_| size > 0);
         let end = end.ok_or_else(|| {
             DeviceError::invalid(format!("Guest memory {iova:#x}+{size:#x} is empty or wraps"))
         })?;
         let mut state = self.state.lock();
+        loop {
+            let known = state.regions.get_mut(&iova).filter(|known| too && known.is(&region));
+            let Some(known) = known else { break };
+            if !known.leaving {
+                known.holders += 1;
+                let known = Arc::clone(&known.region);
+                return Ok((known, state.everybody()));
+            }
+            // The others have unmapped it a moment ago.
+            if self.changed.wait_until(&mut state, deadline.instant()).timed_out() {
+                break;
+            }
+        }
         let before = state.regions.range(..end).next_back();
         if before.is_some_and(|(start, known)| start + known.region.size > iova) {
             let message = format!("Guest memory {iova:#x}+{size:#x} overlaps another mapping");
             return Err(DeviceError::busy(message));
         }
-        state.regions.insert(iova, Region { region: Arc::clone(region), leaving: false });
-        Ok(state.everybody())
+        let known = Region { region: Arc::clone(&region), holders: 1, leaving: false };
+        state.regions.insert(iova, known);
+        Ok((region, state.everybody()))
     }
 
-    /// Removes a region. Returns only once no device can reach it.
+    /// Removes a region, unless it was mapped once more. Returns only once no device can reach it.
     ///
     /// # Errors
     /// [`DeviceError`] unless exactly this region is mapped.
@@ -244,6 +285,10 @@ impl Container {
             let Some(known) = known else {
                 return Err(DeviceError::invalid(format!("No mapping {iova:#x}+{size:#x}")));
             };
+            known.holders -= 1;
+            if known.holders > 0 {
+                return Ok(());
+            }
             known.leaving = true;
             (Arc::clone(&known.region), state.everybody())
         };
@@ -251,6 +296,7 @@ impl Container {
             self.take(member, &region, deadline);
         }
         self.state.lock().regions.remove(&iova);
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -305,5 +351,31 @@ mod tests {
         assert_eq!(container.unmap(0x10000, 0x8000).unwrap_err().errno(), libc::EINVAL);
         assert_eq!(container.unmap(0, 0x10000).unwrap_err().errno(), libc::EINVAL);
         container.unmap(0x10000, 0x10000).unwrap();
+    }
+
+    #[test]
+    fn what_several_map_is_there_until_the_last_has_unmapped_it() {
+        let container = Container::new(DmaMode::Direct);
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x20000).unwrap();
+        // As each of them has it: by a descriptor of its own.
+        let part = |offset, writable| {
+            let memory = SharedMemory::from_trusted(file.try_clone().unwrap().into(), 0x20000);
+            let memory = Arc::new(memory.unwrap());
+            GuestRegion { iova: 0x10000, size: 0x10000, memory, offset, writable }
+        };
+        container.map_too(part(0, true)).unwrap();
+        container.map_too(part(0, true)).unwrap();
+        assert_eq!(container.usage(), (1, 0x10000));
+        for other in [part(0x10000, true), part(0, false), region(0x10000, 0x10000)] {
+            assert_eq!(container.map_too(other).unwrap_err().errno(), libc::EBUSY);
+        }
+        assert_eq!(container.map(part(0, true)).unwrap_err().errno(), libc::EBUSY);
+        container.unmap(0x10000, 0x10000).unwrap();
+        assert_eq!(container.usage(), (1, 0x10000));
+        container.unmap(0x10000, 0x10000).unwrap();
+        assert_eq!(container.usage(), (0, 0));
+        assert_eq!(container.unmap(0x10000, 0x10000).unwrap_err().errno(), libc::EINVAL);
+        container.map_too(part(0x10000, true)).unwrap();
     }
 }

@@ -1,8 +1,10 @@
 //! `vfio-serve ADDRESS`: runs `cordon serve --device vfio:ADDRESS`, drives the NVMe controller at ADDRESS through its socket as a
 //! client of vfio-user's does, has it reach outside of the client's memory, takes it out of the machine and puts it
-//! back, and prints what came of it as one JSON object.
+//! back, and prints what came of it as one JSON object. With two addresses, of one IOMMU group, it is the client of
+//! both: see `pair`.
 
 mod nvme;
+mod pair;
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -24,7 +26,8 @@ use self::nvme::{BASE, Nvme, SIZE, version};
 type Failure = Box<dyn std::error::Error>;
 
 const CORDON: &str = "/bin/cordon";
-const SOCKET: &str = "/tmp/nvme.sock";
+/// Where the sockets are, one for each function that is served.
+const SOCKETS: [&str; 2] = ["/tmp/nvme.sock", "/tmp/second.sock"];
 /// DMA_MAP, and the flags of memory that devices may read and write.
 const DMA_MAP: u16 = 2;
 const READ_WRITE: u32 = 3;
@@ -32,8 +35,14 @@ const READ_WRITE: u32 = 3;
 const LONGEST: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    let address = std::env::args().nth(1).unwrap_or_default();
-    match check(&address).and_then(|found| Ok(say!("{found}")?)) {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let found = match words[..] {
+        [pair::OTHER, socket] => return pair::other(socket),
+        [first, second] => pair::check([first, second]),
+        _ => check(words.first().copied().unwrap_or_default()),
+    };
+    match found.and_then(|found| Ok(say!("{found}")?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(format_args!("vfio-serve: {error}"));
@@ -50,10 +59,12 @@ struct Serve {
 }
 
 impl Serve {
-    fn start(address: &str) -> Result<Self, Failure> {
+    fn start(addresses: &[&str]) -> Result<Self, Failure> {
         let mut command = Command::new(CORDON);
-        command.args(["serve", "--json", "--device", &format!("vfio:{address}")]);
-        command.args(["--socket", SOCKET]).stdout(Stdio::piped());
+        command.args(["serve", "--json"]).stdout(Stdio::piped());
+        for (address, socket) in addresses.iter().zip(SOCKETS) {
+            command.args(["--device", &format!("vfio:{address}"), "--socket", socket]);
+        }
         let mut child = command.spawn()?;
         let output = BufReader::new(child.stdout.take().ok_or("no output")?);
         let (sender, events) = channel();
@@ -70,10 +81,17 @@ impl Serve {
 
     /// Waits until there was an event of this name.
     fn until(&mut self, name: &str) -> Result<Value, Failure> {
+        Ok(self.until_all(name, 1)?.swap_remove(0))
+    }
+
+    /// Waits until there were so many events of this name.
+    fn until_all(&mut self, name: &str, count: usize) -> Result<Vec<Value>, Failure> {
         let until = Instant::now() + LONGEST;
         loop {
-            if let Some(found) = self.seen.iter().find(|event| event["event"] == name) {
-                return Ok(found.clone());
+            let found = self.seen.iter().filter(|event| event["event"] == name);
+            let found: Vec<Value> = found.cloned().collect();
+            if found.len() >= count {
+                return Ok(found);
             }
             let left = until.saturating_duration_since(Instant::now());
             let event = self.events.recv_timeout(left);
@@ -98,9 +116,9 @@ impl Drop for Serve {
 }
 
 fn check(address: &str) -> Result<Value, Failure> {
-    let mut serve = Serve::start(address)?;
+    let mut serve = Serve::start(&[address])?;
     serve.until("ready")?;
-    let mut client = Client::negotiated(Path::new(SOCKET));
+    let mut client = Client::negotiated(Path::new(SOCKETS[0]));
     let ids = client.read(7, 0, 4);
     let memory = ram(SIZE);
     let mapped = client.ask(DMA_MAP, &map(READ_WRITE, 0, BASE, SIZE), &[memory.as_fd()]);

@@ -12,6 +12,8 @@ use crate::Failure;
 /// Where guest memory is in the guest, and its size.
 pub(crate) const BASE: u64 = 0x8000_0000;
 pub(crate) const SIZE: u64 = 4 << 20;
+/// A part of it in which one controller has all that it needs.
+pub(crate) const PART: u64 = SIZE / 2;
 /// An address of nothing.
 const NOWHERE: u64 = BASE + (1 << 30);
 /// Registers.
@@ -47,6 +49,8 @@ struct Queue {
 pub(crate) struct Nvme<'c> {
     client: &'c mut Client,
     memory: &'c File,
+    /// Where in that memory its part is.
+    part: u64,
     queues: [Queue; 2],
 }
 
@@ -67,9 +71,18 @@ pub(crate) fn version(client: &mut Client) -> Result<u32, Failure> {
 impl<'c> Nvme<'c> {
     /// Brings a controller up with one queue of its own and one for data.
     pub(crate) fn start(client: &'c mut Client, memory: &'c File) -> Result<Self, Failure> {
+        Self::start_in(client, memory, 0)
+    }
+
+    /// The same in another part of the memory, [`PART`] bytes from there on.
+    pub(crate) fn start_in(
+        client: &'c mut Client,
+        memory: &'c File,
+        part: u64,
+    ) -> Result<Self, Failure> {
         // What a controller said there before is no news.
-        memory.write_all_at(&vec![0; usize::try_from(DATA)?], 0)?;
-        let mut nvme = Self { client, memory, queues: Default::default() };
+        memory.write_all_at(&vec![0; usize::try_from(DATA)?], part)?;
+        let mut nvme = Self { client, memory, part, queues: Default::default() };
         nvme.client.master_bus();
         nvme.store(CC, 0);
         nvme.until_ready(false)?;
@@ -79,17 +92,22 @@ impl<'c> Nvme<'c> {
         if set != entries << 16 | entries {
             return Err(format!("a register that was written reads {set:#x}").into());
         }
-        for (at, address) in [(ASQ, BASE + QUEUES[0]), (ACQ, BASE + QUEUES[0] + PAGE)] {
+        for (at, address) in [(ASQ, nvme.bus(QUEUES[0])), (ACQ, nvme.bus(QUEUES[0] + PAGE))] {
             nvme.store(at, u32::try_from(address & 0xffff_ffff)?);
             nvme.store(at + 4, u32::try_from(address >> 32)?);
         }
         nvme.store(CC, 6 << 16 | 4 << 20 | 1);
         nvme.until_ready(true)?;
         let size = u64::from(ENTRIES - 1) << 16 | 1;
-        let (submission, completion) = (BASE + QUEUES[1], BASE + QUEUES[1] + PAGE);
+        let (submission, completion) = (nvme.bus(QUEUES[1]), nvme.bus(QUEUES[1] + PAGE));
         nvme.done(0, &[(0, 0x05), (6, completion), (10, size), (11, 1)])?;
         nvme.done(0, &[(0, 0x01), (6, submission), (10, size), (11, 1 << 16 | 1)])?;
         Ok(nvme)
+    }
+
+    /// What the device reaches in its part of the memory.
+    fn bus(&self, at: u64) -> u64 {
+        BASE + self.part + at
     }
 
     fn store(&mut self, at: u64, value: u32) {
@@ -114,7 +132,7 @@ impl<'c> Nvme<'c> {
             let width = if *word == 6 { 8 } else { 4 };
             command[4 * word..4 * word + width].copy_from_slice(&value.to_le_bytes()[..width]);
         }
-        let (queue, place) = (&mut self.queues[number], QUEUES[number]);
+        let (queue, place) = (&mut self.queues[number], self.part + QUEUES[number]);
         self.memory.write_all_at(&command, place + 64 * u64::from(queue.tail))?;
         queue.tail = (queue.tail + 1) % ENTRIES;
         let doorbell = DOORBELLS + 8 * u64::try_from(number)?;
@@ -151,9 +169,9 @@ impl<'c> Nvme<'c> {
 
     /// The controller's name for itself, which it writes to memory.
     pub(crate) fn model(&mut self) -> Result<String, Failure> {
-        self.done(0, &[(0, 0x06), (6, BASE + ANSWER), (10, 1)])?;
+        self.done(0, &[(0, 0x06), (6, self.bus(ANSWER)), (10, 1)])?;
         let mut model = [0; 40];
-        self.memory.read_exact_at(&mut model, ANSWER + 24)?;
+        self.memory.read_exact_at(&mut model, self.part + ANSWER + 24)?;
         Ok(String::from_utf8_lossy(&model).trim().to_owned())
     }
 
@@ -170,18 +188,18 @@ impl<'c> Nvme<'c> {
             .flat_map(|word| (word ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
             .collect();
         let back = DATA + PAGES * PAGE;
-        self.memory.write_all_at(&pattern, DATA)?;
-        self.memory.write_all_at(&vec![0; pattern.len()], back)?;
+        self.memory.write_all_at(&pattern, self.part + DATA)?;
+        self.memory.write_all_at(&vec![0; pattern.len()], self.part + back)?;
         for (write, from) in [(true, DATA), (false, back)] {
             for page in 0..PAGES {
-                let status = self.transfer(write, page, BASE + from + page * PAGE)?;
+                let status = self.transfer(write, page, self.bus(from + page * PAGE))?;
                 if status != 0 {
                     return Err(format!("page {page}, write {write}: status {status:#x}").into());
                 }
             }
         }
         let mut found = vec![0; pattern.len()];
-        self.memory.read_exact_at(&mut found, back)?;
+        self.memory.read_exact_at(&mut found, self.part + back)?;
         match found == pattern {
             true => Ok(pattern.len() as u64),
             false => Err("what was read is not what was written".into()),

@@ -78,6 +78,8 @@ fn ran() -> &'static Ran {
         machine.step(asked("doctor of a user", &["doctor"]).user(USER).locked_memory(LITTLE));
         let serve = Step::new("serve", "/bin/vfio-serve").timeout(Duration::from_secs(240));
         machine.step(serve.arguments([SERVED]));
+        let serve = Step::new("serve a group", "/bin/vfio-serve").timeout(Duration::from_secs(240));
+        machine.step(serve.arguments(PAIR));
         let removed = Step::new("removed", "/bin/vfio-check").timeout(Duration::from_secs(120));
         let (until, kills) = ("Moving data", "--kills=1");
         let demo = ["/bin/cordon", "demo", "--vfio", NVME, kills];
@@ -288,6 +290,27 @@ fn a_client_of_vfio_user_drives_a_real_function_that_goes_and_comes_back() {
         "nothing reported that {SERVED} reached outside: {:#?}",
         ran().kernel
     );
+}
+
+#[test]
+fn functions_of_a_group_are_served_to_one_client_and_no_other_process_has_one_of_them() {
+    let step = step("serve a group");
+    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
+    let said = said("serve a group");
+    for (name, expected) in [
+        ("one_process", json!(true)),
+        ("mapped", json!([0, 0])),
+        ("while_one_is_had", json!("sent away")),
+        ("still_had", json!("sent away")),
+        ("free", json!("served")),
+        // Of the first also once the second has no client any more.
+        ("bytes_verified", json!([5 * 65536, 4 * 65536])),
+        ("status", json!(0)),
+    ] {
+        assert_eq!(said[name], expected, "{name}: {said}");
+    }
+    let refused = said["refused"].as_str().unwrap();
+    assert!(refused.contains("has a function of the same IOMMU group"), "{refused}");
 }
 
 #[test]

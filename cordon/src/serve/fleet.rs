@@ -4,109 +4,31 @@
 //! Commands run on threads of the control socket, events are told on the main one. Each function has one
 //! command at a time: whoever comes meanwhile is told so and not held up.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cordon_cli::confinement::Confinement;
-use cordon_cli::event::{Event, LimitName, Limited, Part};
+use cordon_cli::event::{Event, Part};
 use cordon_cli::protocol::{ControlError, ErrorCode};
 use cordon_vfio_user::{self as vfio_user, Guest, Server};
 use cordon_vmm::faults::Faults;
 use cordon_vmm::text::printable;
-use cordon_vmm::{
-    Companion, CompanionConfig, Container, DmaMode, Function, Host, PassthroughDevice, Presence,
-};
+use cordon_vmm::{Companion, Container, DmaMode, Function, Host, PassthroughDevice};
 use ipc::event::Signaller;
 use ipc::{Deadline, PciAddress};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::programs::Programs;
-use super::settings::{FunctionSettings, Place, Settings};
+use super::settings::{Place, Settings};
 use super::sink::Sink;
+use super::slot::{Places, Served, Slot};
 use super::stop::Stop;
+use super::told::report;
 use super::{LEAVE, Watched};
 use crate::Failure;
 use crate::sys::Confined;
-
-/// One function and what serves it.
-struct Served {
-    watched: Arc<Watched>,
-    servers: Vec<Server>,
-    /// Whether its last event was that it is away, or given up.
-    told: Option<&'static str>,
-}
-
-/// Where a function and its companion are served.
-struct Places {
-    function: Place,
-    companion: Option<Place>,
-}
-
-/// A function that the server was started for.
-pub(crate) struct Slot {
-    address: PciAddress,
-    /// Who maps guest memory for it.
-    dma: DmaMode,
-    /// The guest of its IOMMU group, where it has one (VFIO): what a function is given all of the group reach.
-    guest: Option<Guest>,
-    /// What its companion is configured to be, if it has one.
-    companion: Option<CompanionConfig>,
-    /// Where it and its companion are served, for people.
-    names: (String, Option<String>),
-    /// Held by whoever attaches or detaches it.
-    work: Mutex<Places>,
-    /// Nothing while it is detached. Never held for longer than a look.
-    served: Mutex<Option<Served>>,
-}
-
-impl Slot {
-    pub(crate) fn address(&self) -> PciAddress {
-        self.address
-    }
-
-    /// The function, while it is attached.
-    pub(crate) fn watched(&self) -> Option<Arc<Watched>> {
-        self.served.lock().as_ref().map(|one| Arc::clone(&one.watched))
-    }
-
-    /// Whether it is served, or may be again by itself or by a command.
-    pub(super) fn is_left(&self) -> bool {
-        self.served.lock().as_ref().is_none_or(|one| one.watched.is_left())
-    }
-
-    /// Whether the one client that there was to be is gone.
-    pub(super) fn is_finished(&self) -> bool {
-        self.served.lock().as_ref().is_some_and(|one| one.watched.is_finished())
-    }
-
-    /// Slots of functions, those of an IOMMU group with one guest.
-    fn all(settings: Vec<FunctionSettings>) -> Vec<Self> {
-        let mut guests = BTreeMap::new();
-        let slots = settings.into_iter().map(|one| {
-            let new = || Guest::shared(Arc::new(Container::new(one.dma)));
-            let guest = one.group.map(|group| guests.entry(group).or_insert_with(new).clone());
-            Self::of(one, guest)
-        });
-        slots.collect()
-    }
-
-    fn of(settings: FunctionSettings, guest: Option<Guest>) -> Self {
-        let FunctionSettings { address, place, dma, group: _, companion } = settings;
-        let (companion, beside) = companion.unzip();
-        Self {
-            address,
-            dma,
-            guest,
-            companion,
-            names: (place.name(), beside.as_ref().map(Place::name)),
-            work: Mutex::new(Places { function: place, companion: beside }),
-            served: Mutex::default(),
-        }
-    }
-}
 
 /// Everything that is served.
 pub(crate) struct Fleet {
@@ -447,87 +369,5 @@ impl Fleet {
         });
         // Those whose thread panicked; for the others there is nothing left to do.
         functions.lock().iter().for_each(|function| self.host.detach(function));
-    }
-}
-
-impl Served {
-    /// Tells where the device is, if that changed.
-    fn news(&mut self, sink: &Sink) {
-        let function = &self.watched.function;
-        let _ = function.news().clear();
-        let device = function.address();
-        let event = match function.presence() {
-            Presence::Present if self.told == Some("away") => {
-                Event::Back { device, client: self.watched.client() }
-            }
-            Presence::Present => return,
-            Presence::Away(death) => Event::Away { device, why: death.to_string() },
-            Presence::Gone(death) => Event::GivenUp { device, why: death.to_string() },
-        };
-        if self.told != Some(event.name()) {
-            sink.tell(&event);
-            self.told = Some(event.name());
-        }
-    }
-}
-
-/// A budget of clients, as events name it.
-fn limit(kind: vfio_user::BudgetKind) -> Option<LimitName> {
-    Some(match kind {
-        vfio_user::BudgetKind::Files => LimitName::MemoryFiles,
-        vfio_user::BudgetKind::Events => LimitName::Events,
-        vfio_user::BudgetKind::Regions => LimitName::Regions,
-        _ => return None,
-    })
-}
-
-/// Tells what happened to a server of a function, and remembers what its client sees.
-fn report(watched: &Watched, part: Part, sink: &Sink, failed: &Signaller, event: vfio_user::Event) {
-    let device = watched.function.address();
-    let is_function = part == Part::Function;
-    let event = match event {
-        vfio_user::Event::Attached => {
-            if is_function {
-                watched.attached();
-            }
-            Event::Attach { device, part }
-        }
-        vfio_user::Event::Detached(why) => {
-            if is_function {
-                watched.detached();
-            }
-            Event::Detach { device, part, why: printable(&why) }
-        }
-        vfio_user::Event::Refused(why) => Event::Refused { device, part, why: printable(&why) },
-        vfio_user::Event::AtBudget(at) => {
-            let Some(limit) = limit(at.kind) else { return };
-            let most = u64::try_from(at.most).unwrap_or(u64::MAX);
-            let (of, part, most) = (Limited::Client, Some(part), Some(most));
-            Event::Limit { device, of, part, limit, most, deaths: None, milliseconds: None }
-        }
-        vfio_user::Event::Busy => Event::Busy { device, part },
-        vfio_user::Event::Delayed(why) => Event::Delayed { device, part, why: printable(&why) },
-        vfio_user::Event::Withheld(why) => Event::Withheld { device, part, why: printable(&why) },
-        vfio_user::Event::Available => Event::Available { device, part },
-        vfio_user::Event::Finished => {
-            // That the client is gone was told.
-            if is_function {
-                watched.finished();
-                failed.signal();
-            }
-            return;
-        }
-        vfio_user::Event::Failed(why) => {
-            if is_function {
-                watched.failed();
-            }
-            Event::Failed { device, part, why: printable(&why) }
-        }
-    };
-    watched.count(part, event.name());
-    let is_failure = matches!(event, Event::Failed { .. });
-    sink.tell(&event);
-    if is_failure {
-        failed.signal();
     }
 }

@@ -13,7 +13,9 @@
 //! | `reports` | crash reports |
 //! | `settings` | what is served where, of all that was said |
 //! | `sink` | where events go |
+//! | `slot` | a function of these, with its place and what serves it |
 //! | `stream` | where the event stream is written to |
+//! | `told` | what happens to the server of a function, as an event |
 //! | `stop` | signals, and the end that comes in any case |
 //! | `wanted` | functions, as they were named, and where |
 //! | `watchdog` | signs of life for a service manager |
@@ -33,8 +35,10 @@ mod programs;
 mod reports;
 mod settings;
 mod sink;
+mod slot;
 mod stop;
 mod stream;
+mod told;
 mod wanted;
 mod watchdog;
 mod watched;
@@ -64,8 +68,9 @@ use crate::control::Control;
 use crate::failure::ServeEnd;
 use crate::sys::{Confined, Manager};
 
-pub(crate) use self::fleet::{Fleet, Slot};
+pub(crate) use self::fleet::Fleet;
 pub(crate) use self::options::ServeOptions;
+pub(crate) use self::slot::Slot;
 pub(crate) use self::watched::Watched;
 
 /// How long servers may take to send their clients away before the devices are detached under them.

@@ -48,11 +48,31 @@ pub enum Source {
     /// it as ever.
     OwnAt(u64),
     /// It is handed descriptors before it confines itself: by the process that holds the group
-    /// ([`GroupFunction::handed`]), or by a manager that opens for us.
+    /// ([`GroupFunction::handed`]).
     Handed(Vec<OwnedFd>),
     /// It takes over what a dead predecessor left ([`Survives::Descriptors`]), as it is: claims and
     /// DMA registrations hold, and nothing is reset.
     Adopted(Left),
+    /// It is handed the files of the group, which a manager opened for it, and opens nothing of the group by a path.
+    HandedGroup(HandedGroup),
+}
+
+/// Files of a group that a manager opened.
+#[derive(Debug)]
+pub struct HandedGroup {
+    /// The group's own.
+    pub group: HandedFile,
+    /// That of a container without a group; without one, the process opens one itself.
+    pub container: Option<HandedFile>,
+}
+
+/// A file that a manager opened.
+#[derive(Debug)]
+pub struct HandedFile {
+    /// The file.
+    pub file: OwnedFd,
+    /// The number of its descriptor in the process that it was handed to, which is what people know it by.
+    pub number: i32,
 }
 
 /// What a dead process left of an open group.

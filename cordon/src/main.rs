@@ -25,6 +25,7 @@ mod serve;
 mod sys;
 mod target;
 mod torture;
+mod vfio_fds;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Display, Path, PathBuf};

@@ -37,6 +37,8 @@ Options of connection, function and lister:
                                  connection: what becomes of the BARs [handed]
   --adopt                        connection: take over what a dead one left,
                                  which comes first over the tube; open nothing
+  --handed                       connection: use the files of its group that a
+                                 manager opened, which come first over the tube
   --standby                      function: leave the interrupts to the process
                                  that serves now
   --known=HEX                    function: what its first process found, as that
@@ -119,13 +121,25 @@ pub enum Command {
 pub struct Holding {
     /// What becomes of the BARs.
     pub windows: Windows,
-    /// It is taken over from a process that is dead, as it is, and not opened.
-    pub adopt: bool,
+    /// How the group comes to it.
+    pub opening: Opening,
+}
+
+/// How a connection process comes by its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Opening {
+    /// It opens it.
+    #[default]
+    Own,
+    /// It is handed the files that a manager opened.
+    Handed,
+    /// It takes it over from a process that is dead, as it is.
+    Adopt,
 }
 
 impl From<Windows> for Holding {
     fn from(windows: Windows) -> Self {
-        Self { windows, adopt: false }
+        Self { windows, opening: Opening::Own }
     }
 }
 
@@ -303,7 +317,8 @@ impl Command {
                     ];
                     holding.windows = one_of(&mut parser, known)?;
                 }
-                ("connection", "adopt") => holding.adopt = true,
+                ("connection", "adopt") => holding.opening = Opening::Adopt,
+                ("connection", "handed") => holding.opening = Opening::Handed,
                 ("function", "standby") => serving.standby = true,
                 ("function", "known") => {
                     let text = parser.value()?.string()?;
@@ -376,11 +391,13 @@ mod tests {
             ),
             Ok(Command::Connection { address, holding: Windows::Trapped.into(), common: relaxed })
         );
-        let holding = Holding { windows: Windows::Handed, adopt: true };
-        assert_eq!(
-            parse("connection --address 01:00.1 --dext sim:/run/dext --adopt"),
-            Ok(Command::Connection { address, holding, common: common.clone() })
-        );
+        for (word, opening) in [("adopt", Opening::Adopt), ("handed", Opening::Handed)] {
+            let holding = Holding { windows: Windows::Handed, opening };
+            assert_eq!(
+                parse(&format!("connection --address 01:00.1 --dext sim:/run/dext --{word}")),
+                Ok(Command::Connection { address, holding, common: common.clone() })
+            );
+        }
         let some = Common { guest_memory: Some(4096), ..common.clone() };
         assert_eq!(
             parse("lister --dext=sim:/run/dext --guest-memory=4096"),
@@ -413,6 +430,7 @@ mod tests {
             ("connection --dext=sim:/x --address=01:00.0 --standby", "--standby"),
             ("function --dext=sim:/x --address=01:00.0 --standby=yes", "--standby"),
             ("function --dext=sim:/x --address=01:00.0 --adopt", "--adopt"),
+            ("function --dext=sim:/x --address=01:00.0 --handed", "--handed"),
             ("function --dext=sim:/x --address=01:00.0 --max-read-request=8", "6, 7"),
             ("function --dext=sim:/x --address=01:00.0 --misbehave", "--misbehave"),
             ("function --dext=sim:/x --address=01:00.0 --sandbox=loose", "strict, relaxed"),

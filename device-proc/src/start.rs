@@ -6,10 +6,12 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use cordon_backend::{Backend, BackendError, BackendKind, Left, LeftFunction};
+use cordon_backend::{
+    Backend, BackendError, BackendKind, HandedFile, HandedGroup, Left, LeftFunction,
+};
 use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::connection::Escrowed;
+use ipc::wire::connection::{self, Escrowed};
 use ipc::wire::faults::{Misbehave, Point};
 use ipc::wire::function::Handed;
 use ipc::wire::handshake::Role;
@@ -123,6 +125,22 @@ pub fn left(tube: &mut Tube) -> Result<Left, RoleError> {
         request: next(one.request.into()).pop(),
     });
     Ok(Left { functions: functions.collect(), group })
+}
+
+/// What a connection process is handed whose group a manager opened.
+///
+/// # Errors
+/// [`RoleError`] when the VMM side hands nothing on in time, or other than it says.
+pub fn handed_group(tube: &mut Tube) -> Result<HandedGroup, RoleError> {
+    let received = tube.receive::<connection::HandedGroup>(Deadline::after(PEER_TIMEOUT))?;
+    let connection::HandedGroup { group, container } = received.message;
+    let (mut handles, expected) = (received.handles, 1 + usize::from(container.is_some()));
+    handles.expect(expected).map_err(RoleError::Handed)?;
+    let mut next = |number| {
+        let none = || RoleError::Handed(ipc::handles::HandleCountError { expected, found: 0 });
+        handles.next().map(|file| HandedFile { file, number }).ok_or_else(none)
+    };
+    Ok(HandedGroup { group: next(group)?, container: container.map(next).transpose()? })
 }
 
 /// Tells the VMM side that the role is ready to serve, or why it cannot start; gives back the role's

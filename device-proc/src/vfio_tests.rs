@@ -18,11 +18,11 @@ use ipc::{
 };
 use sandbox_profiles::Mode;
 use serde::de::DeserializeOwned;
-use vfio_client::Vfio;
 use vfio_client::fake::{FakeDevice, FakeKernel, Machine};
+use vfio_client::{Kernel as _, Vfio};
 
 use crate::hooks::NoHooks;
-use crate::options::{Holding, Serving, Windows};
+use crate::options::{Holding, Opening, Serving, Windows};
 use crate::start::{Confinement, RoleError};
 use crate::{connection, function};
 
@@ -81,13 +81,23 @@ impl Host {
         escrowed: &con::Escrowed,
         handed: &[BorrowedFd<'_>],
     ) -> Result<Driven, Failure> {
+        self.opened(Opening::Adopt, escrowed, handed)
+    }
+
+    /// A connection process that is told first how it comes by its group.
+    fn opened<M: serde::Serialize>(
+        &self,
+        opening: Opening,
+        message: &M,
+        handed: &[BorrowedFd<'_>],
+    ) -> Result<Driven, Failure> {
         let vfio = Arc::clone(&self.vfio);
         let mut driven = Driven::start(move |tube| {
-            let holding = Holding { windows: Windows::Handed, adopt: true };
+            let holding = Holding { windows: Windows::Handed, opening };
             connection::serve_on(tube, vfio.as_ref(), address(), holding, THREAD, &mut NoHooks)
         });
         driven.tube.introduce(Role::Vmm, soon()).unwrap();
-        driven.tube.send(0, escrowed, handed, soon()).unwrap();
+        driven.tube.send(0, message, handed, soon()).unwrap();
         driven.tube.meet(Role::Vmm, Role::Connection, soon()).unwrap();
         let ready = driven.tube.receive::<Result<con::Ready, Failure>>(soon()).unwrap();
         ready.message.map(|_| driven)
@@ -398,4 +408,26 @@ fn a_function_of_the_group_that_nobody_uses_is_let_go_without_the_others() {
     assert_eq!(command(&host, NAME), [6, 0], "the other goes on");
     connection.con(&con::Detach { function: 0 }).unwrap();
     connection.end();
+}
+
+#[test]
+fn a_connection_process_uses_the_files_that_a_manager_opened_again_and_again() {
+    let host = Host::new();
+    let [group, container] = ["7", "vfio"].map(|name| host.kernel.open(name.as_ref()).unwrap());
+    let message = con::HandedGroup { group: 5, container: Some(6) };
+    let files = [group.as_fd(), container.as_fd()];
+    for _ in 0..2 {
+        // Nothing can be opened by a path.
+        host.kernel.fail("open", libc::EACCES);
+        let mut process = host.opened(Opening::Handed, &message, &files).unwrap();
+        let (attached, ..) = process.attach();
+        assert_eq!(attached.identity.vendor, 0x1b36);
+        process.end();
+        assert!(host.kernel.open("vfio".as_ref()).is_err(), "the error was used up");
+    }
+    let other = host.opened(Opening::Handed, &message, &[container.as_fd(), group.as_fd()]);
+    let other = other.err().unwrap();
+    assert!(other.message.contains("descriptor 5 is a container"), "{other:?}");
+    let few = host.opened(Opening::Handed, &message, &files[..1]).err().unwrap();
+    assert!(few.message.contains("1 descriptors, expected 2"), "{few:?}");
 }

@@ -13,6 +13,7 @@
 //! | [`peer_memory`] | memory that its owner may shorten, for device models |
 //! | [`window`] | checked volatile access to shared memory |
 //! | [`socket_file`] | sockets in the file system: binding, replacing and removing their files |
+//! | `vfio_file` | Linux: which file of VFIO's a descriptor is |
 //! | [`poll`] | the one blocking wait, over tokens, always with a deadline |
 //!
 //! Every process of the project runs this code, and each side distrusts the other: lengths and
@@ -41,6 +42,8 @@ pub mod socket_file;
 pub mod spin;
 mod sys;
 pub mod tube;
+#[cfg(target_os = "linux")]
+pub mod vfio_file;
 pub mod window;
 pub mod wire;
 

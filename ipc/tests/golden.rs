@@ -196,7 +196,7 @@ fn connection_messages() {
     use connection::{
         AbandonBatch, AddMemory, AdoptDma, Attach, Attached, BarWindow, Companion, Detach,
         DmaEntry, DmaStatistics, Escrow, Escrowed, EscrowedFunction, GetStatistics, HandOver,
-        MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
+        HandedGroup, MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
     };
     call::<Request, _>(Attach { function: 1 }, "00000000 01");
     call::<Request, _>(Detach { function: 1 }, "01000000 01");
@@ -228,6 +228,8 @@ fn connection_messages() {
     );
     let address = identity().address;
     let one = EscrowedFunction { address, descriptors: 1, request: true };
+    let handed = HandedGroup { group: 3, container: Some(4) };
+    golden(handed, "03000000 01 04000000");
     let escrowed = Escrowed { group: 2, functions: vec![one] };
     assert_eq!(escrowed.descriptors(), 4);
     golden(escrowed, ESCROWED);
@@ -388,6 +390,7 @@ fn spawner_messages() {
     };
     golden(start(spawn::Role::Connection), "00000000 0000 010203 00000000 05000000");
     golden(start(spawn::Role::Adopter), "00000000 0000 010203 03000000 05000000");
+    golden(start(spawn::Role::Handed), "00000000 0000 010203 04000000 05000000");
     golden(start(spawn::Role::Lister), "00000000 0000 010203 01000000 05000000");
     golden(start(function), "00000000 0000 010203 02000000 01 00 01 02 01 05000000");
     golden(spawn::Request::Listen(3), "01000000 03000000");

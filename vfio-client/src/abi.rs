@@ -18,6 +18,7 @@ pub(crate) const CHECK_EXTENSION: u32 = request(1);
 pub(crate) const SET_IOMMU: u32 = request(2);
 pub(crate) const GROUP_GET_STATUS: u32 = request(3);
 pub(crate) const GROUP_SET_CONTAINER: u32 = request(4);
+pub(crate) const GROUP_UNSET_CONTAINER: u32 = request(5);
 pub(crate) const GROUP_GET_DEVICE_FD: u32 = request(6);
 pub(crate) const DEVICE_GET_INFO: u32 = request(7);
 pub(crate) const DEVICE_GET_REGION_INFO: u32 = request(8);
@@ -118,6 +119,7 @@ mod tests {
     #[test]
     fn requests_have_the_numbers_of_the_kernels_header() {
         assert_eq!((GET_API_VERSION, GROUP_GET_DEVICE_FD), (0x3b64, 0x3b6a));
+        assert_eq!((GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER), (0x3b68, 0x3b69));
         assert_eq!((DEVICE_SET_IRQS, DEVICE_RESET), (0x3b6e, 0x3b6f));
         assert_eq!((IOMMU_MAP_DMA, IOMMU_UNMAP_DMA), (0x3b71, 0x3b72));
     }

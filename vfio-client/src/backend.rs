@@ -17,6 +17,7 @@ use crate::container::{Container, Range};
 use crate::device::Device;
 use crate::error::VfioError;
 use crate::group::{self, Opened, OpenedDevice};
+use crate::handed;
 use crate::kernel::{Kernel, Linux};
 use crate::listed;
 use crate::served::Served;
@@ -85,6 +86,9 @@ impl Backend for Vfio {
         let opened = match source {
             Source::Own | Source::OwnAt(_) => group::open(&self.kernel, &self.places, address),
             Source::Adopted(left) => group::adopt(&self.kernel, &self.places, address, left),
+            Source::HandedGroup(handed) => {
+                handed::open(&self.kernel, &self.places, address, handed)
+            }
             Source::Handed(_) => Err(VfioError::Unsupported("a group is opened, not handed on")),
         };
         let Opened { number, file, container, devices } = opened.map_err(failed)?;

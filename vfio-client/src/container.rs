@@ -89,6 +89,12 @@ pub(crate) fn check(kernel: &dyn Kernel, container: BorrowedFd<'_>) -> Result<()
     }
 }
 
+/// Whether a container has a type, which it has while a group is in it.
+pub(crate) fn has_type(kernel: &dyn Kernel, container: BorrowedFd<'_>) -> bool {
+    let mut info = Structure::new(size_of::<vfio_iommu_type1_info>());
+    kernel.described(container, Described::IommuInfo, &mut info).is_ok()
+}
+
 impl Container {
     /// A container that has its group, and is to be of type 1.
     ///

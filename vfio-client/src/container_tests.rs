@@ -4,11 +4,18 @@ use std::path::Path;
 use super::*;
 use crate::fake::FakeKernel;
 
-fn opened() -> (FakeKernel, Container) {
+/// A kernel, a container's file, and that of the group which is in it.
+fn entered() -> (FakeKernel, OwnedFd, OwnedFd) {
     let kernel = FakeKernel::default();
-    let fd = kernel.open(Path::new("/dev/vfio/vfio")).unwrap();
+    let [fd, group] = ["vfio", "7"].map(|name| kernel.open(Path::new(name)).unwrap());
+    kernel.set_container(group.as_fd(), fd.as_fd()).unwrap();
+    (kernel, fd, group)
+}
+
+fn opened() -> (FakeKernel, Container, OwnedFd) {
+    let (kernel, fd, group) = entered();
     let container = Container::new(Arc::new(kernel.clone()), fd).unwrap();
-    (kernel, container)
+    (kernel, container, group)
 }
 
 fn range(at: u64, size: u64) -> Range {
@@ -17,7 +24,7 @@ fn range(at: u64, size: u64) -> Range {
 
 #[test]
 fn what_the_iommu_can_do_is_what_it_says() {
-    let (_, container) = opened();
+    let (_, container, _group) = opened();
     let space = container.space();
     assert_eq!((space.granule, space.mappings), (4096, 65_535));
     assert_eq!(space.ranges, [(0, 0xfedf_ffff), (0xfef0_0000, (1 << 48) - 1)]);
@@ -25,13 +32,13 @@ fn what_the_iommu_can_do_is_what_it_says() {
 
 #[test]
 fn another_kernel_is_refused() {
-    let kernel = FakeKernel::default();
-    let fd = kernel.open(Path::new("/dev/vfio/vfio")).unwrap();
+    let (kernel, fd, _group) = entered();
     check(&kernel, fd.as_fd()).unwrap();
     kernel.set_version(1, &[1, 3]);
     assert!(matches!(check(&kernel, fd.as_fd()), Err(VfioError::Version(1))));
     kernel.set_version(0, &[1, 8]);
     assert!(matches!(check(&kernel, fd.as_fd()), Err(VfioError::NoType1)));
+    kernel.set_version(0, &[1, 3]);
     kernel.fail("SET_IOMMU", libc::EPERM);
     let refused = Container::new(Arc::new(kernel), fd).unwrap_err().to_string();
     assert!(refused.contains("allow_unsafe_interrupts"), "{refused}");
@@ -39,7 +46,7 @@ fn another_kernel_is_refused() {
 
 #[test]
 fn memory_is_mapped_once_for_all_and_is_there_until_the_last_gives_it_back() {
-    let (kernel, mut container) = opened();
+    let (kernel, mut container, _group) = opened();
     let read_only = Range { writable: false, ..range(0x8000, 0x1000) };
     container.map(&range(0, 0x4000)).unwrap();
     container.map(&read_only).unwrap();
@@ -58,7 +65,7 @@ fn memory_is_mapped_once_for_all_and_is_there_until_the_last_gives_it_back() {
 
 #[test]
 fn other_memory_at_the_same_addresses_is_refused() {
-    let (kernel, mut container) = opened();
+    let (kernel, mut container, _group) = opened();
     container.map(&range(0, 0x4000)).unwrap();
     for other in [
         range(0, 0x8000),
@@ -75,7 +82,7 @@ fn other_memory_at_the_same_addresses_is_refused() {
 
 #[test]
 fn addresses_that_the_iommu_keeps_for_itself_are_refused_with_those_that_it_maps() {
-    let (kernel, mut container) = opened();
+    let (kernel, mut container, _group) = opened();
     for (at, size) in [(0xfee0_0000, 0x1000), (0xfed0_0000, 0x20_0000), (1 << 48, 0x1000)] {
         let refused = container.map(&range(at, size)).unwrap_err().to_string();
         assert!(refused.contains("0x0 to 0xfedfffff, 0xfef00000 to"), "{refused}");
@@ -89,7 +96,7 @@ fn addresses_that_the_iommu_keeps_for_itself_are_refused_with_those_that_it_maps
 
 #[test]
 fn memory_that_may_not_be_locked_is_told_with_the_limit_and_what_raises_it() {
-    let (kernel, mut container) = opened();
+    let (kernel, mut container, _group) = opened();
     kernel.fail("IOMMU_MAP_DMA", libc::ENOMEM);
     let error = container.map(&range(0, 0x4000)).unwrap_err();
     let said = error.to_string();

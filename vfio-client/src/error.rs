@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use cordon_backend::{BackendError, ErrorKind};
 use ipc::PciAddress;
+use ipc::vfio_file::VfioFile;
 
 use crate::capabilities::ChainError;
 
@@ -101,6 +102,58 @@ pub enum VfioError {
         /// Those of its functions that other drivers have.
         obstacles: Vec<Obstacle>,
     },
+    /// A descriptor that was handed is another file than it should be.
+    #[error("descriptor {number} is {is}, and was handed as {wanted}")]
+    OtherFile {
+        /// The number of the descriptor, as whoever handed it knows it.
+        number: i32,
+        /// What it should be, for people.
+        wanted: &'static str,
+        /// What it is.
+        is: VfioFile,
+    },
+    /// It is the file of a group, and of another than the function's.
+    #[error(
+        "descriptor {number} is the file of IOMMU group {is}, and function {address} is in group {group}"
+    )]
+    OtherGroup {
+        /// The number of the descriptor.
+        number: i32,
+        /// The group that it is of.
+        is: u32,
+        /// The function.
+        address: PciAddress,
+        /// The function's group.
+        group: u32,
+    },
+    /// The group was taken back since its file was opened.
+    #[error(
+        "descriptor {number} is of IOMMU group {group} as it was before the kernel took its devices back: \
+         whoever handed it must open /dev/vfio/{group} again, and hand that"
+    )]
+    GroupGone {
+        /// The number of the descriptor.
+        number: i32,
+        /// The group.
+        group: u32,
+    },
+    /// Somebody has functions of the group open by the same file.
+    #[error(
+        "IOMMU group {group}, handed as descriptor {number}, is in use: somebody who was handed it too has \
+         functions of it open"
+    )]
+    GroupInUse {
+        /// The number of the descriptor.
+        number: i32,
+        /// The group.
+        group: u32,
+    },
+    /// A container that was handed has a group in it.
+    #[error(
+        "the container that was handed as descriptor {0} has another group in it, whose guest would share its \
+         memory: hand a container of its own for each group"
+    )]
+    ContainerInUse(i32),
     /// The kernel has another VFIO.
     #[error("the kernel's VFIO is of version {0}, not of version 0")]
     Version(u32),
@@ -213,10 +266,15 @@ impl VfioError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::NoSuchFunction(_) => ErrorKind::NoSuchDevice,
-            Self::Held { .. } | Self::Mapped { .. } | Self::Busy(_) => ErrorKind::Busy,
+            Self::Held { .. }
+            | Self::Mapped { .. }
+            | Self::Busy(_)
+            | Self::GroupInUse { .. }
+            | Self::ContainerInUse(_) => ErrorKind::Busy,
             Self::Locked { .. } => ErrorKind::NoSpace,
             Self::Reserved { .. } | Self::Chain { .. } | Self::Invalid(_) => ErrorKind::Invalid,
             Self::Unsupported(_) | Self::NoIommu { .. } => ErrorKind::Unsupported,
+            Self::OtherFile { .. } | Self::OtherGroup { .. } => ErrorKind::Invalid,
             Self::Requested => ErrorKind::Gone,
             Self::Refused { source, .. } => match source.raw_os_error() {
                 Some(libc::ENODEV | libc::ENXIO) => ErrorKind::Gone,

@@ -24,6 +24,10 @@ const REGIONS: usize = 9;
 /// Bits of a region's flags: read, write, map, capabilities.
 const FLAGS: (u32, u32, u32, u32) = (1, 2, 4, 8);
 
+/// The major number of groups' files, and the number of the container's.
+const GROUPS: u32 = 236;
+const CONTAINER: (u32, u32) = (10, 196);
+
 /// A folder in the place of /sys and /dev.
 #[derive(Debug)]
 pub struct Machine(tempfile::TempDir);
@@ -42,9 +46,11 @@ impl Machine {
     #[must_use]
     pub fn new() -> Self {
         let machine = Self(tempfile::tempdir().unwrap());
-        for folder in ["sys/bus/pci/devices", "sys/kernel/iommu_groups", "dev/vfio"] {
+        for folder in ["sys/bus/pci/devices", "sys/kernel/iommu_groups", "sys/dev/char", "dev/vfio"]
+        {
             std::fs::create_dir_all(machine.0.path().join(folder)).unwrap();
         }
+        machine.number(CONTAINER, "virtual/misc/vfio");
         machine
     }
 
@@ -66,6 +72,17 @@ impl Machine {
         path
     }
 
+    /// Has a character device be called so beneath /sys/devices.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn number(&self, (major, minor): (u32, u32), device: &str) {
+        let link = self.0.path().join(format!("sys/dev/char/{major}:{minor}"));
+        // Once for each function of a group.
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(format!("../../devices/{device}"), link).unwrap();
+    }
+
     /// Adds a function in a group.
     ///
     /// # Panics
@@ -83,6 +100,7 @@ impl Machine {
         let members = sys.join(format!("kernel/iommu_groups/{group}/devices"));
         std::fs::create_dir_all(&members).unwrap();
         std::fs::write(members.join(name), "").unwrap();
+        self.number((GROUPS, group), &format!("virtual/vfio/{group}"));
     }
 }
 
@@ -290,8 +308,14 @@ struct State {
     files: BTreeMap<(u64, u64), What>,
     /// Of each group that is open, what hangs up when it is closed.
     open: BTreeMap<u32, UnixStream>,
-    /// Groups that are in a container.
-    contained: BTreeSet<u32>,
+    /// Groups that are in a container, and in which.
+    contained: BTreeMap<u32, (u64, u64)>,
+    /// Containers that have a type.
+    typed: BTreeSet<(u64, u64)>,
+    /// Groups of which somebody has functions open.
+    used: BTreeSet<u32>,
+    /// Groups whose devices were taken back since their files were opened.
+    gone: BTreeSet<u32>,
     devices: BTreeMap<String, FakeDevice>,
     mappings: BTreeMap<u64, FakeMapping>,
     /// Errors that the next requests of these names fail with.
@@ -312,7 +336,10 @@ impl Default for FakeKernel {
         Self(Arc::new(Mutex::new(State {
             files: BTreeMap::new(),
             open: BTreeMap::new(),
-            contained: BTreeSet::new(),
+            contained: BTreeMap::new(),
+            typed: BTreeSet::new(),
+            used: BTreeSet::new(),
+            gone: BTreeSet::new(),
             devices: BTreeMap::new(),
             mappings: BTreeMap::new(),
             failing: Vec::new(),
@@ -358,9 +385,24 @@ impl FakeKernel {
         self.state().viable = viable;
     }
 
+    /// Whether somebody has functions of a group open, which keeps it in its container.
+    pub fn set_used(&self, group: u32, used: bool) {
+        let groups = &mut self.state().used;
+        if used {
+            groups.insert(group)
+        } else {
+            groups.remove(&group)
+        };
+    }
+
+    /// Takes the devices of a group back: its open file is of no use from here on.
+    pub fn take_back(&self, group: u32) {
+        self.state().gone.insert(group);
+    }
+
     /// Takes a group out of its container.
     pub fn take_from_container(&self, group: u32) {
-        self.state().contained.remove(&group);
+        self.state().leave(group);
     }
 
     /// Has another version, and other types of IOMMU.
@@ -380,6 +422,21 @@ impl State {
         match self.failing.iter().position(|(name, _)| *name == request) {
             Some(at) => Err(io::Error::from_raw_os_error(self.failing.remove(at).1)),
             None => Ok(()),
+        }
+    }
+
+    /// Whether a container has a group that is open.
+    fn has_group(&self, container: (u64, u64)) -> bool {
+        let mut groups = self.contained.iter().filter(|(_, one)| **one == container);
+        groups.any(|(group, _)| self.is_open(*group))
+    }
+
+    /// The last group that leaves takes the type along.
+    fn leave(&mut self, group: u32) {
+        if let Some(container) = self.contained.remove(&group)
+            && !self.has_group(container)
+        {
+            self.typed.remove(&container);
         }
     }
 
@@ -441,13 +498,23 @@ impl Kernel for FakeKernel {
             }
             Ok(group) => {
                 state.open.insert(group, other);
-                state.contained.remove(&group);
+                state.leave(group);
+                state.gone.remove(&group);
                 What::Group(group)
             }
             Err(_) => What::Container,
         };
         state.files.insert(file(one.as_fd())?, what);
         Ok(one.into())
+    }
+
+    /// Those that [`Machine`] has in its /sys.
+    fn number(&self, fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>> {
+        Ok(match self.state().what(fd) {
+            Ok(What::Group(group)) => Some((GROUPS, group)),
+            Ok(What::Container) => Some(CONTAINER),
+            _ => ipc::vfio_file::number(fd)?,
+        })
     }
 
     fn described(
@@ -472,13 +539,19 @@ impl Kernel for FakeKernel {
         })?;
         match (what, request) {
             (What::Group(group), Described::GroupStatus) => {
-                let contained = if state.contained.contains(&group) { 2 } else { 0 };
+                if state.gone.contains(&group) {
+                    return Err(io::Error::from_raw_os_error(libc::ENODEV));
+                }
+                let contained = if state.contained.contains_key(&group) { 2 } else { 0 };
                 *structure = structure.clone().with(4, u32::from(state.viable) | contained);
             }
             (What::Container, Described::MapDma) => state.map(structure)?,
             (What::Container, Described::UnmapDma) => {
                 let gone = state.mappings.remove(&structure.long(8));
                 *structure = structure.clone().with_long(16, gone.map_or(0, |(_, size, _)| size));
+            }
+            (What::Container, Described::IommuInfo) if !state.typed.contains(&file(fd)?) => {
+                return Err(invalid());
             }
             (What::Container, Described::IommuInfo) => state.describe_iommu(structure),
             (What::Device(name), request) => {
@@ -507,7 +580,29 @@ impl Kernel for FakeKernel {
             (What::Container, Plain::CheckExtension(one)) => {
                 Ok(state.extensions.contains(&one).into())
             }
-            (What::Container, Plain::SetIommu(_)) => state.may_fail("SET_IOMMU").map(|()| 0),
+            (What::Container, Plain::SetIommu(kind)) => {
+                let container = file(fd)?;
+                if !state.has_group(container) || state.typed.contains(&container) {
+                    return Err(invalid());
+                }
+                if !state.extensions.contains(&kind) {
+                    return Err(io::Error::from_raw_os_error(libc::ENODEV));
+                }
+                state.may_fail("SET_IOMMU")?;
+                state.typed.insert(container);
+                Ok(0)
+            }
+            (What::Group(group), Plain::UnsetContainer) => {
+                state.may_fail("GROUP_UNSET_CONTAINER")?;
+                if !state.contained.contains_key(&group) {
+                    return Err(invalid());
+                }
+                if state.used.contains(&group) {
+                    return Err(io::Error::from_raw_os_error(libc::EBUSY));
+                }
+                state.leave(group);
+                Ok(0)
+            }
             (What::Device(name), Plain::Reset) => {
                 state.may_fail("DEVICE_RESET")?;
                 state.devices.get_mut(&name).unwrap().resets += 1;
@@ -522,7 +617,11 @@ impl Kernel for FakeKernel {
         state.may_fail("GROUP_SET_CONTAINER")?;
         match (state.what(group)?, state.what(container)?) {
             (What::Group(group), What::Container) => {
-                state.contained.insert(group);
+                if state.contained.contains_key(&group) {
+                    return Err(invalid());
+                }
+                let container = file(container)?;
+                state.contained.insert(group, container);
                 Ok(())
             }
             _ => Err(invalid()),

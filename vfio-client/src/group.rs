@@ -23,9 +23,9 @@ use crate::limits::MAX_FUNCTIONS;
 use crate::sysfs::{Places, is_vfio, name};
 
 /// How long a group may still be held by what a process left behind that has just ended.
-const CLEANUP: Duration = Duration::from_millis(500);
+pub(crate) const CLEANUP: Duration = Duration::from_millis(500);
 /// How often that is looked for.
-const LOOK: Duration = Duration::from_millis(5);
+pub(crate) const LOOK: Duration = Duration::from_millis(5);
 
 /// A group that is open, and its functions.
 #[derive(Debug)]
@@ -90,14 +90,35 @@ pub(crate) fn open(
     places: &Places,
     address: PciAddress,
 ) -> Result<Opened, VfioError> {
+    let number = bound(places, address)?;
+    let file = exclusive(kernel.as_ref(), places, number)?;
+    let container = new_container(kernel.as_ref(), places)?;
+    container::check(kernel.as_ref(), container.as_fd())?;
+    enter(kernel, places, (number, file), container)
+}
+
+/// The group of a function that is VFIO's.
+pub(crate) fn bound(places: &Places, address: PciAddress) -> Result<u32, VfioError> {
     let number = places.group(address)?;
     let driver = places.driver(&name(address))?;
     if !driver.as_deref().is_some_and(is_vfio) {
         return Err(VfioError::OtherDriver { address, driver });
     }
-    let file = exclusive(kernel.as_ref(), places, number)?;
-    let container = opening(kernel.as_ref(), &places.dev.join("vfio/vfio"))?;
-    container::check(kernel.as_ref(), container.as_fd())?;
+    Ok(number)
+}
+
+/// A container that nobody else has.
+pub(crate) fn new_container(kernel: &dyn Kernel, places: &Places) -> Result<OwnedFd, VfioError> {
+    opening(kernel, &places.dev.join("vfio/vfio"))
+}
+
+/// Puts a group that is in none into a container, and opens its functions.
+pub(crate) fn enter(
+    kernel: &Arc<dyn Kernel>,
+    places: &Places,
+    (number, file): (u32, OwnedFd),
+    container: OwnedFd,
+) -> Result<Opened, VfioError> {
     if flags(kernel.as_ref(), &file)? & VFIO_GROUP_FLAGS_VIABLE == 0 {
         let obstacles = places.obstacles(number);
         return Err(VfioError::NotViable { group: number, obstacles });
@@ -172,7 +193,7 @@ fn open_members(
 }
 
 /// What the kernel says of a group.
-fn flags(kernel: &dyn Kernel, file: &OwnedFd) -> Result<u32, VfioError> {
+pub(crate) fn flags(kernel: &dyn Kernel, file: &OwnedFd) -> Result<u32, VfioError> {
     let mut status = Structure::new(size_of::<vfio_group_status>());
     kernel
         .described(file.as_fd(), Described::GroupStatus, &mut status)

@@ -58,6 +58,8 @@ pub enum Plain {
     SetIommu(u32),
     /// To a device.
     Reset,
+    /// To a group: leave its container.
+    UnsetContainer,
 }
 
 /// What is asked of the kernel, so that tests can put something in its place.
@@ -67,6 +69,12 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     /// # Errors
     /// As the kernel reports them.
     fn open(&self, path: &Path) -> io::Result<OwnedFd>;
+
+    /// Major and minor number of the character device behind a descriptor; none of anything else.
+    ///
+    /// # Errors
+    /// As the kernel reports them.
+    fn number(&self, fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>>;
 
     /// Makes a request with a structure.
     ///
@@ -112,6 +120,10 @@ impl Kernel for Linux {
         Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     }
 
+    fn number(&self, fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>> {
+        ipc::vfio_file::number(fd)
+    }
+
     fn described(
         &self,
         fd: BorrowedFd<'_>,
@@ -138,6 +150,7 @@ impl Kernel for Linux {
             Plain::CheckExtension(extension) => (abi::CHECK_EXTENSION, extension),
             Plain::SetIommu(kind) => (abi::SET_IOMMU, kind),
             Plain::Reset => (abi::DEVICE_RESET, 0),
+            Plain::UnsetContainer => (abi::GROUP_UNSET_CONTAINER, 0),
         };
         let argument = libc::c_ulong::from(argument);
         // SAFETY: these requests take a number, not an address: no memory is touched.
@@ -195,9 +208,13 @@ mod tests {
             let done = Linux.described(fd, request, &mut Structure::new(32));
             assert_eq!(errno(done.unwrap_err()), refused, "{request:?}");
         }
-        for request in
-            [Plain::ApiVersion, Plain::CheckExtension(3), Plain::SetIommu(3), Plain::Reset]
-        {
+        for request in [
+            Plain::ApiVersion,
+            Plain::CheckExtension(3),
+            Plain::SetIommu(3),
+            Plain::Reset,
+            Plain::UnsetContainer,
+        ] {
             assert_eq!(errno(Linux.plain(fd, request).unwrap_err()), refused, "{request:?}");
         }
         assert_eq!(errno(Linux.set_container(fd, fd).unwrap_err()), refused);

@@ -27,6 +27,7 @@ mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 mod group;
+mod handed;
 mod kernel;
 mod limits;
 mod listed;

@@ -78,7 +78,9 @@ pub use dext_client::Endpoint;
 pub use error::{DeviceError, ErrorKind};
 pub use function::{Function, Presence};
 pub use function::{UpgradeError, Upgraded};
-pub use host::{AttachError, Host, HostConfig, HostUpgradeError, WindowRoute};
+pub use host::{
+    AttachError, Host, HostConfig, HostUpgradeError, VfioGroup, VfioGroupError, WindowRoute,
+};
 // What the interface is made of, so that a VMM needs no other crate.
 pub use ipc::event::Signaller;
 pub use ipc::wire::common::{BarInfo, Identity, MsixInfo};

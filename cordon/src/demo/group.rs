@@ -17,7 +17,7 @@ use ipc::{Access, PciAddress, Window};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::vfio::{COMMAND, MASTER, MEMORY, Victim, leaving_nothing, strike};
+use super::vfio::{COMMAND, Handed, MASTER, MEMORY, Victim, leaving_nothing, strike};
 use super::{DemoOptions, steps};
 use crate::rig::nvme::{Memory, Nvme};
 use crate::rig::reporter::Reporter;
@@ -42,9 +42,11 @@ struct Part {
 pub(super) fn run(
     options: &DemoOptions,
     functions: [PciAddress; 2],
+    handed: Handed,
     reporter: &Reporter,
 ) -> Result<(), Failure> {
-    let config = options.rig.over("vfio", Recovery::default().with_max_deaths(u32::MAX))?;
+    let mut config = options.rig.over("vfio", Recovery::default().with_max_deaths(u32::MAX))?;
+    config.vfio_groups = handed;
     leaving_nothing(reporter, || drive(&config, options.kills, functions, reporter))
 }
 

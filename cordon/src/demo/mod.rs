@@ -32,6 +32,11 @@ pub(crate) struct DemoOptions {
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "SSSS:BB:DD.F", conflicts_with = "image")]
     vfio: Vec<ipc::PciAddress>,
+    /// With --vfio: descriptors of its IOMMU group that this program is started with, /dev/vfio/GROUP and a
+    /// /dev/vfio/vfio without a group, so that it opens neither. Repeat it for a second group.
+    #[cfg(target_os = "linux")]
+    #[arg(long = "vfio-fd", value_name = "group=N[,container=M]", requires = "vfio")]
+    vfio_fds: Vec<crate::vfio_fds::VfioFds>,
     /// With --vfio: how often its function process is killed under I/O.
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "NUMBER", requires = "vfio", default_value_t = 20)]

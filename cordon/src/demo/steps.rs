@@ -29,12 +29,15 @@ const WHILE_DEAD: u64 = 8 << 20;
 
 /// Runs every step; the first that does not hold ends the demo.
 pub(super) fn run(options: &DemoOptions) -> Result<(), Failure> {
+    // First of all: these numbers are of what is open before this program opens anything.
+    #[cfg(target_os = "linux")]
+    let handed = super::vfio::handed(options)?;
     let reporter = Reporter::new(options.json, ending::within(GRACE)?);
     #[cfg(target_os = "linux")]
     let done = match options.vfio[..] {
         [] => steps(options, &reporter),
-        [address] => super::vfio::run(options, address, &reporter),
-        [first, second] => super::group::run(options, [first, second], &reporter),
+        [address] => super::vfio::run(options, address, handed, &reporter),
+        [first, second] => super::group::run(options, [first, second], handed, &reporter),
         _ => Err(crate::failure::Usage("--vfio: one function or two".to_owned()).into()),
     };
     #[cfg(not(target_os = "linux"))]

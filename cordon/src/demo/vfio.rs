@@ -1,13 +1,16 @@
 //! `cordon demo --vfio`: a real function, which Linux has bound to vfio-pci, driven as a VMM would. What is
 //! on an NVMe function's disk is overwritten.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cordon_vmm::device::GuestWindow;
 use cordon_vmm::listing::Lister;
-use cordon_vmm::{DmaMode, Function, Host, HostConfig, Identity, PassthroughDevice as _, Recovery};
+use cordon_vmm::{
+    DmaMode, Function, Host, HostConfig, Identity, PassthroughDevice as _, Recovery, VfioGroup,
+};
 use ipc::{PciAddress, Window};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -19,7 +22,7 @@ use crate::rig::nvme::{self, Memory, Nvme};
 use crate::rig::reporter::Reporter;
 use crate::rig::storage::{BUFFER, Storage};
 use crate::rig::{QUEUES, RAM, RAM_BASE, alive, memory, vectors};
-use crate::{Failure, output};
+use crate::{Failure, output, vfio_fds};
 
 /// Class of NVMe controllers.
 const NVME: u32 = 0x01_0802;
@@ -40,13 +43,24 @@ const PER_CONNECTION: u32 = 10;
 /// Between two kills.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// IOMMU groups whose files this program was started with.
+pub(super) type Handed = Vec<Arc<VfioGroup>>;
+
+/// Those of the command line.
+pub(super) fn handed(options: &DemoOptions) -> Result<Handed, Failure> {
+    let files = vfio_fds::take(&options.vfio_fds, &mut BTreeSet::new())?;
+    crate::sys::handed_groups(files, &options.vfio)
+}
+
 /// Runs every step on the function at `address`.
 pub(super) fn run(
     options: &DemoOptions,
     address: PciAddress,
+    handed: Handed,
     reporter: &Reporter,
 ) -> Result<(), Failure> {
-    let config = options.rig.over("vfio", Recovery::default().with_max_deaths(u32::MAX))?;
+    let mut config = options.rig.over("vfio", Recovery::default().with_max_deaths(u32::MAX))?;
+    config.vfio_groups = handed;
     leaving_nothing(reporter, || {
         let done = drive(&config, options.kills, address, reporter)?;
         Ok(json!({

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{Failure, output};
 
 /// Names of what a tool may rely on: options of the command line, by their names without dashes.
-const FEATURES: [&str; 8] = [
+const FEATURES: [&str; 9] = [
     "companion-socket",
     "device",
     "fd",
@@ -16,6 +16,7 @@ const FEATURES: [&str; 8] = [
     "socket-dir",
     "socket-path",
     "standby",
+    "vfio-fd",
 ];
 
 #[derive(Serialize)]

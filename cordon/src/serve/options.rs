@@ -10,6 +10,7 @@ use ipc::PciAddress;
 use crate::How;
 use crate::faults::FaultOptions;
 use crate::target::Named;
+use crate::vfio_fds::VfioFds;
 
 /// What is served where.
 #[derive(Debug, Args)]
@@ -42,6 +43,11 @@ pub(crate) struct ServeOptions {
     /// socket that listens, or a client; one for each --device, in the same order.
     #[arg(long = "fd", conflicts_with = "socket_dir", value_name = "NUMBER")]
     pub(super) fds: Vec<RawFd>,
+    /// Descriptors of an IOMMU group that this program is started with: /dev/vfio/GROUP, and, if this user may
+    /// not open that, a /dev/vfio/vfio without a group. Its device processes then need no right to /dev/vfio.
+    /// Repeat it for each group.
+    #[arg(long = "vfio-fd", value_name = "group=N[,container=M]")]
+    pub(super) vfio_fds: Vec<VfioFds>,
     /// A TOML file that says what is served, as docs/config.md has it. What the command line says too
     /// is as that says; devices of both are served.
     #[arg(long, value_name = "FILE")]

@@ -1,10 +1,11 @@
 //! What is served where: all that the command line says, made sense of before anything is started.
 
 use std::ffi::OsStr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use cordon_vmm::{CompanionConfig, DmaMode, HostConfig, WindowRoute};
+use cordon_vmm::{CompanionConfig, DmaMode, HostConfig, VfioGroup, WindowRoute};
 use ipc::PciAddress;
 use ipc::socket_file::Access;
 
@@ -14,6 +15,7 @@ use super::options::{ServeOptions, Windows};
 use super::wanted::{Wanted, resolve, wanted};
 use crate::failure::Usage;
 use crate::faults::FaultOptions;
+use crate::vfio_fds::Files;
 use crate::{Common, Failure};
 
 /// Where the clients of one server come.
@@ -53,6 +55,8 @@ pub(super) struct FunctionSettings {
 pub(super) struct Settings {
     common: Common,
     pub(super) functions: Vec<FunctionSettings>,
+    /// IOMMU groups whose files were passed on.
+    groups: Vec<Arc<VfioGroup>>,
     pub(super) control: Option<PathBuf>,
     windows: WindowRoute,
     sealed_memory: bool,
@@ -74,7 +78,8 @@ impl Settings {
     pub(super) fn of(options: &ServeOptions) -> Result<Self, Failure> {
         let Said { read, wanted, common } = Said::of(options)?;
         let dext = common.dext.clone();
-        let functions = resolve(&wanted, &common)?;
+        let (functions, files) = resolve(&wanted, &common, &options.vfio_fds)?;
+        let groups = groups(files, &functions, &dext)?;
         let file = read.map(|read| read.file).unwrap_or_default();
         let windows = options.windows.or(file.windows.map(|choice| choice.0));
         let mode = options.socket_mode.or(file.socket_mode.map(|mode| mode.0.0));
@@ -83,6 +88,7 @@ impl Settings {
         Ok(Self {
             common,
             functions,
+            groups,
             stays: control.is_some() && !exits,
             control,
             windows: route(windows, &dext)?,
@@ -117,6 +123,7 @@ impl Settings {
         let mut config = self.common.config()?;
         config.recovery.standby = self.standby;
         config.windows = self.windows;
+        config.vfio_groups.clone_from(&self.groups);
         config.faults = if self.faults.any() { Some(self.faults.arm()?) } else { None };
         Ok(config)
     }
@@ -143,7 +150,8 @@ impl Settings {
             Place::Path(_) => None,
             Place::Inherited(socket) => Some(socket.number()),
         });
-        inherited.collect()
+        let of_groups = self.groups.iter().flat_map(|group| group.descriptors());
+        inherited.chain(of_groups.map(|file| file.as_raw_fd())).collect()
     }
 
     /// How each function is served: every server, of a function or a companion, has an equal share
@@ -197,6 +205,23 @@ fn one_kind(of_vfio: Option<&Wanted>, dext: &OsStr) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// The groups of files that were passed on, for functions of VFIO.
+fn groups(
+    files: Vec<Files>,
+    functions: &[FunctionSettings],
+    dext: &OsStr,
+) -> Result<Vec<Arc<VfioGroup>>, Failure> {
+    if !files.is_empty() && dext != "vfio" {
+        let dext = Path::new(dext).display();
+        let why = format!(
+            "files of VFIO were passed on (--vfio-fd, or by a service manager), and this server's functions are of {dext}"
+        );
+        return Err(Usage(why).into());
+    }
+    let functions: Vec<PciAddress> = functions.iter().map(|one| one.address).collect();
+    crate::sys::handed_groups(files, &functions)
 }
 
 /// How BARs become windows. Over VFIO a BAR is a part of its device's one descriptor, with which a client can do

@@ -18,6 +18,7 @@ use super::settings::{FunctionSettings, Place, missing};
 use crate::host::Host;
 use crate::offered::offered;
 use crate::target::{Named, Target};
+use crate::vfio_fds::{self, Files, VfioFds};
 use crate::{Common, Failure, sys};
 
 /// Where a target is to be served, as it was said.
@@ -220,14 +221,17 @@ impl fmt::Display for At {
     }
 }
 
-/// Makes functions of targets, and takes the sockets that were made before.
+/// Makes functions of targets, and takes the sockets that were made before, and files of VFIO's.
 pub(super) fn resolve(
     wanted: &[Wanted],
     common: &Common,
-) -> Result<Vec<FunctionSettings>, Failure> {
+    vfio_fds: &[VfioFds],
+) -> Result<(Vec<FunctionSettings>, Vec<Files>), Failure> {
     // Before anything is opened here: see `Inherited`.
     let mut passed = Passed::take()?;
-    let mut taken = BTreeSet::new();
+    let mut taken = passed.numbers();
+    let mut files = passed.files()?;
+    files.extend(vfio_fds::take(vfio_fds, &mut taken)?);
     let mut inherited = Vec::new();
     for one in wanted {
         let At::Descriptor(number) = one.at else {
@@ -282,7 +286,7 @@ pub(super) fn resolve(
     };
     let functions: Vec<_> = functions.into_iter().filter_map(whole).collect();
     one_way(&functions)?;
-    Ok(functions)
+    Ok((functions, files))
 }
 
 /// The IOMMU group of each function that has one, as far as that is known.

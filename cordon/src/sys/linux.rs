@@ -3,6 +3,7 @@
 
 mod confined;
 mod facts;
+mod handed;
 mod manager;
 pub(crate) mod vfio;
 
@@ -20,6 +21,7 @@ use crate::host::{Host, HostFunction};
 
 pub(crate) use confined::{Confined, SPAWNER, spawner, with_spawner};
 pub(crate) use facts::facts;
+pub(crate) use handed::handed_groups;
 pub(crate) use manager::{Manager, passed};
 pub(crate) use vfio::vfio_group;
 

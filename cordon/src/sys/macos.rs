@@ -3,6 +3,7 @@
 
 mod confined;
 mod facts;
+mod handed;
 mod manager;
 
 use std::io;
@@ -14,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 pub(crate) use confined::{Confined, SPAWNER, spawner, with_spawner};
 pub(crate) use facts::facts;
+pub(crate) use handed::handed_groups;
 pub(crate) use manager::{Manager, passed};
 
 /// macOS has nothing of the kind: what `command` starts goes on without its parent.

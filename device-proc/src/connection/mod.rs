@@ -1,7 +1,8 @@
 //! The connection process: claim, DMA registrations and BAR windows of one physical device.
 //!
-//! It opens the isolation group of the device without claiming any function of it, or takes over what a process
-//! before it left that died (where the backend has devices go on meanwhile), confines itself, and then does as the VMM side says: claim a function and export its BARs, take regions
+//! It opens the isolation group of the device without claiming any function of it, by files that a manager opened
+//! where there are some, or takes over what a process before it left that died (where the backend has devices go
+//! on meanwhile), confines itself, and then does as the VMM side says: claim a function and export its BARs, take regions
 //! of guest memory, register ranges of them. It never sees a byte that a guest wrote. It distrusts
 //! function processes: one that serves a companion may ask for registrations of its own function,
 //! and every range is checked against the memory table. It exits at once when the VMM side or the
@@ -37,7 +38,7 @@ use ipc::{Deadline, Handles, MemoryEntry, MemoryPort, PciAddress, Tube};
 use self::claimed::ClaimedFunction;
 use self::companion::Companion;
 use crate::hooks::Hooks;
-use crate::options::{Common, Holding, Windows};
+use crate::options::{Common, Holding, Opening, Windows};
 use crate::start::{self, Answer, Confinement, RoleError, Serve, nothing_beside, one_beside};
 
 /// How long registrations are made or removed before whoever else waits is served: a few hundred of
@@ -110,7 +111,11 @@ pub fn serve_on(
 
 /// How it comes by the group.
 fn origin(holding: Holding, tube: &mut Tube) -> Result<Origin, RoleError> {
-    if holding.adopt { start::left(tube).map(Origin::Adopted) } else { Ok(Origin::Own) }
+    match holding.opening {
+        Opening::Own => Ok(Origin::Own),
+        Opening::Handed => start::handed_group(tube).map(Origin::HandedGroup),
+        Opening::Adopt => start::left(tube).map(Origin::Adopted),
+    }
 }
 
 /// Opens and confines; public so that the escape suite confines itself the same way.

@@ -248,6 +248,16 @@ impl Escrowed {
     }
 }
 
+/// The first message to a process that is started with `--handed`: the files of its group, which a manager opened.
+/// They travel beside: that of the group, then that of the container, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedGroup {
+    /// The number of the group's descriptor in the process that it was handed to, for people.
+    pub group: i32,
+    /// The same of the container's; none where the process opens a container itself.
+    pub container: Option<i32>,
+}
+
 /// Registers a range for an adopted function as [`MapDma`] does, unless the predecessor has registered it
 /// already: whoever asks has kept account, and says that it can have registered nothing else there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -86,6 +86,8 @@ pub enum Role {
     },
     /// A connection process that takes over what one before it left.
     Adopter,
+    /// A connection process that is handed the files of its group, which a manager opened.
+    Handed,
 }
 
 /// What comes of it. With each of them, pidfds of children that were made and did not come to run,

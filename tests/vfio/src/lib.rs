@@ -47,4 +47,4 @@ pub mod pack;
 pub mod script;
 
 pub use machine::{Emulated, Machine, Ran};
-pub use script::{Report, Step};
+pub use script::{Descriptor, Report, Step};

@@ -36,8 +36,51 @@ pub struct Step {
     pub user: u32,
     /// How many bytes it may lock (RLIMIT_MEMLOCK). Mappings for DMA count.
     pub locked_memory: u64,
+    /// Files that root opens, and that it is started with as descriptors 3 and up, as a manager does. When there are
+    /// some, it may open no file of VFIO's itself.
+    pub descriptors: Vec<Descriptor>,
     /// How long it may take until it is killed with all that it started.
     pub timeout: Duration,
+}
+
+/// A file that is opened for a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descriptor {
+    /// What it is called in LISTEN_FDNAMES: the variables of systemd are set if one has a name.
+    pub name: Option<String>,
+    /// Where it is.
+    pub file: Opened,
+}
+
+/// A file to open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Opened {
+    /// That of the IOMMU group of the function at this address.
+    GroupOf(String),
+    /// Any other, by its path; to read and write if that is allowed.
+    Path(String),
+}
+
+impl Descriptor {
+    /// The file of the IOMMU group of a function.
+    #[must_use]
+    pub fn group_of(address: &str) -> Self {
+        Self { name: None, file: Opened::GroupOf(address.to_owned()) }
+    }
+
+    /// A file.
+    #[must_use]
+    pub fn path(path: &str) -> Self {
+        Self { name: None, file: Opened::Path(path.to_owned()) }
+    }
+
+    /// As systemd passes it on.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
 }
 
 impl Step {
@@ -54,6 +97,7 @@ impl Step {
             environment: BTreeMap::new(),
             user: 0,
             locked_memory: Self::LOCKED_MEMORY,
+            descriptors: Vec::new(),
             timeout: Duration::from_secs(60),
         }
     }
@@ -83,6 +127,13 @@ impl Step {
     #[must_use]
     pub fn locked_memory(mut self, bytes: u64) -> Self {
         self.locked_memory = bytes;
+        self
+    }
+
+    /// Starts it with files that root opens, and without the right to open any of VFIO's itself.
+    #[must_use]
+    pub fn descriptors(mut self, descriptors: impl IntoIterator<Item = Descriptor>) -> Self {
+        self.descriptors.extend(descriptors);
         self
     }
 

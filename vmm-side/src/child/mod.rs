@@ -43,6 +43,7 @@ use serde::de::DeserializeOwned;
 
 use crate::connection::Escrow;
 use crate::faults::Faults;
+use crate::host::VfioGroup;
 use crate::limits::MAX_CHILDREN;
 use crate::observer::{Happening, Limit, Observer, ProcessKind};
 use crate::sys;
@@ -171,6 +172,8 @@ pub struct Spec {
     pub(crate) handed: Option<Handed>,
     /// What a connection process takes over instead of opening its group.
     pub(crate) adopted: Option<Escrow>,
+    /// What a connection process opens its group by, unless it takes one over.
+    pub(crate) group: Option<Arc<VfioGroup>>,
 }
 
 impl Spec {
@@ -193,6 +196,7 @@ impl Spec {
             observer: None,
             handed: None,
             adopted: None,
+            group: None,
         }
     }
 

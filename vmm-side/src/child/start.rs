@@ -162,6 +162,11 @@ impl<P: Protocol> Starting<P> {
         if sys::has_left_network() {
             arguments.push("--network=inherited".into());
         }
+        let group = spec.group.as_ref();
+        let group = group.filter(|_| P::ROLE == Role::Connection && spec.adopted.is_none());
+        if group.is_some() {
+            arguments.push("--handed".into());
+        }
         let start = Start {
             program: &spec.program,
             arguments: &arguments,
@@ -186,6 +191,9 @@ impl<P: Protocol> Starting<P> {
         }
         if let Some(escrow) = spec.adopted.as_ref().filter(|_| P::ROLE == Role::Connection) {
             let _ = escrow.send(&mut tube, deadline);
+        }
+        if let Some(group) = group {
+            let _ = group.send(&mut tube, deadline);
         }
         let channel = Channel::new(tube, Arc::clone(&fate), spec.deadlines, hook);
         let child = Arc::new(Child { channel, fate, memories });

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipc::PciAddress;
 use ipc::wire::spawn::Grant;
 
+use super::vfio_group::VfioGroup;
 use crate::child::launch::Processes;
 use crate::child::{Children, Deadlines, Handed, Launch, Spec};
 use crate::faults::Faults;
@@ -67,6 +68,9 @@ pub struct HostConfig {
     pub observer: Option<Observer>,
     /// How children are started: as processes, unless a test puts something else in their place.
     pub launch: Arc<dyn Launch>,
+    /// IOMMU groups whose files a manager opened (Linux's VFIO): none by default, and then connection processes open
+    /// them.
+    pub vfio_groups: Vec<Arc<VfioGroup>>,
     /// The processes that were started.
     pub(crate) children: Arc<Children>,
 }
@@ -88,6 +92,7 @@ impl HostConfig {
             faults: None,
             observer: None,
             launch: Arc::new(Processes),
+            vfio_groups: Vec::new(),
             children: Arc::default(),
         }
     }
@@ -155,6 +160,14 @@ impl HostConfig {
         self
     }
 
+    /// With an IOMMU group whose files a manager opened: connection processes of its functions use them, and open none
+    /// of it. What they need besides is the right to open `/dev/vfio/vfio`, unless a container was handed too.
+    #[must_use]
+    pub fn with_vfio_group(mut self, group: VfioGroup) -> Self {
+        self.vfio_groups.push(Arc::new(group));
+        self
+    }
+
     /// How a process for `address` is started; without one, for the whole dext.
     #[must_use]
     pub fn spec(&self, address: Option<PciAddress>) -> Spec {
@@ -183,6 +196,7 @@ impl HostConfig {
             observer: self.observer.clone(),
             handed: self.is_vfio().then(Handed::default),
             adopted: None,
+            group: None,
         }
     }
 
@@ -235,6 +249,7 @@ impl HostConfig {
     pub(super) fn connection_spec(&self, address: PciAddress) -> Spec {
         let mut spec = self.spec(Some(address));
         spec.arguments.push(format!("--windows={}", self.windows.argument()).into());
+        spec.group = self.vfio_groups.iter().find(|group| group.has(address)).cloned();
         spec
     }
 

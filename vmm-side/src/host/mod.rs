@@ -4,6 +4,7 @@ mod attachments;
 mod config;
 mod meter;
 mod upgrade;
+mod vfio_group;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub use attachments::DuplicateOwner;
 pub use config::{HostConfig, WindowRoute};
 pub use meter::SpawnMeter;
 pub use upgrade::HostUpgradeError;
+pub use vfio_group::{VfioGroup, VfioGroupError};
 
 /// How long detaching may take in all, whatever state its processes are in.
 const DETACH: Duration = Duration::from_secs(1);

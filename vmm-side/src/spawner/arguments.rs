@@ -27,7 +27,7 @@ pub(super) fn read(arguments: &[OsString], program: u32) -> Result<Request, Stri
     let command = words.next().unwrap_or_default();
     let (mut address, mut known) = (None, None);
     let (mut guest_memory, mut max_read_request, mut standby) = (true, None, false);
-    let mut adopt = false;
+    let (mut adopt, mut handed) = (false, false);
     for word in words {
         let (name, value) = word.split_once('=').unwrap_or((&word, ""));
         let wrong = |why: &dyn std::fmt::Display| format!("{name}: {why}");
@@ -40,13 +40,19 @@ pub(super) fn read(arguments: &[OsString], program: u32) -> Result<Request, Stri
             }
             "standby" => standby = true,
             "adopt" => adopt = true,
+            "handed" => handed = true,
             name if GRANTED.contains(&name) => {}
             _ => return Err(format!("a spawner starts nothing with the option {name}")),
         }
     }
     let address = address.ok_or("a spawner starts nothing without an address")?;
     let role = if command == ConnectionProtocol::COMMAND {
-        if adopt { Role::Adopter } else { Role::Connection }
+        match (adopt, handed) {
+            (true, true) => return Err("a process that adopts is handed no group".to_owned()),
+            (true, false) => Role::Adopter,
+            (false, true) => Role::Handed,
+            (false, false) => Role::Connection,
+        }
     } else if command == ListerProtocol::COMMAND {
         Role::Lister
     } else if command == FunctionProtocol::COMMAND {
@@ -76,10 +82,12 @@ pub(super) fn write(
     let mut arguments = vec![dext, format!("--sandbox={mode}").into()];
     arguments.push(format!("--address={address}").into());
     let command = match role {
-        Role::Connection | Role::Adopter => {
+        Role::Connection | Role::Adopter | Role::Handed => {
             arguments.push(format!("--windows={}", grant.windows).into());
-            if matches!(role, Role::Adopter) {
-                arguments.push("--adopt".into());
+            match role {
+                Role::Adopter => arguments.push("--adopt".into()),
+                Role::Handed => arguments.push("--handed".into()),
+                _ => {}
             }
             ConnectionProtocol::COMMAND
         }
@@ -177,6 +185,8 @@ mod tests {
         assert_eq!(run, expected);
         let run = there_and_back(&["connection", "--address=01:00.0", "--adopt"]).unwrap();
         assert_eq!((run.len(), &run[5]), (7, &"--adopt".into()));
+        let run = there_and_back(&["connection", "--address=01:00.0", "--handed"]).unwrap();
+        assert_eq!((run.len(), &run[5]), (7, &"--handed".into()));
     }
 
     #[test]
@@ -184,6 +194,7 @@ mod tests {
         for (words, why) in [
             (&["function", "--address=01:00.1"][..], "none of the functions"),
             (&["function"], "without an address"),
+            (&["connection", "--address=01:00.0", "--adopt", "--handed"], "is handed no group"),
             (&["lister"], "without an address"),
             (&["lister", "--address=01:00.1"], "none of the functions"),
             (&["doctor", "--address=01:00.0"], "no doctor process"),

@@ -1,6 +1,7 @@
 //! PCI functions as sysfs has them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use vfio_guest::binding::{DEVICES, DRIVER, last_part};
@@ -13,11 +14,23 @@ pub(crate) fn give(address: &str, user: u32) -> Result<(), String> {
     if last_part(&function.join("driver")).as_deref() != Some(DRIVER) {
         return Ok(());
     }
-    let group = last_part(&function.join("iommu_group"));
+    let file = group_file(address)?;
+    let given = std::os::unix::fs::chown(&file, Some(user), Some(user));
+    given.map_err(|error| format!("giving {} to user {user}: {error}", file.display()))
+}
+
+/// Who but root may open containers, by the mode of their file: everybody, as the kernel makes it, or nobody.
+pub(crate) fn open_containers(to_all: bool) -> Result<(), String> {
+    const FILE: &str = "/dev/vfio/vfio";
+    let mode = std::fs::Permissions::from_mode(if to_all { 0o666 } else { 0o600 });
+    fs::set_permissions(FILE, mode).map_err(|error| format!("{FILE}: {error}"))
+}
+
+/// The file of a function's IOMMU group.
+pub(crate) fn group_file(address: &str) -> Result<PathBuf, String> {
+    let group = last_part(&Path::new(DEVICES).join(address).join("iommu_group"));
     let group = group.ok_or_else(|| format!("{address} is in no group"))?;
-    let given =
-        std::os::unix::fs::chown(Path::new("/dev/vfio").join(&group), Some(user), Some(user));
-    given.map_err(|error| format!("giving group {group} to user {user}: {error}"))
+    Ok(Path::new("/dev/vfio").join(group))
 }
 
 /// Every function, by address.

@@ -3,6 +3,7 @@
 //! Whatever happens ends with a report and the machine off: nobody is there to look at it.
 
 mod functions;
+mod launch;
 mod reporter;
 mod steps;
 
@@ -18,6 +19,11 @@ use vfio_guest::Report;
 use vfio_guest::script::{MODULES, SCRIPT, Script};
 
 fn main() {
+    if let Some(step) = launch::step() {
+        let failed = launch::run(step);
+        console::complain(format_args!("vfio-init: {failed}"));
+        std::process::exit(i32::from(console::exit::FAILED));
+    }
     // Before devices are there, there is nothing to report on: the kernel's console has what is printed.
     let reporter = match prepare() {
         Ok(reporter) => reporter,
@@ -79,9 +85,11 @@ fn serve(reporter: &Reporter) -> Result<(), String> {
     }
     reporter.report(&Report::Ready { functions: functions::all()? });
     for step in &script.steps {
+        let may_open = step.descriptors.is_empty();
         for function in &script.bind {
-            functions::give(function, step.user)?;
+            functions::give(function, if may_open { step.user } else { 0 })?;
         }
+        functions::open_containers(may_open)?;
         steps::run(step, reporter);
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use rustix::process::{
     pidfd_open, setrlimit,
 };
 
+use crate::launch;
 use crate::reporter::Reporter;
 use vfio_guest::script::{Ending, Report, Step};
 
@@ -45,9 +46,8 @@ fn start(step: &Step) -> io::Result<Child> {
     let limit = Rlimit { current: Some(step.locked_memory), maximum: Some(step.locked_memory) };
     // This process's own limits are what children inherit; it locks nothing itself.
     setrlimit(Resource::Memlock, limit)?;
-    let mut command = Command::new(&step.program);
+    let mut command = launch::command(step)?;
     command
-        .args(&step.arguments)
         .env_clear()
         .envs([("PATH", "/bin"), ("TMPDIR", "/tmp"), ("HOME", "/tmp")])
         .envs(&step.environment)
@@ -56,7 +56,7 @@ fn start(step: &Step) -> io::Result<Child> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
-    if step.user != 0 {
+    if step.user != 0 && step.descriptors.is_empty() {
         command.uid(step.user).gid(step.user);
     }
     command.spawn()

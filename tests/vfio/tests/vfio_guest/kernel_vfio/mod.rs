@@ -1,6 +1,7 @@
 //! What `cargo xtask test` counts as "vfio guest".
 
 mod ground;
+mod handed;
 mod product;
 
 use std::time::Duration;

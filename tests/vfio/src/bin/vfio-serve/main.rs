@@ -1,8 +1,9 @@
 //! `vfio-serve ADDRESS`: runs `cordon serve --device vfio:ADDRESS`, drives the NVMe controller at ADDRESS through its socket as a
 //! client of vfio-user's does, has it reach outside of the client's memory, takes it out of the machine and puts it
-//! back, and prints what came of it as one JSON object. With two addresses, of one IOMMU group, it is the client of
-//! both: see `pair`.
+//! back, and prints what came of it as one JSON object. `vfio-serve ADDRESS handed`: see `handed`. With two addresses,
+//! of one IOMMU group, it is the client of both: see `pair`.
 
+mod handed;
 mod nvme;
 mod pair;
 
@@ -36,11 +37,13 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let found = match words[..] {
+    let found = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [handed::BECOME, ..] => Err(handed::become_server(&words[1..])),
         [pair::OTHER, socket] => return pair::other(socket),
+        [address, "handed"] => handed::check(address),
         [first, second] => pair::check([first, second]),
-        _ => check(words.first().copied().unwrap_or_default()),
+        [address] => check(address),
+        _ => Err("vfio-serve ADDRESS [handed | ADDRESS]".into()),
     };
     match found.and_then(|found| Ok(say!("{found}")?)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,8 +62,7 @@ struct Serve {
 }
 
 impl Serve {
-    fn start(addresses: &[&str]) -> Result<Self, Failure> {
-        let mut command = Command::new(CORDON);
+    fn start(mut command: Command, addresses: &[&str]) -> Result<Self, Failure> {
         command.args(["serve", "--json"]).stdout(Stdio::piped());
         for (address, socket) in addresses.iter().zip(SOCKETS) {
             command.args(["--device", &format!("vfio:{address}"), "--socket", socket]);
@@ -116,7 +118,7 @@ impl Drop for Serve {
 }
 
 fn check(address: &str) -> Result<Value, Failure> {
-    let mut serve = Serve::start(&[address])?;
+    let mut serve = Serve::start(Command::new(CORDON), &[address])?;
     serve.until("ready")?;
     let mut client = Client::negotiated(Path::new(SOCKETS[0]));
     let ids = client.read(7, 0, 4);

@@ -11,7 +11,7 @@ use cordon_tests::vfio_user::{Client, map, ram};
 use serde_json::{Value, json};
 
 use crate::nvme::{BASE, Nvme, PART, SIZE};
-use crate::{DMA_MAP, Failure, READ_WRITE, SOCKETS, Serve};
+use crate::{CORDON, DMA_MAP, Failure, READ_WRITE, SOCKETS, Serve};
 
 /// Says of this program that it is to be another client, of the socket that is named next.
 pub(crate) const OTHER: &str = "--other";
@@ -36,7 +36,7 @@ fn tried_by_another(socket: &str) -> Result<String, Failure> {
 
 /// Serves both, and is their client.
 pub(crate) fn check(addresses: [&str; 2]) -> Result<Value, Failure> {
-    let mut serve = Serve::start(&addresses)?;
+    let mut serve = Serve::start(Command::new(CORDON), &addresses)?;
     serve.until("ready")?;
     let listening = serve.until_all("listening", 2)?;
     let [one, two] = [0, 1].map(|at: usize| &listening[at]["connection_process"]);

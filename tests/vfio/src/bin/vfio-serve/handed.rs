@@ -1,0 +1,71 @@
+//! `vfio-serve ADDRESS handed`: the server is one that a service manager started with the files of the function's IOMMU
+//! group, by a user who may open none of VFIO's. Its connection process is killed, which another one adopts, and ended
+//! as one that broke its sandbox, after which another one has to open the group by the files again.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use cordon_tests::vfio_user::{Client, map, ram};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::nvme::{BASE, Nvme, SIZE};
+use crate::{CORDON, DMA_MAP, Failure, READ_WRITE, SOCKETS, Serve};
+
+/// The word that this program is run with to become the server.
+pub(crate) const BECOME: &str = "become";
+
+/// Becomes a server for whom the variables of the service manager are; why not.
+pub(crate) fn become_server(words: &[String]) -> Failure {
+    let mut command = Command::new(CORDON);
+    command.args(words).env("LISTEN_PID", std::process::id().to_string());
+    format!("{CORDON}: {}", command.exec()).into()
+}
+
+fn process(event: &Value, name: &str) -> Result<Pid, Failure> {
+    let pid = event[name].as_i64().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    Ok(pid.ok_or_else(|| format!("no {name}: {event}"))?)
+}
+
+pub(crate) fn check(address: &str) -> Result<Value, Failure> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(BECOME);
+    let mut serve = Serve::start(command, &[address])?;
+    let layers = serve.until("confined")?["layers"].clone();
+    let layers = layers.as_array().ok_or("no layers")?;
+    let confined = layers.iter().all(|layer| layer["state"] == "enforced");
+    let first = process(&serve.until("listening")?, "connection_process")?;
+    serve.until("ready")?;
+    let mut client = Client::negotiated(Path::new(SOCKETS[0]));
+    let memory = ram(SIZE);
+    let mapped = client.ask(DMA_MAP, &map(READ_WRITE, 0, BASE, SIZE), &[memory.as_fd()]);
+    if mapped.error != 0 {
+        return Err(format!("memory is refused with {}", mapped.error).into());
+    }
+    let memory = File::from(memory.as_fd().try_clone_to_owned()?);
+    client.master_bus();
+    let mut nvme = Nvme::start(&mut client, &memory)?;
+    let mut verified = nvme.verify(1)?;
+
+    kill_process(first, Signal::KILL)?;
+    let second = process(&serve.until("connection-adopted")?, "process")?;
+    verified += nvme.verify(2)?;
+
+    kill_process(second, Signal::SYS)?;
+    let third = process(&serve.until("connection-replaced")?, "process")?;
+    serve.until("back")?;
+    client.master_bus();
+    verified += Nvme::start(&mut client, &memory)?.verify(3)?;
+    drop(client);
+    let status = serve.stop()?;
+    Ok(json!({
+        "confined": confined,
+        "adopted": second != first,
+        "opened_again": third != second,
+        "bytes_verified": verified,
+        "status": status,
+    }))
+}

@@ -37,6 +37,10 @@ pub(crate) fn open(
     let number = group::bound(places, address)?;
     // Only for what it says of groups without an IOMMU.
     places.file(number)?;
+    // The number of its device may be another group's by then, or nobody's.
+    if is_gone(kernel.as_ref(), &file) {
+        return Err(VfioError::GroupGone { number: file.number, group: number });
+    }
     match what(kernel.as_ref(), places, &file)? {
         VfioFile::Group(is) if is == number => {}
         VfioFile::Group(is) => {
@@ -74,20 +78,19 @@ fn other(one: &HandedFile, wanted: &'static str, is: VfioFile) -> VfioError {
     VfioError::OtherFile { number: one.number, wanted, is }
 }
 
+/// Whether the kernel has taken back the group that this was the file of.
+fn is_gone(kernel: &dyn Kernel, file: &HandedFile) -> bool {
+    let flags = group::flags(kernel, &file.file);
+    matches!(flags, Err(VfioError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENODEV))
+}
+
 /// Takes the group out of the container that it is in, if it is in one. What a process had open that was killed is
 /// closed a little after its end.
 fn leave(kernel: &dyn Kernel, group: u32, file: &HandedFile) -> Result<(), VfioError> {
     let number = file.number;
     let until = Instant::now() + CLEANUP;
     loop {
-        let flags = group::flags(kernel, &file.file).map_err(|error| match error {
-            // The number is that of a group which came after it.
-            VfioError::Refused { source, .. } if source.raw_os_error() == Some(libc::ENODEV) => {
-                VfioError::GroupGone { number, group }
-            }
-            other => other,
-        })?;
-        if flags & VFIO_GROUP_FLAGS_CONTAINER_SET == 0 {
+        if group::flags(kernel, &file.file)? & VFIO_GROUP_FLAGS_CONTAINER_SET == 0 {
             return Ok(());
         }
         match kernel.plain(file.file.as_fd(), Plain::UnsetContainer) {

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::nvme::{BASE, Nvme, SIZE};
-use crate::{CORDON, DMA_MAP, Failure, READ_WRITE, SOCKETS, Serve};
+use crate::{CORDON, DMA_MAP, Failure, LONGEST, READ_WRITE, SOCKETS, Serve, put_back, remove};
 
 /// The word that this program is run with to become the server.
 pub(crate) const BECOME: &str = "become";
@@ -30,13 +30,23 @@ fn process(event: &Value, name: &str) -> Result<Pid, Failure> {
     Ok(pid.ok_or_else(|| format!("no {name}: {event}"))?)
 }
 
-pub(crate) fn check(address: &str) -> Result<Value, Failure> {
+/// Has the kernel take the function back, and returns it: why it is not served again, and how long the kernel took.
+fn take_back(serve: &mut Serve, address: &str) -> Result<Value, Failure> {
+    let removal = remove(address)?;
+    serve.until("requested")?;
+    let took = removal.recv_timeout(LONGEST).map_err(|_| "the removal goes on for ever")??;
+    put_back(address)?;
+    let why = serve.until("given-up")?["why"].clone();
+    Ok(json!({ "why": why, "took_ms": u64::try_from(took.as_millis())? }))
+}
+
+/// With `taken_back`, which takes root, the kernel takes the function back in the end.
+pub(crate) fn check(address: &str, taken_back: bool) -> Result<Value, Failure> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(BECOME);
     let mut serve = Serve::start(command, &[address])?;
-    let layers = serve.until("confined")?["layers"].clone();
-    let layers = layers.as_array().ok_or("no layers")?;
-    let confined = layers.iter().all(|layer| layer["state"] == "enforced");
+    // Of those that it may still make.
+    let calls = serve.until("confined")?["syscalls"].as_u64();
     let first = process(&serve.until("listening")?, "connection_process")?;
     serve.until("ready")?;
     let mut client = Client::negotiated(Path::new(SOCKETS[0]));
@@ -59,13 +69,15 @@ pub(crate) fn check(address: &str) -> Result<Value, Failure> {
     serve.until("back")?;
     client.master_bus();
     verified += Nvme::start(&mut client, &memory)?.verify(3)?;
+    let taken_back = if taken_back { Some(take_back(&mut serve, address)?) } else { None };
     drop(client);
     let status = serve.stop()?;
     Ok(json!({
-        "confined": confined,
+        "confined": calls > Some(0),
         "adopted": second != first,
         "opened_again": third != second,
         "bytes_verified": verified,
+        "taken_back": taken_back,
         "status": status,
     }))
 }

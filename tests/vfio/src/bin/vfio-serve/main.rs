@@ -40,10 +40,11 @@ fn main() -> ExitCode {
     let found = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [handed::BECOME, ..] => Err(handed::become_server(&words[1..])),
         [pair::OTHER, socket] => return pair::other(socket),
-        [address, "handed"] => handed::check(address),
+        [address, "handed"] => handed::check(address, false),
+        [address, "handed", "removed"] => handed::check(address, true),
         [first, second] => pair::check([first, second]),
         [address] => check(address),
-        _ => Err("vfio-serve ADDRESS [handed | ADDRESS]".into()),
+        _ => Err("vfio-serve ADDRESS [handed [removed] | ADDRESS]".into()),
     };
     match found.and_then(|found| Ok(say!("{found}")?)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -90,6 +90,8 @@ fn ran() -> &'static Ran {
         };
         machine
             .step(serve.clone().arguments([OTHER, "handed"]).user(USER).descriptors(named(OTHER)));
+        let root = Step { name: "serve root".to_owned(), ..serve };
+        machine.step(root.arguments([OTHER, "handed", "removed"]).descriptors(named(OTHER)));
         let removed = Step::new("removed", "/bin/vfio-check").timeout(Duration::from_secs(120));
         let command = ["/bin/cordon", "demo", "--vfio", NVME, "--kills=1", both[0], both[1]];
         let words = ["remove", NVME, "Moving data"].into_iter().chain(command);
@@ -175,11 +177,16 @@ fn what_is_no_file_of_the_functions_group_is_refused_with_its_number_and_what_it
     assert_refused("not viable", &["04:00.0", "is not viable", &holder]);
 }
 
+/// What a step printed as one JSON object.
+fn said(name: &str) -> Value {
+    let step = step(name);
+    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
+    serde_json::from_str(&step.output.join("\n")).unwrap()
+}
+
 #[test]
 fn a_confined_server_is_handed_a_group_by_a_service_manager_and_comes_back_after_deaths() {
-    let step = step("serve");
-    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
-    let said: Value = serde_json::from_str(&step.output.join("\n")).unwrap();
+    let said = said("serve");
     // 64 KiB each: at first, after a death that was adopted, and after one that was not.
     assert_eq!(number(&said, "bytes_verified"), 3 * 65536, "{said}");
     for (name, expected) in [("adopted", true), ("opened_again", true), ("confined", true)] {
@@ -190,12 +197,20 @@ fn a_confined_server_is_handed_a_group_by_a_service_manager_and_comes_back_after
 
 #[test]
 fn files_that_are_kept_hold_no_device_that_the_kernel_wants_back() {
-    let step = step("removed");
-    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
-    let said: Value = serde_json::from_str(&step.output.join("\n")).unwrap();
+    let said = said("removed");
     assert!(number(&said, "removal_took_ms") < 10_000, "{said}");
     for name in ["gone", "program_ran_on", "returned"] {
         assert_eq!(said[name], true, "{name}: {said}");
     }
-    assert!(said["status"].as_i64() > Some(0), "{said}: {step:#?}");
+    assert!(said["status"].as_i64() > Some(0), "{said}");
+}
+
+#[test]
+fn a_group_that_the_kernel_took_back_is_not_served_by_its_old_file_and_the_error_says_what_helps() {
+    let said = said("serve root");
+    let taken_back = &said["taken_back"];
+    assert!(number(taken_back, "took_ms") < 10_000, "{said}");
+    let why = taken_back["why"].as_str().unwrap();
+    let says = ["before the kernel took its devices back", "must open /dev/vfio/", "again"];
+    assert!(says.iter().all(|part| why.contains(part)), "{why}");
 }

@@ -23,6 +23,22 @@ pub(crate) const MAX_CONTROL_PEERS: usize = 32;
 /// Most faults of a plan that are armed over the control socket: each is kept until the server ends.
 pub(crate) const MAX_CONTROL_FAULTS: usize = 1024;
 
+/// Descriptors that `cordon keep` holds for its command: those of several groups, and of guest memory.
+#[cfg(target_os = "linux")]
+pub(crate) const MAX_KEPT: usize = 256;
+
+/// Longest name of one of them, in bytes, as with systemd.
+#[cfg(target_os = "linux")]
+pub(crate) const MAX_KEPT_NAME: usize = 255;
+
+/// Most of them beside one message: a command stores one at a time, since each has a name of its own.
+#[cfg(target_os = "linux")]
+pub(crate) const MAX_KEPT_AT_ONCE: usize = 16;
+
+/// Longest message of a command to `cordon keep`, in bytes: a few lines.
+#[cfg(target_os = "linux")]
+pub(crate) const MAX_NOTIFICATION: usize = 4096;
+
 /// Longest config file of `cordon serve` that is read, in bytes: thousands of devices.
 pub(crate) const MAX_CONFIG: u64 = 1 << 20;
 

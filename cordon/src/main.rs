@@ -11,6 +11,7 @@ mod faults;
 mod generate;
 mod host;
 mod inspect;
+mod keep;
 mod limits;
 mod logging;
 mod names;
@@ -99,6 +100,17 @@ enum Command {
     /// up when the VMM has ended.
     #[command(after_help = run::HELP)]
     Run(Box<run::RunOptions>),
+    /// Run a command, hold the descriptors that it stores while it is dead, and start it again with them: a VMM that
+    /// links cordon-vmm and is killed goes on with its devices (Linux's VFIO).
+    #[command(after_help = keep::HELP)]
+    Keep(keep::KeepOptions),
+    /// Becomes the command of `cordon keep`; of no use by hand.
+    #[command(name = keep::STARTER, hide = true)]
+    KeepStart {
+        /// The command and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Removes the folder of a `cordon run` that was killed; of no use by hand.
     #[command(name = run::SWEEPER, hide = true)]
     Sweeper {
@@ -262,8 +274,9 @@ fn run(command: Command, prepared: Option<serve::Prepared>) -> Result<(), Failur
         },
         Command::Ctl(options) => ctl::run(options),
         Command::Run(options) => run::run(&options),
+        Command::Keep(options) => sys::keep(&options),
         // They have no log, and are run before there is one.
-        Command::Spawner | Command::Sweeper { .. } => Ok(()),
+        Command::Spawner | Command::Sweeper { .. } | Command::KeepStart { .. } => Ok(()),
         Command::Doctor(options) => doctor::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Torture(options) => torture::run(&options),
@@ -299,6 +312,7 @@ fn main() -> ExitCode {
     let helper = match &options.command {
         Command::Spawner => Some(sys::spawner()),
         Command::Sweeper { folder } => Some(run::sweep(folder)),
+        Command::KeepStart { command } => Some(keep::start(command).map(|never| match never {})),
         _ => None,
     };
     if let Some(ended) = helper {

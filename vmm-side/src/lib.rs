@@ -10,6 +10,7 @@
 //! | [`companion`] | the DMA companion device |
 //! | [`connection`] | the VMM side of a connection process |
 //! | [`child`] | a child process: its calls, its death |
+//! | [`kept`] | devices that go on when the VMM is killed, and the keeper that holds them meanwhile |
 //! | [`observer`] | what happens to processes, told to whoever embeds this |
 //! | [`recovery`] | whether and how dead processes are replaced |
 //! | `spawner` | Linux: starts the processes of a VMM side that confines itself |
@@ -55,6 +56,7 @@ pub mod faults;
 pub mod function;
 pub mod host;
 mod keeper;
+pub mod kept;
 pub mod limits;
 pub mod listing;
 mod memory;
@@ -87,6 +89,8 @@ pub use ipc::wire::common::{BarInfo, Identity, MsixInfo};
 pub use ipc::wire::connection::DmaStatistics;
 pub use ipc::wire::dext::IoReturn;
 pub use ipc::wire::function::{Access, InterruptIndex, Layout, Space, Statistics};
+// What a mapping of memory allows; `Access` is one of a device.
+pub use ipc::Access as MemoryAccess;
 pub use ipc::wire::sandbox::{Layer, LayerKind, LayerState, SandboxReport};
 pub use ipc::{Deadline, Event, PciAddress, SharedMemory, Window};
 pub use observer::{Happening, Observer};

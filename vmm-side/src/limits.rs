@@ -47,5 +47,13 @@ pub const MAX_TRAIL: usize = 64;
 /// that are just ending.
 pub const MAX_RUNNING: usize = 6;
 
+/// Bytes of one of the two slots of a record of what is kept of a group: a thousand regions of guest memory for each of
+/// three functions, or a few hundred for as many functions as there can be.
+pub const MAX_RECORD: usize = 256 << 10;
+
+/// Files of guest memory that are kept for a next instance of the VMM, of all its groups: VMMs have one or a few. A
+/// keeper has a limit of its own for all descriptors.
+pub const MAX_KEPT_FILES: usize = 128;
+
 /// Other programs that a spawner keeps open at once: the one that serves, the one before it, and the one that is tried.
 pub const MAX_PROGRAMS: usize = 4;

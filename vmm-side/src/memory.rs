@@ -21,6 +21,19 @@ pub struct GuestRegion {
     pub writable: bool,
 }
 
+impl GuestRegion {
+    /// Whether it is the same part of the same memory, by another handle or the same.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let place = |one: &Self| (one.iova, one.size, one.offset, one.writable);
+        let file = |one: &Self| {
+            let stat = rustix::fs::fstat(&*one.memory);
+            stat.map(|stat| (stat.st_dev, stat.st_ino))
+        };
+        place(self) == place(other)
+            && matches!((file(self), file(other)), (Ok(one), Ok(two)) if one == two)
+    }
+}
+
 /// Whoever reads a guest's rings: it is given guest RAM as it comes, and has it taken away.
 pub(crate) trait RingReader: Send + Sync {
     /// Gives it a region.

@@ -48,6 +48,7 @@ const SUITES: &[Suite] = &[
     suite("guest", false, false),
     suite("hostile_child", true, true),
     suite("in_process", false, true),
+    suite("keep", false, false),
     suite("kill_matrix", true, true),
     suite("lane", true, true),
     suite("limits", false, false),

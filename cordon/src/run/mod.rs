@@ -31,14 +31,13 @@ use ipc::{Deadline, PciAddress};
 use rustix::process::{Pid, Signal, kill_process};
 
 use self::commands::Commands;
-use self::sweeper::Sweeper;
 use self::vmm::Vmm;
 use crate::offered::offered;
 use crate::scratch::Folder;
 use crate::target::Target;
 use crate::{Common, Failure, sys};
 
-pub(crate) use self::sweeper::{SWEEPER, sweep};
+pub(crate) use self::sweeper::{SWEEPER, Sweeper, sweep};
 
 /// How long a server may take to be ready: each function takes some milliseconds, on a busy machine seconds.
 const READY: Duration = Duration::from_secs(60);
@@ -109,10 +108,18 @@ impl RunOptions {
     }
 }
 
-/// The VMM ended otherwise than by success: so does this program, and says nothing.
+/// The VMM, or the command, ended otherwise than by success: so does this program, and says nothing.
 #[derive(Debug, thiserror::Error)]
-#[error("The VMM ended with status {0}")]
+#[error("It ended with status {0}")]
 pub(crate) struct VmmEnded(pub(crate) u8);
+
+/// The program that a shell would run by this name.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn program_called(name: &std::ffi::OsStr) -> Result<std::path::PathBuf, String> {
+    vmm::program(name, std::env::var_os("PATH").as_deref())
+}
 
 /// Runs it.
 pub(crate) fn run(options: &RunOptions) -> Result<(), Failure> {
@@ -197,7 +204,7 @@ impl Drop for Running<'_> {
 }
 
 /// The status of a program that has ended, as a shell says it.
-fn status_of(status: ExitStatus) -> u8 {
+pub(crate) fn status_of(status: ExitStatus) -> u8 {
     let signal = status.signal().map(|signal| i32::from(exit::SIGNAL) + signal);
     status.code().or(signal).and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILED)
 }

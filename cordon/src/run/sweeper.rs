@@ -16,14 +16,14 @@ pub(crate) const SWEEPER: &str = "sweeper";
 const SERVER: Duration = Duration::from_secs(4);
 
 /// A sweeper that waits. When it is dropped the folder is removed, if it is still there.
-pub(super) struct Sweeper {
+pub(crate) struct Sweeper {
     child: Child,
     input: Option<ChildStdin>,
 }
 
 impl Sweeper {
     /// Of this folder.
-    pub(super) fn start(folder: &Path) -> Result<Self, Failure> {
+    pub(crate) fn start(folder: &Path) -> Result<Self, Failure> {
         let own = std::env::current_exe()
             .map_err(|error| format!("cannot find this program's own path: {error}"))?;
         let mut command = Command::new(own);

@@ -4,6 +4,7 @@
 mod confined;
 mod facts;
 mod handed;
+mod keep;
 mod manager;
 pub(crate) mod vfio;
 
@@ -22,6 +23,7 @@ use crate::host::{Host, HostFunction};
 pub(crate) use confined::{Confined, SPAWNER, spawner, with_spawner};
 pub(crate) use facts::facts;
 pub(crate) use handed::handed_groups;
+pub(crate) use keep::keep;
 pub(crate) use manager::{Manager, passed};
 pub(crate) use vfio::vfio_group;
 

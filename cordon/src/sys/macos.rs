@@ -68,6 +68,11 @@ pub(crate) fn descriptors() -> io::Result<Vec<String>> {
     Ok(open)
 }
 
+/// Nothing that is kept would go on: the dext ends with whoever has it open.
+pub(crate) fn keep(_: &crate::keep::KeepOptions) -> Result<(), crate::Failure> {
+    Err("cordon keep is for Linux: here no device goes on without the program that has it".into())
+}
+
 /// There is no VFIO.
 pub(crate) fn vfio_group(_: u32) -> Option<crate::host::Group> {
     None

@@ -33,7 +33,7 @@ use ipc::wire::connection::{Escrowed, EscrowedFunction, Mapped, Ready, Request};
 use ipc::wire::dma::Reply;
 use ipc::wire::faults::Misbehave;
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, Handles, MemoryEntry, MemoryPort, PciAddress, Tube};
+use ipc::{Deadline, Handles, MemoryEntry, MemoryPort, PciAddress, Tube, TubeError};
 
 use self::claimed::ClaimedFunction;
 use self::companion::Companion;
@@ -66,6 +66,8 @@ pub struct ConnectionProcess {
     turn: usize,
     /// Where memory without a descriptor goes.
     port: Option<MemoryPort>,
+    /// The VMM side has asked it to end.
+    is_stopped: bool,
 }
 
 /// Runs the role until the VMM side ends it.
@@ -86,7 +88,14 @@ pub fn run(
         let origin = origin(holding, &mut tube)?;
         prepare_from(backend.as_ref(), address, origin, windows, port, confinement, &tube)
     });
-    start::announce(&mut tube, prepared)?.serve(&mut tube, hooks)
+    let mut process = start::announce(&mut tube, prepared)?;
+    let ended = process.serve(&mut tube, hooks);
+    if process.is_orphaned(&ended) {
+        // Somebody may keep what its functions go on with. Where nobody does, the kernel or the dext ends what this
+        // process had when its descriptors are closed, which its end does.
+        std::mem::forget(process);
+    }
+    ended
 }
 
 /// Runs the role over a tube and a backend that are there already, until the VMM side ends it.
@@ -161,7 +170,9 @@ fn prepare_from(
     };
     let sandbox = start::confine(confinement, role, &open, later)?;
     let (companions, turn) = (Vec::new(), 0);
-    let process = ConnectionProcess { address, group, functions, companions, turn, port };
+    let is_stopped = false;
+    let process =
+        ConnectionProcess { address, group, functions, companions, turn, port, is_stopped };
     Ok((process, Ready { functions: identities, sandbox }))
 }
 
@@ -181,6 +192,14 @@ impl ConnectionProcess {
                 }
             }
             self.work();
+        }
+    }
+
+    /// Whether it ends since the VMM side is gone without a word, and what that was told is not to be undone.
+    fn is_orphaned(&self, ended: &Result<(), RoleError>) -> bool {
+        match ended {
+            Ok(()) => !self.is_stopped,
+            Err(error) => matches!(error, RoleError::Tube(TubeError::Disconnected)),
         }
     }
 
@@ -457,6 +476,7 @@ impl Serve for ConnectionProcess {
                 Err(failure) => answer.send(&call, Err(failure))?,
             },
             Request::Shutdown(call) => {
+                self.is_stopped = true;
                 answer.send::<Request, _>(&call, alone)?;
                 return Ok(false);
             }

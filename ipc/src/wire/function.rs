@@ -107,7 +107,7 @@ impl Ready {
 }
 
 /// Interrupt indexes, in VFIO's order (P4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum InterruptIndex {
     /// Legacy interrupt.
     Intx,

@@ -44,6 +44,7 @@ use serde::de::DeserializeOwned;
 use crate::connection::Escrow;
 use crate::faults::Faults;
 use crate::host::VfioGroup;
+use crate::kept::Store;
 use crate::limits::MAX_CHILDREN;
 use crate::observer::{Happening, Limit, Observer, ProcessKind};
 use crate::sys;
@@ -174,6 +175,8 @@ pub struct Spec {
     pub(crate) adopted: Option<Escrow>,
     /// What a connection process opens its group by, unless it takes one over.
     pub(crate) group: Option<Arc<VfioGroup>>,
+    /// Who keeps a connection process's group for a next VMM.
+    pub(crate) store: Option<Arc<Store>>,
 }
 
 impl Spec {
@@ -197,6 +200,7 @@ impl Spec {
             handed: None,
             adopted: None,
             group: None,
+            store: None,
         }
     }
 

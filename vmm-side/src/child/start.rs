@@ -9,7 +9,7 @@ use ipc::wire::call::Call;
 use ipc::wire::common::Failure;
 use ipc::wire::faults::Point;
 use ipc::wire::handshake::Role;
-use ipc::{Deadline, MemoryInbox, Tube, TubeError};
+use ipc::{Deadline, Handles, MemoryInbox, Tube, TubeError};
 
 use super::channel::Channel;
 use super::fate::Fate;
@@ -78,10 +78,22 @@ impl<P: Protocol> Kept<P> {
         handles: &[BorrowedFd<'_>],
         deadline: Deadline,
     ) -> Result<C::Reply, CallError> {
+        self.call_with(call, handles, deadline).map(|(reply, _)| reply)
+    }
+
+    /// [`Kept::call`] with what comes beside the answer.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub(crate) fn call_with<C: Call<P::Request>>(
+        &mut self,
+        call: &C,
+        handles: &[BorrowedFd<'_>],
+        deadline: Deadline,
+    ) -> Result<(C::Reply, Handles), CallError> {
         let child = Arc::clone(&self.child);
         let called = child.channel.call(call, handles, deadline);
-        let death = |error| child.failed(error, call.name(), || self.reap(false));
-        called.map(|(reply, _)| reply).map_err(death)
+        called.map_err(|error| child.failed(error, call.name(), || self.reap(false)))
     }
 
     /// How a child died that is condemned, with what it said last.

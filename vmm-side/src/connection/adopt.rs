@@ -10,8 +10,8 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipc::wire::connection::{AddMemory, AdoptDma, Attach, Mapped, Ready};
-use ipc::{Deadline, PciAddress};
+use ipc::wire::connection::{AddMemory, AdoptDma, Attach, Attached, Mapped, Ready};
+use ipc::{Deadline, Handles, PciAddress};
 
 use super::escrow::Accounts;
 use super::keep::Turns;
@@ -96,7 +96,10 @@ pub(super) fn adopt(
         spec.adopted = Some(escrow);
         let death = match keeper.start_as(&spec) {
             Ok((mut kept, ready)) => {
-                match tell(keeper, &mut kept, (&ready, of), accounts, deadline) {
+                // The windows are the same device's.
+                let told =
+                    tell(keeper, &mut kept, (&ready, of), accounts, deadline, &mut |_, _| {});
+                match told {
                     Ok(told) => {
                         shared.runs(program);
                         return Ok(Some(((kept, ready), told)));
@@ -128,12 +131,13 @@ fn failed(shared: &ConnectionShared, why: &str) -> Arc<Death> {
 }
 
 /// Tells a successor what the process before it was told; the same with what it answered.
-fn tell(
+pub(super) fn tell(
     keeper: &Keeper<ConnectionProtocol>,
     kept: &mut Kept<ConnectionProtocol>,
     (ready, of): (&Ready, Option<PciAddress>),
     mut accounts: Accounts,
     deadline: Deadline,
+    claimed: &mut dyn FnMut(Attached, Handles),
 ) -> Result<Accounts, CallError> {
     let numbers = numbers(ready, of);
     let child = Arc::clone(&kept.child);
@@ -142,10 +146,11 @@ fn tell(
             let found = numbers.iter().find(|(_, one)| one == address);
             let function = found.map(|(number, _)| *number);
             let function = function.ok_or_else(|| refused("it does not have every function"))?;
-            let attached = kept.call(&Attach { function }, &[], deadline)?;
+            let (attached, handles) = kept.call_with(&Attach { function }, &[], deadline)?;
             if (attached.identity, attached.bars) != (account.identity, account.bars) {
                 return Err(refused("it is another device"));
             }
+            claimed(*attached, handles);
             for (base, (region, _)) in &account.regions {
                 let (base, size, offset) = (*base, region.size, region.offset);
                 let call = AddMemory { function, base, size, offset, writable: region.writable };
@@ -164,7 +169,7 @@ fn tell(
     })
 }
 
-fn refused(why: &str) -> CallError {
+pub(super) fn refused(why: &str) -> CallError {
     use ipc::wire::common::{Failure, FailureKind};
     CallError::Refused(Failure { kind: FailureKind::Io, code: None, message: why.to_owned() })
 }

@@ -7,7 +7,7 @@
 //! Account is written before a process is asked, and corrected when it has answered: a successor is told what the
 //! dead one may have been told, never less, and whoever waits for memory to be taken away asks again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -25,6 +25,15 @@ pub(crate) struct Escrow {
     functions: Vec<Held>,
 }
 
+/// What there is in it of one function.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeldFunction<'e> {
+    pub(crate) address: PciAddress,
+    pub(crate) descriptors: &'e [Arc<OwnedFd>],
+    /// Readable once the kernel wants the function back.
+    pub(crate) request: Option<&'e Arc<OwnedFd>>,
+}
+
 /// Of one function.
 #[derive(Clone, Debug)]
 struct Held {
@@ -39,7 +48,7 @@ impl Escrow {
     ///
     /// # Errors
     /// [`HandleCountError`] when it gave other than it said.
-    pub(super) fn of(
+    pub(crate) fn of(
         escrowed: &Escrowed,
         mut handles: Handles,
     ) -> Result<Option<Self>, HandleCountError> {
@@ -59,8 +68,22 @@ impl Escrow {
         Ok(Some(Self { functions: functions.collect(), group }))
     }
 
+    /// The group's own descriptors.
+    pub(crate) fn group(&self) -> &[Arc<OwnedFd>] {
+        &self.group
+    }
+
+    /// Its functions.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = HeldFunction<'_>> {
+        self.functions.iter().map(|one| HeldFunction {
+            address: one.address,
+            descriptors: &one.descriptors,
+            request: one.request.as_ref(),
+        })
+    }
+
     /// Whether the kernel wants one of the functions back.
-    pub(super) fn is_requested(&self) -> bool {
+    pub(crate) fn is_requested(&self) -> bool {
         let requests = self.functions.iter().filter_map(|one| one.request.as_ref());
         let mut asked = requests.map(|one| ipc::poll::wait_readable(&one.as_fd(), Deadline::now()));
         asked.any(|asked| asked.unwrap_or(true))
@@ -94,22 +117,32 @@ impl Escrow {
 /// What a function was claimed as and what its process was told of, with the generation of the process that is
 /// known to have it.
 #[derive(Clone, Debug)]
-pub(super) struct Account {
-    pub(super) identity: Identity,
-    pub(super) bars: [Option<BarInfo>; 6],
-    pub(super) regions: BTreeMap<u64, (Arc<GuestRegion>, Option<u64>)>,
-    pub(super) ranges: BTreeMap<u64, (DmaEntry, Option<(u64, Mapped)>)>,
+pub(crate) struct Account {
+    pub(crate) identity: Identity,
+    pub(crate) bars: [Option<BarInfo>; 6],
+    pub(crate) regions: BTreeMap<u64, (Arc<GuestRegion>, Option<u64>)>,
+    pub(crate) ranges: BTreeMap<u64, (DmaEntry, Option<(u64, Mapped)>)>,
+    pub(crate) inherited: Inherited,
+}
+
+/// What the processes of a VMM that is dead were told, and what the one that lives has not asked for yet: regions and
+/// ranges by their keys in the account.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inherited {
+    pub(crate) regions: BTreeSet<u64>,
+    pub(crate) ranges: BTreeSet<u64>,
 }
 
 impl Account {
     /// Of a function that was just claimed.
-    pub(super) fn new(identity: Identity, bars: [Option<BarInfo>; 6]) -> Self {
-        Self { identity, bars, regions: BTreeMap::new(), ranges: BTreeMap::new() }
+    pub(crate) fn new(identity: Identity, bars: [Option<BarInfo>; 6]) -> Self {
+        let (regions, ranges) = (BTreeMap::new(), BTreeMap::new());
+        Self { identity, bars, regions, ranges, inherited: Inherited::default() }
     }
 }
 
 /// Of each function that is attached.
-pub(super) type Accounts = BTreeMap<PciAddress, Account>;
+pub(crate) type Accounts = BTreeMap<PciAddress, Account>;
 
 #[cfg(test)]
 #[path = "escrow_tests.rs"]

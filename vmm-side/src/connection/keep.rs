@@ -9,10 +9,11 @@ use ipc::event::Signaller;
 use ipc::{Deadline, Event, PciAddress};
 use parking_lot::{Condvar, Mutex};
 
-use super::{ConnectionProgram, ConnectionShared, ConnectionState, Link, Programs, adopt};
+use super::{ConnectionProgram, ConnectionShared, ConnectionState, Link, Programs, adopt, left};
 use crate::child::start::Kept;
 use crate::child::{Cause, ConnectionProtocol, Death, Spec};
 use crate::keeper::{Keeper, KeeperEvent, KeeperParts, ReadyChild, StartError};
+use crate::kept::KeptGroup;
 use crate::observer::{Happening, Limit, ProcessKind};
 use crate::recovery::{Backoff, Deaths, Recovery};
 
@@ -20,7 +21,7 @@ type Started = Result<Arc<ConnectionShared>, Arc<Death>>;
 
 /// Starts the process, tells how that went, and keeps it until it is told to stop.
 pub(super) fn run(
-    spec: Spec,
+    (spec, left): (Spec, &Mutex<Option<KeptGroup>>),
     recovery: Recovery,
     own: Option<OsString>,
     died: Signaller,
@@ -35,20 +36,31 @@ pub(super) fn run(
         Ok(keeper) => keeper,
         Err(error) => return drop(started.send(Err(failed(error)))),
     };
-    let (kept, ready) = match keeper.start() {
-        Ok(ready) => ready,
+    let mut left = left.lock();
+    let begun = match left.as_ref() {
+        None => keeper.start().map(|ready| (ready, None)),
+        Some(group) => left::start(&keeper, &spec, group, recovery.timeout)
+            .map(|(ready, taken)| (ready, Some(taken))),
+    };
+    let ((kept, ready), taken) = match begun {
+        Ok(begun) => begun,
         Err(StartError::Died(death)) => return drop(started.send(Err(death))),
         Err(StartError::Stopped) => return,
     };
     let nobody = Arc::new(Death::of_connection(&spec.subject, Cause::Stopped));
     let link = Link::Up(0, nobody);
-    let state = ConnectionState::new(Arc::clone(&kept.child), spec.address, ready, link);
+    let mut state = ConnectionState::new(Arc::clone(&kept.child), spec.address, ready, link);
+    state.keeping = spec.store.as_ref().zip(spec.address).map(|(store, of)| store.keeping(of));
+    if let Some((taken, group)) = taken.zip(left.take()) {
+        state.take_over(taken, group);
+    }
+    drop(left);
     let now = ConnectionProgram { program: spec.program.clone(), before: spec.before.clone() };
     let programs = Mutex::new(Programs { now, next: None });
     let state = Mutex::new(state);
     let changed = Condvar::new();
     let shared = Arc::new(ConnectionShared { spec, programs, recovery, own, state, changed, died });
-    keeper.keep(kept);
+    keeper.keep(relied_on(kept));
     if started.send(Ok(Arc::clone(&shared))).is_ok() {
         keep(&shared, &mut keeper);
     }

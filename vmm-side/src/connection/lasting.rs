@@ -117,6 +117,7 @@ impl Connection {
                 if let Some(escrow) = &mut state.escrow {
                     escrow.remove(address);
                 }
+                state.keep();
             },
         )
     }
@@ -129,6 +130,9 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<(), DeviceError> {
         let GuestRegion { iova: base, size, offset, writable, .. } = **region;
+        if self.takes_over_region(address, region) {
+            return Ok(());
+        }
         self.account(address, |account| {
             account.regions.insert(base, (Arc::clone(region), None));
         });
@@ -173,6 +177,7 @@ impl Connection {
                 |state, is_done| {
                     if let Some(account) = state.accounts.get_mut(&address).filter(|_| *is_done) {
                         account.regions.remove(&base);
+                        state.keep();
                     }
                 },
             )?;
@@ -196,6 +201,9 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<u64, DeviceError> {
         let key = entry.key;
+        if let Some(mapped) = self.takes_over_range(address, &entry) {
+            return Ok(mapped.bus_address);
+        }
         self.account(address, |account| {
             account.ranges.insert(key, (entry, None));
         });
@@ -214,6 +222,7 @@ impl Connection {
                 if let Some((_, has)) = account.and_then(|one| one.ranges.get_mut(&key)) {
                     *has = Some((generation, *mapped));
                 }
+                state.keep();
             },
         );
         if let Err(error) = &mapped {
@@ -221,6 +230,7 @@ impl Connection {
             if let Some(account) = state.accounts.get_mut(&address) {
                 account.ranges.remove(&key);
             }
+            state.keep();
             // Nobody knows whether the kernel maps it by now, and what the VMM does not have mapped nobody may
             // reach: nothing is adopted from the process that was too late.
             if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Gone) {
@@ -250,12 +260,17 @@ impl Connection {
                 if let Some(account) = state.accounts.get_mut(&address) {
                     account.ranges.remove(&key);
                 }
+                state.keep();
             },
         )
     }
 
     /// Changes the account of a function, if one is kept.
     fn account(&self, address: PciAddress, change: impl FnOnce(&mut Account)) {
-        self.shared.state.lock().accounts.get_mut(&address).map(change);
+        let mut state = self.shared.state.lock();
+        if state.accounts.get_mut(&address).map(change).is_some() {
+            // Before it is asked for: a next VMM is told what may be, never less.
+            state.keep();
+        }
     }
 }

@@ -2,13 +2,15 @@
 //! is a physical device or what an IOMMU cannot tell apart. Shared by the functions of it that are attached.
 //!
 //! What a process held that dies is lost, or, where the backend has devices go on, adopted by the next one
-//! (`adopt`) from what this side keeps of it (`escrow`).
+//! (`adopt`) from what this side keeps of it (`escrow`). What this side kept that died itself, and a keeper holds, is
+//! taken over by `left`.
 
 mod adopt;
 mod escrow;
 mod guest;
 mod keep;
 mod lasting;
+mod left;
 mod own;
 
 use std::collections::BTreeSet;
@@ -35,12 +37,14 @@ use crate::container::Container;
 use crate::device::BarMemory;
 use crate::error::{DeviceError, ErrorKind};
 use crate::keeper::KeeperThread;
+use crate::kept::{Keeping, KeptGroup};
 use crate::recovery::Recovery;
 use crate::tally::Deaths;
 use crate::window_check;
-use escrow::{Account, Accounts};
+use left::Waiting;
 
-pub(crate) use escrow::Escrow;
+pub(crate) use escrow::{Account, Accounts, Escrow, HeldFunction};
+pub(crate) use left::NotTakenOver;
 
 type Process = Child<ConnectionProtocol>;
 
@@ -98,6 +102,10 @@ struct ConnectionState {
     escrow: Option<Escrow>,
     /// What a successor is to be told; nothing without an escrow.
     accounts: Accounts,
+    /// What a keeper has of it for a next VMM.
+    keeping: Option<Keeping>,
+    /// Functions that a VMM left which is dead: claimed, for whoever attaches them.
+    waiting: Waiting,
     /// A companion has registered what nobody but the process knows.
     companion: bool,
     /// Of its processes that served.
@@ -126,6 +134,8 @@ impl ConnectionState {
             adoptions: 0,
             escrow: None,
             accounts: Accounts::new(),
+            keeping: None,
+            waiting: Waiting::new(),
             companion: false,
             deaths: Deaths::default(),
         }
@@ -147,6 +157,8 @@ impl ConnectionState {
         next.guest = std::mem::take(&mut self.guest);
         next.deaths = self.deaths;
         next.watchers = std::mem::take(&mut self.watchers);
+        next.keeping = self.keeping.take();
+        next.waiting = std::mem::take(&mut self.waiting);
         let Self { free, attached, reserved, .. } = &mut next;
         free.retain(|one| !attached.contains(one) && !reserved.contains(one));
         *self = next;
@@ -156,6 +168,20 @@ impl ConnectionState {
     fn drop_escrow(&mut self) {
         self.escrow = None;
         self.accounts.clear();
+        self.waiting.clear();
+        self.keep();
+    }
+
+    /// Has the keeper, if there is one, know how things are.
+    fn keep(&mut self) {
+        let Self { keeping: Some(keeping), escrow, accounts, attached, waiting, .. } = self else {
+            return;
+        };
+        let keeps = |one| attached.contains(&one) || waiting.contains_key(&one);
+        match escrow {
+            Some(escrow) => keeping.update(escrow, accounts, keeps),
+            None => keeping.void(),
+        }
     }
 
     /// Whether what the process of this generation did is, or is going to be, another one's.
@@ -269,6 +295,16 @@ impl Connection {
         recovery: Recovery,
         own: Option<OsString>,
     ) -> Result<Self, Arc<Death>> {
+        Self::start_with(spec, recovery, own, &Arc::default())
+    }
+
+    /// Starts it to take over what is `left`, if anything is; that is taken out if it did.
+    fn start_with(
+        spec: &Spec,
+        recovery: Recovery,
+        own: Option<OsString>,
+        left: &Arc<Mutex<Option<KeptGroup>>>,
+    ) -> Result<Self, Arc<Death>> {
         let failed = |why: &str| {
             let cause = Cause::StartFailed(why.to_owned());
             Arc::new(Death::of_connection(&spec.subject, cause))
@@ -280,10 +316,10 @@ impl Connection {
         let tell_death = died.signaller().map_err(no_room)?;
         let (sender, started) = sync_channel(1);
         let name = format!("connection {}", spec.subject);
-        let own_spec = spec.clone();
+        let (own_spec, left) = (spec.clone(), Arc::clone(left));
         let launch = Arc::clone(&spec.launch);
         let thread = KeeperThread::spawn(name, launch, move |parts| {
-            keep::run(own_spec, recovery, own, tell_death, parts, &sender);
+            keep::run((own_spec, &left), recovery, own, tell_death, parts, &sender);
         });
         let thread = thread.map_err(no_room)?;
         let started = started.recv().unwrap_or_else(|_| Err(failed("its keeper ended")));
@@ -464,6 +500,9 @@ impl Connection {
     /// [`DeviceError`]; [`ErrorKind::Busy`] while somebody else holds the claim, or the dext still
     /// cleans up after somebody who did.
     pub fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
+        if let Some(claimed) = self.take_waiting(address) {
+            return Ok(claimed);
+        }
         let deadline = self.usual();
         let (process, function) = self.process(address, deadline)?;
         let (attached, handles) = process.call(&Attach { function }, &[], deadline)?;
@@ -478,13 +517,7 @@ impl Connection {
             self.memories(&process, (function, address), &attached, handles, deadline)?;
         let windows = window_check::take(&attached, memories)
             .map_err(|why| DeviceError::io(format!("Function {address}: {why}")))?;
-        // A device's descriptor has no size: what it has is found by mapping, before a guest's is mapped over.
-        for one in windows.iter().filter(|one| matches!(one.memory, DeviceMemory::Device(_))) {
-            one.map().map_err(|error| {
-                let why = format!("Function {address}: BAR {}: {}", one.bar, ipc::chain(&error));
-                DeviceError::io(why)
-            })?;
-        }
+        try_windows(address, &windows)?;
         let handed = self.handed(&process, (function, address), deadline)?;
         let escrow = self.escrow(&process, address, deadline)?;
         let mut state = self.shared.state.lock();
@@ -499,6 +532,7 @@ impl Connection {
         if escrow.is_some() && !state.companion {
             state.accounts.insert(address, Account::new(attached.identity, attached.bars));
             state.escrow = escrow;
+            state.keep();
         } else {
             state.drop_escrow();
         }
@@ -590,6 +624,9 @@ impl Connection {
             let none_left = state.attached.is_empty();
             if none_left {
                 state.drop_escrow();
+            } else {
+                // First: what is given back is not there for a next VMM.
+                state.keep();
             }
             let is_up = matches!(state.link, Link::Up(..));
             (none_left, is_up.then(|| Arc::clone(&state.process)))
@@ -712,6 +749,17 @@ impl Connection {
             | Link::Up(_, death) => Arc::clone(death),
         }
     }
+}
+
+/// A device's descriptor has no size: what it has is found by mapping, before a guest's is mapped over.
+fn try_windows(address: PciAddress, windows: &[BarMemory]) -> Result<(), DeviceError> {
+    for one in windows.iter().filter(|one| matches!(one.memory, DeviceMemory::Device(_))) {
+        one.map().map_err(|error| {
+            let why = format!("Function {address}: BAR {}: {}", one.bar, ipc::chain(&error));
+            DeviceError::io(why)
+        })?;
+    }
+    Ok(())
 }
 
 /// Work that is not done at its deadline.

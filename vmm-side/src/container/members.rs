@@ -20,6 +20,55 @@ impl Container {
         address: PciAddress,
         connection: &Arc<Connection>,
     ) -> Result<(), DeviceError> {
+        let given = self.enter(address, connection);
+        if given.is_err() {
+            // What it was given is taken again.
+            self.leave(address, connection);
+        }
+        given
+    }
+
+    /// A function joins that reaches memory already, since a VMM left it so that is dead: what it has is this
+    /// container's from here on, and it is given the rest. Where that cannot be, it still has what it had.
+    pub(crate) fn join_as_it_is(
+        &self,
+        address: PciAddress,
+        connection: &Arc<Connection>,
+    ) -> Result<(), DeviceError> {
+        let given = self.enter(address, connection).and_then(|()| {
+            match connection.has_inherited(address) {
+                false => Ok(()),
+                true => {
+                    Err(DeviceError::busy("guest memory that it reaches was taken away meanwhile"))
+                }
+            }
+        });
+        if given.is_err() {
+            self.forget(address, connection);
+        }
+        given
+    }
+
+    /// The first of these regions that is not here as it is, and what is here.
+    pub(crate) fn lacking(&self, wanted: &[Arc<GuestRegion>]) -> Option<String> {
+        let state = self.state.lock();
+        wanted.iter().find_map(|region| {
+            let (iova, size) = (region.iova, region.size);
+            let here = match state.regions.get(&iova).filter(|known| !known.leaving) {
+                Some(known) if known.region.is_same(region) => return None,
+                Some(known) if known.region.size != size => {
+                    format!("a region of {:#x} bytes is", known.region.size)
+                }
+                Some(_) => "other memory is".to_owned(),
+                None => "nothing is".to_owned(),
+            };
+            Some(format!(
+                "it reaches guest memory {iova:#x}+{size:#x}, and {here} there in its container"
+            ))
+        })
+    }
+
+    fn enter(&self, address: PciAddress, connection: &Arc<Connection>) -> Result<(), DeviceError> {
         let member = Arc::new(Member { address, connection: Arc::clone(connection) });
         let regions = {
             let mut state = self.state.lock();
@@ -32,12 +81,7 @@ impl Container {
             });
             state.all_regions()
         };
-        let given = self.give_all(&member, &regions);
-        if given.is_err() {
-            // What it was given is taken again.
-            self.leave(address, connection);
-        }
-        given
+        self.give_all(&member, &regions)
     }
 
     fn give_all(

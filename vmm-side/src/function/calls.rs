@@ -191,7 +191,8 @@ impl FunctionShared {
         // Before it is asked: a process that dies right after must not take it along.
         let before = self.journal().assign(index, start, &signallers);
         let deadline = self.usual();
-        let done = assign(index, start, &signallers, false, |call, handles| {
+        let signal = self.has_to_catch_up(index, start, &signallers);
+        let done = assign(index, start, &signallers, signal, |call, handles| {
             self.call(call, || duplicate(handles), deadline)
         });
         match done {
@@ -200,6 +201,20 @@ impl FunctionShared {
             _ => {}
         }
         done
+    }
+
+    /// Whether vectors are set up for the first time of a function that went on while nobody could be woken: one may
+    /// have come meanwhile.
+    fn has_to_catch_up(
+        &self,
+        index: InterruptIndex,
+        start: u16,
+        signallers: &[Option<Arc<Signaller>>],
+    ) -> bool {
+        let Some(caught_up) = &self.caught_up else { return false };
+        let mut caught_up = caught_up.lock();
+        let set_up = (start..).zip(signallers).filter(|(_, one)| one.is_some());
+        set_up.filter(|(vector, _)| caught_up.insert((index, *vector))).count() > 0
     }
 
     /// Changes the interrupt setup otherwise.

@@ -75,6 +75,17 @@ impl ConfigGuard {
         Self { layout, decoding, hides_memory: AtomicBool::new(false), order }
     }
 
+    /// What a guest has a device decode that was not claimed anew: as its first process found it.
+    fn found(&self, known: &[(u16, u32)]) -> Decoding {
+        let watched = [Some(COMMAND), self.layout.power_state()].into_iter().flatten();
+        let found = watched.filter_map(|at| {
+            let offset = u16::try_from(at & !3).ok()?;
+            let (_, value) = known.iter().find(|(known, _)| *known == offset)?;
+            Some(Forward { offset, width: 4, value: *value })
+        });
+        CLAIMED.after(&found.collect::<Vec<_>>(), self.layout.power_state())
+    }
+
     fn change(&self, change: impl FnOnce(&mut Decoding)) {
         let mut decoding = self.decoding.lock();
         change(&mut decoding);
@@ -93,6 +104,15 @@ impl ConfigGuard {
 }
 
 impl FunctionShared {
+    /// The device goes on as a guest had it, which may have switched its memory off.
+    pub(super) fn find_decoding(&self) {
+        let found = self.guard.found(&self.ready.known.config);
+        if !found.is_on() {
+            self.windows.hide();
+        }
+        self.guard.change(|decoding| *decoding = found);
+    }
+
     /// Writes config space as far as the permission table lets a guest (P6.4). COMMAND.MEM and the power state take
     /// the windows along, and a function-level reset is [`FunctionShared::reset`].
     pub(super) fn write_config(
@@ -200,6 +220,18 @@ mod tests {
             after(&[forward(0x44, 1, 3), forward(0x44, 1, 8)]) && after(&[forward(0x45, 1, 3)])
         );
         assert!(!CLAIMED.after(&[forward(4, 1, 0)], None).is_on());
+    }
+
+    #[test]
+    fn what_a_device_decodes_that_goes_on_is_what_was_found() {
+        let with = |command: u32, power: u32| {
+            let known =
+                [(0x04, 0x0010_0000 | command), (0x34, 0x40), (0x40, 0x0003_0001), (0x44, power)];
+            ConfigGuard::new(&known).found(&known).is_on()
+        };
+        assert!(with(0x0406, 8));
+        assert!(!with(0x0404, 8) && !with(0x0406, 11));
+        assert_eq!(ConfigGuard::new(&[]).found(&[]), CLAIMED);
     }
 
     #[test]

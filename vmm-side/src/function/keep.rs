@@ -92,7 +92,8 @@ pub(super) fn run(
         keeper.end_in_order(kept);
         return drop(started.send(Err(failed(why))));
     }
-    let Parts { address, mut spec, recovery, connection, container, claimed, name: _ } = parts;
+    let Parts { address, mut spec, recovery, connection, container, claimed, kept: left, name: _ } =
+        parts;
     // What the host had set, which a guest may lower before this process is replaced.
     let size = ready.max_read_request;
     spec.arguments.extend(size.map(|size| format!("--max-read-request={size}").into()));
@@ -117,6 +118,7 @@ pub(super) fn run(
         container,
         windows: Windows::new(claimed.windows),
         guard: ConfigGuard::new(&ready.known.config),
+        caught_up: left.then(Mutex::default),
         ready,
         state: Mutex::new(state),
         current,
@@ -131,6 +133,9 @@ pub(super) fn run(
         orders: Mutex::default(),
         ordered,
     });
+    if left {
+        shared.find_decoding();
+    }
     let preparing = None;
     let mut function = FunctionKeeper { shared, keeper, generation, known, spec, preparing };
     function.keeper.keep(kept);

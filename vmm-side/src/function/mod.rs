@@ -43,14 +43,14 @@ mod machine;
 mod replace;
 mod upgrade;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use ipc::event::Signaller;
-use ipc::wire::function::{GetStatistics, Ready, Statistics};
+use ipc::wire::function::{GetStatistics, InterruptIndex, Ready, Statistics};
 use ipc::wire::sandbox::SandboxReport;
 use ipc::{Deadline, Event, PciAddress};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -85,6 +85,8 @@ pub(crate) struct Parts {
     pub(crate) connection: Arc<Connection>,
     pub(crate) container: Arc<Container>,
     pub(crate) claimed: Claimed,
+    /// A VMM left it that is dead, and it goes on as it is.
+    pub(crate) kept: bool,
     pub(crate) name: String,
 }
 
@@ -104,6 +106,9 @@ pub(crate) struct FunctionShared {
     current: ArcSwapOption<Current>,
     changed: Condvar,
     journal: Mutex<Journal>,
+    /// Vectors that were signalled once since they were set up, of a function that went on while nobody was there
+    /// to be woken.
+    caught_up: Option<Mutex<HashSet<(InterruptIndex, u16)>>>,
     accesses: AccessMeter,
     /// Doorbells rung so far.
     batches: AtomicU64,
@@ -246,6 +251,13 @@ impl Function {
     #[must_use]
     pub fn vectors(&self) -> u16 {
         self.shared.ready.vectors
+    }
+
+    /// Whether an instance of the VMM before this one left it, and it goes on as that had it
+    /// ([`kept`](crate::kept)): it was not reset, and its driver need not set it up.
+    #[must_use]
+    pub fn was_kept(&self) -> bool {
+        self.shared.caught_up.is_some()
     }
 
     /// Where it is.

@@ -11,6 +11,7 @@ use super::vfio_group::VfioGroup;
 use crate::child::launch::Processes;
 use crate::child::{Children, Deadlines, Handed, Launch, Spec};
 use crate::faults::Faults;
+use crate::kept::Store;
 use crate::observer::Observer;
 use crate::recovery::Recovery;
 
@@ -71,6 +72,8 @@ pub struct HostConfig {
     /// IOMMU groups whose files a manager opened (Linux's VFIO): none by default, and then connection processes open
     /// them.
     pub vfio_groups: Vec<Arc<VfioGroup>>,
+    /// Who keeps devices for a next instance of this VMM, if it is killed (Linux's VFIO): nobody by default.
+    pub store: Option<Arc<Store>>,
     /// The processes that were started.
     pub(crate) children: Arc<Children>,
 }
@@ -93,6 +96,7 @@ impl HostConfig {
             observer: None,
             launch: Arc::new(Processes),
             vfio_groups: Vec::new(),
+            store: None,
             children: Arc::default(),
         }
     }
@@ -168,6 +172,15 @@ impl HostConfig {
         self
     }
 
+    /// With a store that a keeper has: over VFIO, devices go on when this process is killed, and functions that an
+    /// instance before this one left are attached as they are ([`kept`](crate::kept)). Devices that outlive their
+    /// connection process only do, so not where [`Recovery`] is off.
+    #[must_use]
+    pub fn with_store(mut self, store: Option<Arc<Store>>) -> Self {
+        self.store = store;
+        self
+    }
+
     /// How a process for `address` is started; without one, for the whole dext.
     #[must_use]
     pub fn spec(&self, address: Option<PciAddress>) -> Spec {
@@ -197,6 +210,7 @@ impl HostConfig {
             handed: self.is_vfio().then(Handed::default),
             adopted: None,
             group: None,
+            store: None,
         }
     }
 
@@ -250,6 +264,7 @@ impl HostConfig {
         let mut spec = self.spec(Some(address));
         spec.arguments.push(format!("--windows={}", self.windows.argument()).into());
         spec.group = self.vfio_groups.iter().find(|group| group.has(address)).cloned();
+        spec.store = self.store.clone().filter(|_| self.is_vfio());
         spec
     }
 

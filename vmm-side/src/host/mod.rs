@@ -2,6 +2,7 @@
 
 mod attachments;
 mod config;
+mod kept;
 mod meter;
 mod upgrade;
 mod vfio_group;
@@ -165,6 +166,8 @@ impl Host {
 
     /// Attaches a function (P1.1): connection process, claim, publication, container, function
     /// process with interrupts and notification. A failing step undoes the ones before it.
+    /// One that an instance of this VMM left which is dead ([`kept`](crate::kept)) is attached as it is, if
+    /// `container` has the guest memory that it reaches; otherwise it is refused, and still there.
     /// `name` is what the VMM calls the device (P1.6).
     ///
     /// # Errors
@@ -336,9 +339,11 @@ impl Host {
         container: &Arc<Container>,
         name: Option<String>,
     ) -> Result<Function, AttachError> {
+        let kept = connection.has_waiting(address);
         let claimed = self.claim(connection, address)?;
-        let attached = self.join(connection, address, container, claimed, name);
+        let attached = self.join(connection, (address, kept), container, claimed, name);
         if attached.is_err()
+            && !(kept && self.leave_as_it_is(connection, address))
             && let Err(error) = connection.detach(address, Deadline::after(DETACH))
         {
             tracing::warn!("Function {address}: undoing the claim: {error}");
@@ -391,12 +396,16 @@ impl Host {
     fn join(
         &self,
         connection: &Arc<Connection>,
-        address: PciAddress,
+        (address, kept): (PciAddress, bool),
         container: &Arc<Container>,
         mut claimed: Claimed,
         name: Option<String>,
     ) -> Result<Function, AttachError> {
-        container.join(address, connection).map_err(|error| AttachError::Step {
+        let joined = match kept {
+            true => container.join_as_it_is(address, connection),
+            false => container.join(address, connection),
+        };
+        joined.map_err(|error| AttachError::Step {
             address,
             step: "mapping guest memory",
             error,
@@ -416,6 +425,7 @@ impl Host {
             connection: Arc::clone(connection),
             container: Arc::clone(container),
             claimed,
+            kept,
             name: name.unwrap_or_else(|| default_name(address)),
         });
         started.map_err(|death| {
@@ -486,6 +496,9 @@ impl Host {
         let shared = self.shared_connection(address, container, same_device, deadline)?;
         if let Some(shared) = shared {
             return Ok(shared);
+        }
+        if let Some(taken) = self.take_over(address, container)? {
+            return Ok(taken);
         }
         let started = Connection::start(
             &config.connection_spec(address),

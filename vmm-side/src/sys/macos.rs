@@ -28,6 +28,16 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
+/// macOS has no service manager that keeps descriptors.
+pub(crate) fn keeper_socket() -> io::Result<Option<std::os::unix::net::UnixDatagram>> {
+    Ok(None)
+}
+
+/// Nothing is passed on.
+pub(crate) fn passed_on(_prefix: &str) -> io::Result<Vec<(OwnedFd, String)>> {
+    Ok(Vec::new())
+}
+
 /// The name of a system call, of which no process here says the number: the system reports crashes.
 pub(crate) fn call_name(_number: u32) -> Option<&'static str> {
     None

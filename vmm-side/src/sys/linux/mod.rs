@@ -8,6 +8,7 @@
 mod cgroup;
 mod child;
 mod cure;
+mod passed;
 mod syscalls;
 
 use std::cell::Cell;
@@ -29,6 +30,7 @@ use cgroup::Group;
 pub(crate) use cgroup::try_one as control_group;
 use child::Context;
 pub(crate) use cure::cure;
+pub(crate) use passed::{keeper_socket, passed_on};
 pub(crate) use syscalls::call_name;
 
 thread_local! {

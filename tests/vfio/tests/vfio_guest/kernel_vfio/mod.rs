@@ -2,6 +2,7 @@
 
 mod ground;
 mod handed;
+mod keeper;
 mod product;
 
 use std::time::Duration;

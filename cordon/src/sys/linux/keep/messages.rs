@@ -1,0 +1,159 @@
+//! What the command says: datagrams as of sd_notify(3), each with the number of the process that sent it, which the
+//! kernel says.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
+use rustix::process::Pid;
+
+use crate::Failure;
+use crate::limits::{MAX_KEPT_AT_ONCE, MAX_KEPT_NAME, MAX_NOTIFICATION};
+
+/// What a descriptor is called that was stored without a name, as with systemd.
+const NAMELESS: &str = "stored";
+
+/// What is asked for.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) name: String,
+    /// The command is ready.
+    pub(super) is_ready: bool,
+    /// What is kept by that name goes.
+    pub(super) is_removed: bool,
+    /// To be kept by that name.
+    pub(super) stored: Vec<OwnedFd>,
+}
+
+/// A socket that hears who sends.
+pub(super) fn bind(path: &Path) -> Result<UnixDatagram, Failure> {
+    let failed = |error: std::io::Error| format!("cannot listen at {}: {error}", path.display());
+    let socket = UnixDatagram::bind(path).map_err(failed)?;
+    socket.set_nonblocking(true)?;
+    rustix::net::sockopt::set_socket_passcred(&socket, true)?;
+    Ok(socket)
+}
+
+/// The next message that process `from` sent; what others sent is left out and closed.
+pub(super) fn next(socket: &UnixDatagram, from: Pid) -> Option<Message> {
+    loop {
+        let mut bytes = [0; MAX_NOTIFICATION + 1];
+        let mut space = [MaybeUninit::uninit();
+            rustix::cmsg_space!(ScmRights(MAX_KEPT_AT_ONCE), ScmCredentials(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut bytes)];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let came = match rustix::net::recvmsg(socket, parts, &mut control, flags) {
+            Ok(came) => came,
+            Err(Errno::INTR) => continue,
+            Err(_) => return None,
+        };
+        let (mut handles, mut sender) = (Vec::new(), None);
+        for message in control.drain() {
+            match message {
+                RecvAncillaryMessage::ScmRights(rights) => handles.extend(rights),
+                RecvAncillaryMessage::ScmCredentials(who) => sender = Some(who.pid),
+                _ => {}
+            }
+        }
+        let is_whole = !came.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+            && came.bytes <= MAX_NOTIFICATION
+            && handles.len() <= MAX_KEPT_AT_ONCE;
+        if sender != Some(from) {
+            tracing::warn!("a message of another process than the command is left out");
+        } else if !is_whole {
+            tracing::warn!("a message of the command is longer than one may be, and left out");
+        } else if let Some(message) = read(&bytes[..came.bytes], handles) {
+            return Some(message);
+        }
+    }
+}
+
+/// What a message says, if that makes sense.
+fn read(bytes: &[u8], handles: Vec<OwnedFd>) -> Option<Message> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let says = |what: &str| text.lines().any(|line| line == what);
+    let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
+    let visible = |text: &str| text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b':');
+    if name.is_some_and(|name| name.is_empty() || name.len() > MAX_KEPT_NAME || !visible(name)) {
+        tracing::warn!("a name that none can be is left out, with what has it");
+        return None;
+    }
+    let is_removed = says("FDSTOREREMOVE=1");
+    let is_stored = says("FDSTORE=1") && !is_removed;
+    // A descriptor with anything else, as BARRIER=1 has it, is closed: it was come to.
+    let stored = if is_stored { handles } else { Vec::new() };
+    let is_ready = says("READY=1");
+    // Nothing is removed without a name.
+    let is_removed = is_removed && name.is_some();
+    let name = name.unwrap_or(NAMELESS).to_owned();
+    Some(Message { name, is_ready, is_removed, stored })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn null() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn messages_are_read_as_those_of_systemd_are() {
+        let stored = read(b"FDSTORE=1\nFDNAME=a b\n", vec![null(), null()]).unwrap();
+        assert_eq!((stored.name.as_str(), stored.stored.len()), ("a b", 2));
+        let nameless = read(b"STATUS=x\nFDSTORE=1", vec![null()]).unwrap();
+        assert_eq!((nameless.name.as_str(), nameless.stored.len()), (NAMELESS, 1));
+        let barrier = read(b"BARRIER=1", vec![null()]).unwrap();
+        assert!(barrier.stored.is_empty() && !barrier.is_ready && !barrier.is_removed);
+        let removed = read(b"FDSTOREREMOVE=1\nFDNAME=a\n", Vec::new()).unwrap();
+        assert!(removed.is_removed && removed.name == "a");
+        assert!(!read(b"FDSTOREREMOVE=1\n", Vec::new()).unwrap().is_removed);
+        assert!(read(b"READY=1\n", Vec::new()).unwrap().is_ready);
+    }
+
+    #[test]
+    fn names_are_as_long_as_they_may_be_and_visible() {
+        let named = |name: &str| {
+            let text = format!("FDSTORE=1\nFDNAME={name}\n");
+            read(text.as_bytes(), vec![null()]).is_some()
+        };
+        let longest = "x".repeat(MAX_KEPT_NAME);
+        assert!(named("a") && named(&longest));
+        for name in ["", "a:b", "\u{e4}", "a\tb", &format!("{longest}x")] {
+            assert!(!named(name), "{name}");
+        }
+        assert!(read(b"FDSTORE=1\nFDNAME=\xff", vec![null()]).is_none());
+    }
+
+    #[test]
+    fn what_is_too_long_or_of_another_process_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = bind(&path).unwrap();
+        let other = UnixDatagram::unbound().unwrap();
+        other.connect(&path).unwrap();
+        let own = rustix::process::getpid();
+        other.send(&vec![b'x'; MAX_NOTIFICATION + 1]).unwrap();
+        let fd = null();
+        let handles: Vec<_> =
+            (0..=MAX_KEPT_AT_ONCE).map(|_| std::os::fd::AsFd::as_fd(&fd)).collect();
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_KEPT_AT_ONCE + 1))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&handles)));
+        let parts = [std::io::IoSlice::new(b"FDSTORE=1\n")];
+        rustix::net::sendmsg(&other, &parts, &mut control, rustix::net::SendFlags::empty())
+            .unwrap();
+        other.send(b"READY=1\n").unwrap();
+        assert!(next(&socket, own).unwrap().is_ready);
+        assert!(next(&socket, own).is_none());
+        other.send(b"READY=1\n").unwrap();
+        assert!(next(&socket, Pid::INIT).is_none(), "it was not sent by that");
+        assert!(next(&socket, own).is_none());
+    }
+}

@@ -1,0 +1,219 @@
+//! `cordon keep`: one thread that waits for the command, for what it sends, for the kernel wanting a device back that
+//! is kept, and for a signal.
+//!
+//! It runs as whoever starts it and trusts the command no further than with itself: what that has it hold is bounded,
+//! and nobody else is heard, since a message says which process sent it. It opens nothing of what it is given. It gains
+//! no privileges, nor does the command, and nobody can trace it.
+//!
+//! ```text
+//!            killed, crashed              again, with what is kept
+//! Running ────────────────────▶ Waiting ───────────────────────────▶ Running
+//!    │ status 0, a signal          │ a signal, too often
+//!    └─────────────┬───────────────┘
+//!                  ▼
+//!       everything closed, its status
+//! ```
+
+mod command;
+mod messages;
+mod shelf;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+use console::{Interrupt, exit};
+use ipc::Deadline;
+use ipc::poll::{self, Source};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use self::shelf::Shelf;
+use crate::Failure;
+use crate::keep::KeepOptions;
+use crate::run::{Sweeper, VmmEnded, program_called, status_of};
+use crate::scratch::Folder;
+
+/// Between the end of a command and the next start.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A command that ran for so long was not started in vain.
+const RUN: Duration = Duration::from_secs(60);
+/// How long a command may take to end that was asked to.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Keeps what the command gives until it ends in order.
+pub(crate) fn keep(options: &KeepOptions) -> Result<(), Failure> {
+    let program = program_called(&options.command[0])?;
+    rustix::thread::set_no_new_privs(true)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let interrupt = Interrupt::catch()?;
+    let folder = Folder::new("cordon-keep")?;
+    let _sweeper = Sweeper::start(folder.path())?;
+    let path = folder.path().join("notify");
+    let socket = messages::bind(&path)?;
+    let shelf = Shelf::new(options.time());
+    let mut keeper = Keeper { options, program, path, socket, interrupt, shelf };
+    let status = keeper.run();
+    drop(keeper);
+    drop(folder);
+    match status? {
+        0 => Ok(()),
+        status => Err(VmmEnded(status).into()),
+    }
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Interrupt,
+    Socket,
+    Ended,
+    /// The kernel wants back what the shelf has at this place.
+    Request(usize),
+}
+
+struct Keeper<'o> {
+    options: &'o KeepOptions,
+    program: PathBuf,
+    path: PathBuf,
+    socket: UnixDatagram,
+    interrupt: Interrupt,
+    shelf: Shelf,
+}
+
+impl Keeper<'_> {
+    /// Starts the command as often as it has to be; the status of the last one.
+    fn run(&mut self) -> Result<u8, Failure> {
+        let mut restarts = 0;
+        loop {
+            let began = Instant::now();
+            let status = self.run_once()?;
+            let code = status_of(status);
+            if status.success() || !self.has_crashed(status) {
+                return Ok(code);
+            }
+            if began.elapsed() >= RUN {
+                restarts = 0;
+            }
+            if restarts == self.options.restarts {
+                let command = self.program.display();
+                tracing::warn!(
+                    "{command}: {status}, and was started {restarts} times again: given up"
+                );
+                return Ok(code);
+            }
+            restarts += 1;
+            let (command, kept) = (self.program.display(), self.shelf.len());
+            tracing::info!("{command}: {status}; it is started again, with {kept} descriptors");
+            self.shelf.orphan();
+            self.pause()?;
+        }
+    }
+
+    /// Whether a command ended otherwise than it wanted to.
+    fn has_crashed(&self, status: ExitStatus) -> bool {
+        match status.signal().map(Signal::from_named_raw) {
+            Some(Some(Signal::HUP | Signal::INT | Signal::PIPE | Signal::TERM)) => false,
+            Some(_) => true,
+            // One that has nothing stored has given everything back, and said why.
+            None => !self.shelf.is_empty(),
+        }
+    }
+
+    fn run_once(&mut self) -> Result<ExitStatus, Failure> {
+        let mut child = command::start(self.options, &self.program, &self.path, &self.shelf)?;
+        let pid = Pid::from_child(&child);
+        let ended = pidfd_open(pid, PidfdFlags::empty());
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                end(&mut child, Signal::KILL);
+                return Err(error.into());
+            }
+        };
+        loop {
+            match self.wait(Some(&ended), self.shelf.until()) {
+                Ok(tokens) if tokens.contains(&Token::Ended) => {
+                    // What it sent is there, and is the last of it.
+                    self.hear(pid);
+                    return Ok(child.wait()?);
+                }
+                Ok(tokens) => {
+                    if tokens.contains(&Token::Socket) {
+                        self.hear(pid);
+                    }
+                }
+                Err(failure) => {
+                    // Told to end, or nothing can be waited for any more.
+                    self.shelf.clear();
+                    let signal = self.interrupt.signal().map(|one| one.status() - exit::SIGNAL);
+                    let signal = signal.and_then(|one| Signal::from_named_raw(i32::from(one)));
+                    end(&mut child, signal.unwrap_or(Signal::TERM));
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    /// A moment between two instances, in which what is kept is looked after.
+    fn pause(&mut self) -> Result<(), Failure> {
+        let until = Instant::now() + PAUSE;
+        while Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            self.wait(None, Some(Deadline::after(left)))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of a command and what it sends, for a signal, and for what the shelf waits for, which is
+    /// done here.
+    fn wait(
+        &mut self,
+        ended: Option<&OwnedFd>,
+        until: Option<Deadline>,
+    ) -> Result<Vec<Token>, Failure> {
+        let mut sources = vec![Source::readable(&self.interrupt, Token::Interrupt)];
+        if let Some(ended) = ended {
+            sources.push(Source::readable(ended, Token::Ended));
+            sources.push(Source::readable(&self.socket, Token::Socket));
+        }
+        let requests = self.shelf.requests();
+        sources.extend(requests.map(|(at, fd)| Source::readable(fd, Token::Request(at))));
+        let tokens: Vec<Token> = poll::wait(&sources, until)?.into_iter().collect();
+        drop(sources);
+        self.interrupt.check()?;
+        for token in &tokens {
+            if let Token::Request(at) = token {
+                // One at a time: places change.
+                self.shelf.give_back(*at);
+                break;
+            }
+        }
+        self.shelf.expire();
+        Ok(tokens)
+    }
+
+    /// Takes every message of the command's that is there.
+    fn hear(&mut self, pid: Pid) {
+        while let Some(message) = messages::next(&self.socket, pid) {
+            self.shelf.obey(message);
+        }
+    }
+}
+
+/// Has a command end, and sees that it does.
+fn end(child: &mut Child, signal: Signal) {
+    let until = Instant::now() + GRACE;
+    let _ = kill_process(Pid::from_child(child), signal);
+    while Instant::now() < until {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    tracing::warn!("the command did not end within {} s: killed", GRACE.as_secs());
+    let _ = child.kill();
+    let _ = child.wait();
+}

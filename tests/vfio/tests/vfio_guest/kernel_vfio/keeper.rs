@@ -1,0 +1,80 @@
+//! A VMM that is killed, whose devices a keeper holds until its next instance has them.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use cordon_tests::verdict;
+use serde_json::Value;
+use vfio_guest::machine::RanStep;
+use vfio_guest::{Emulated, Ran, Step};
+
+use super::{run, with_programs};
+
+const NVME: &str = "0000:01:00.0";
+/// Bytes of its namespace: more than are written.
+const DISK: u64 = 16 << 20;
+/// How often the VMM is killed, and bytes that it verifies each time.
+const KILLS: u64 = 6;
+const VERIFIED: u64 = 4 << 20;
+/// A user who owns the group.
+const USER: u32 = 1000;
+
+/// A boot of its own.
+fn ran() -> &'static Ran {
+    static RAN: OnceLock<Result<Ran, String>> = OnceLock::new();
+    let ran = RAN.get_or_init(|| {
+        let mut machine = with_programs(&["cordon", "device-proc", "vfio-kept"]);
+        assert_eq!(machine.add(&Emulated::Nvme { bytes: DISK }), [NVME]);
+        let kept = |name: &str| {
+            let words = ["keep", "--restarts=20", "--", "/bin/vfio-kept", NVME];
+            Step::new(name, "/bin/cordon").timeout(Duration::from_secs(300)).arguments(words)
+        };
+        machine.step(kept("kept"));
+        machine.step(kept("kept by a user").user(USER));
+        run(machine, "keeper")
+    });
+    ran.as_ref().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn step(name: &str) -> &'static RanStep {
+    let ran = ran();
+    let step = ran.step(name).unwrap_or_else(|| panic!("no {name}: {ran}"));
+    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran.kernel);
+    step
+}
+
+fn said(name: &str) -> Value {
+    let step = step(name);
+    let output = step.output.join("\n");
+    serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {step:#?}"))
+}
+
+#[test]
+fn a_vmm_that_is_killed_goes_on_with_its_device_and_what_was_in_flight() {
+    for name in ["kept", "kept by a user"] {
+        let said = said(name);
+        let number = |name: &str| said[name].as_u64().unwrap_or_else(|| panic!("{name}: {said}"));
+        assert_eq!(number("kills"), KILLS, "{said}");
+        // Once by each instance of what was in flight when the one before it was killed, and once of its own.
+        assert_eq!(number("bytes_verified"), (KILLS + KILLS + 1) * VERIFIED, "{said}");
+        assert!(number("interrupts") > KILLS, "{said}");
+        assert_eq!(said["empty"], true, "{said}");
+        // It was killed in the moment in which it rang the doorbell: of some of these, nothing was completed by then.
+        let in_flight = number("in_flight");
+        assert!(in_flight > 0, "{said}");
+        let again = step(name).errors.iter().filter(|line| line.contains("started again")).count();
+        assert_eq!(again as u64, KILLS, "{:#?}", step(name).errors);
+        verdict(&format!(
+            "vfio guest: {KILLS} kills of a VMM, {in_flight} with a command in flight for certain, adopted ({name})"
+        ));
+    }
+}
+
+#[test]
+fn no_device_reached_for_what_it_may_not() {
+    step("kept");
+    let short = NVME.trim_start_matches("0000:");
+    let of_it = |line: &&String| line.contains("DMAR") && line.contains(short);
+    let faults: Vec<_> = ran().kernel.iter().filter(of_it).collect();
+    assert!(faults.is_empty(), "{faults:#?}");
+}

@@ -1,0 +1,86 @@
+//! Attaching what an instance of this VMM left that is dead, and a keeper held.
+
+use std::sync::Arc;
+
+use ipc::PciAddress;
+
+use super::{AttachError, Host};
+use crate::connection::{Connection, NotTakenOver};
+use crate::container::{Container, DmaMode};
+use crate::error::DeviceError;
+use crate::kept::KeptGroup;
+
+impl Host {
+    /// A connection process that has taken over the group of a function that was left, with a place for that; `None`
+    /// where none was.
+    pub(super) fn take_over(
+        &self,
+        address: PciAddress,
+        container: &Arc<Container>,
+    ) -> Result<Option<Arc<Connection>>, AttachError> {
+        let config = self.config();
+        let Some(store) = &config.store else { return Ok(None) };
+        let Some(mut group) = store.take(address) else { return Ok(None) };
+        let refused = |error| AttachError::Step { address, step: STEP, error };
+        if group.escrow.is_requested() {
+            group.keeping.void();
+            return Err(refused(DeviceError::no_device("the kernel wants it back: it was closed")));
+        }
+        if let Some(why) = does_not_fit(&group, container) {
+            store.put_back(group);
+            return Err(refused(DeviceError::busy(still_there(&why))));
+        }
+        let spec = config.connection_spec(address);
+        let connection = match Connection::take_over(&spec, config.recovery, group) {
+            Ok(connection) => Arc::new(connection),
+            Err(not) => {
+                let NotTakenOver { group, death } = *not;
+                let why = death.to_string();
+                let error = match group {
+                    Some(group) => {
+                        store.put_back(group);
+                        DeviceError::io(still_there(&why))
+                    }
+                    None => DeviceError::io(why),
+                };
+                return Err(refused(error));
+            }
+        };
+        if connection.reserve(address, container).is_err() {
+            self.leave_as_it_is(&connection, address);
+            connection.stop();
+            let why = still_there("its connection process has no place for it");
+            return Err(refused(DeviceError::io(why)));
+        }
+        self.attachments.lock().through(address, Arc::clone(&connection));
+        self.changed.notify_all();
+        Ok(Some(connection))
+    }
+
+    /// A function that was taken over is not attached after all: it and its group are as they were, to be attached or
+    /// discarded. `false` where functions of the group are in use, or nothing of it goes on any more.
+    pub(super) fn leave_as_it_is(&self, connection: &Connection, address: PciAddress) -> bool {
+        let config = self.config();
+        let Some(store) = &config.store else { return false };
+        let Some(group) = connection.leave(address) else { return false };
+        store.put_back(group);
+        true
+    }
+}
+
+const STEP: &str = "taking over what was kept of it";
+
+fn still_there(why: &str) -> String {
+    format!("{why}; it goes on as it was left, and Store::discard gives it up")
+}
+
+/// Why a group cannot go on in a container.
+fn does_not_fit(group: &KeptGroup, container: &Container) -> Option<String> {
+    let is_registered = group.accounts.values().any(|account| !account.ranges.is_empty());
+    if is_registered && container.mode() != DmaMode::Direct {
+        return Some(
+            "all guest memory is mapped for it, and its container is of companion mode".to_owned(),
+        );
+    }
+    container.lacking(&group.all_regions())
+}

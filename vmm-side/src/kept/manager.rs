@@ -1,0 +1,164 @@
+//! The keeper's socket, and what every group that is kept shares: the files of guest memory, and what became of each
+//! function.
+//!
+//! A message is one datagram with at most one descriptor. Whoever should take them is waited for once: one that has no
+//! room in time, or is gone, is told nothing any more, and nothing is kept from there on.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipc::{Deadline, PciAddress, SharedMemory};
+use parking_lot::Mutex;
+use rustix::fs::OFlags;
+
+use super::StoreError;
+use super::names::Name;
+use crate::limits::MAX_KEPT_FILES;
+
+/// How long the keeper may have no room for a message. Whoever gives a guest memory waits meanwhile.
+const ROOM: Duration = Duration::from_secs(1);
+
+/// Which file it is, as the file system knows it, and whether it is open for writing: both may be kept.
+type FileId = (u64, u64, bool);
+
+/// Which file of guest memory this is.
+pub(super) fn file_id(memory: &impl AsFd) -> io::Result<FileId> {
+    let stat = rustix::fs::fstat(memory)?;
+    let writable = rustix::fs::fcntl_getfl(memory)?.contains(OFlags::RDWR);
+    Ok((stat.st_dev, stat.st_ino, writable))
+}
+
+/// A file of guest memory that is kept.
+#[derive(Debug)]
+struct KeptFile {
+    number: u32,
+    id: FileId,
+    /// Groups that have memory in it.
+    users: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Manager {
+    socket: UnixDatagram,
+    state: Mutex<ManagerState>,
+}
+
+#[derive(Debug, Default)]
+struct ManagerState {
+    is_silent: bool,
+    files: Vec<KeptFile>,
+    functions: BTreeMap<PciAddress, Result<(), Arc<StoreError>>>,
+}
+
+impl Manager {
+    pub(super) fn new(socket: UnixDatagram) -> Self {
+        ipc::rights::prepare(&socket);
+        Self { socket, state: Mutex::default() }
+    }
+
+    /// Gives it a descriptor.
+    ///
+    /// # Errors
+    /// [`StoreError::Silent`].
+    pub(super) fn store(&self, name: Name, fd: BorrowedFd<'_>) -> Result<(), StoreError> {
+        self.tell(&format!("FDSTORE=1\nFDNAME={name}\n"), &[fd])
+    }
+
+    /// Has it close what is kept by this name. What it does not take it does not have for long either: it notices the
+    /// end of whoever stored it.
+    pub(super) fn remove(&self, name: Name) {
+        if let Err(error) = self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), &[]) {
+            tracing::warn!("{name} cannot be taken from the keeper: {}", ipc::chain(&error));
+        }
+    }
+
+    fn tell(&self, text: &str, handles: &[BorrowedFd<'_>]) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        if state.is_silent {
+            return Err(StoreError::Silent(io::ErrorKind::BrokenPipe.into()));
+        }
+        let deadline = Deadline::after(ROOM);
+        let failed = loop {
+            match ipc::rights::send(&self.socket, text.as_bytes(), handles) {
+                Ok(_) => return Ok(()),
+                Err(error) if ipc::rights::is_full(error, handles) => {
+                    match ipc::rights::wait_for_room(&self.socket, error, deadline) {
+                        Ok(true) => {}
+                        Ok(false) => break io::ErrorKind::TimedOut.into(),
+                        Err(error) => break error,
+                    }
+                }
+                Err(error) => break error.into(),
+            }
+        };
+        state.is_silent = true;
+        Err(StoreError::Silent(failed))
+    }
+
+    /// Keeps a file of guest memory, on behalf of one group more; its number.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(super) fn share(&self, memory: &SharedMemory) -> Result<u32, StoreError> {
+        let id = file_id(memory).map_err(StoreError::Write)?;
+        let number = {
+            let mut state = self.state.lock();
+            if let Some(known) = state.files.iter_mut().find(|file| file.id == id) {
+                known.users += 1;
+                return Ok(known.number);
+            }
+            if state.files.len() >= MAX_KEPT_FILES {
+                return Err(StoreError::TooManyFiles(MAX_KEPT_FILES));
+            }
+            let is_free = |number: &u32| state.files.iter().all(|file| file.number != *number);
+            let number = (0..).find(is_free).unwrap_or_default();
+            state.files.push(KeptFile { number, id, users: 1 });
+            number
+        };
+        self.store(Name::Memory(number), memory.as_fd()).inspect_err(|_| self.release(number))?;
+        Ok(number)
+    }
+
+    /// A file that the keeper has already, on behalf of one group more.
+    pub(super) fn share_left(&self, number: u32, id: FileId) {
+        let mut state = self.state.lock();
+        match state.files.iter_mut().find(|file| file.number == number) {
+            Some(known) => known.users += 1,
+            None => state.files.push(KeptFile { number, id, users: 1 }),
+        }
+    }
+
+    /// A group has no memory any more in the file of this number.
+    pub(super) fn release(&self, number: u32) {
+        let mut state = self.state.lock();
+        let Some(at) = state.files.iter().position(|file| file.number == number) else { return };
+        state.files[at].users -= 1;
+        if state.files[at].users == 0 {
+            state.files.remove(at);
+            drop(state);
+            self.remove(Name::Memory(number));
+        }
+    }
+
+    /// What became of a function; `None`: nothing of it is kept any more.
+    pub(super) fn note(&self, address: PciAddress, now: Option<Result<(), Arc<StoreError>>>) {
+        let mut state = self.state.lock();
+        match now {
+            Some(now) => drop(state.functions.insert(address, now)),
+            None => drop(state.functions.remove(&address)),
+        }
+    }
+
+    /// What became of a function, if anything was noted.
+    pub(super) fn noted(&self, address: PciAddress) -> Option<Result<(), Arc<StoreError>>> {
+        self.state.lock().functions.get(&address).cloned()
+    }
+}
+
+/// A descriptor that a keeper passed on, with its name.
+pub(super) type Passed = (OwnedFd, String);

@@ -1,0 +1,237 @@
+//! A VMM that is killed leaves devices that never stopped (Linux's VFIO): what keeps them going is held by a *keeper*
+//! meanwhile, and the next instance of the VMM goes on with them as they are.
+//!
+//! The keeper is systemd (its file descriptor store, `FileDescriptorStoreMax=`) or `cordon keep`. A [`Store`] gives it,
+//! whenever that changes: the descriptors of each group and its functions, the files of guest memory, and a record of
+//! what there is, which is a file in memory too. What is given back is taken from the keeper first or at once:
+//! a function that is detached or has a companion, one that the kernel wants back, and everything of a group whose
+//! connection process may have been taken over.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use cordon_vmm::kept::Store;
+//! use cordon_vmm::{Container, DmaMode, Host, HostConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Before anything else is opened.
+//! let store = Store::from_environment()?.map(Arc::new);
+//! let container = Arc::new(Container::new(DmaMode::Direct));
+//! let left = store.as_ref().map(|store| store.left()).unwrap_or_default();
+//! for region in left.into_iter().flat_map(|function| function.regions) {
+//!     // This is the guest's memory, with all that is in it: to be mapped for the guest again.
+//!     container.map(region)?;
+//! }
+//! let host = Host::new(HostConfig::new("/usr/libexec/device-proc", "vfio").with_store(store));
+//! let function = host.attach("01:00.0".parse()?, &container, None)?;
+//! if function.was_kept() {
+//!     // It runs, and was not reset: the guest's driver goes on where it was.
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Nothing of a guest but its memory is kept: what its processors were doing is the VMM's own to save. Interrupts are
+//! set up by the VMM anew, and each vector of a function that was kept is signalled once when it is, since one may
+//! have come while nobody was there to be woken.
+//!
+//! The keeper is trusted as whoever started the VMM is. What it passes on is checked all the same, so that one that
+//! mixes things up costs a device its state and no more.
+
+mod error;
+mod group;
+mod keeping;
+mod manager;
+mod names;
+mod record;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+
+use ipc::{PciAddress, SharedMemory};
+use parking_lot::Mutex;
+
+use self::group::{Files, Parts};
+use self::manager::{Manager, Passed};
+use self::names::Name;
+use crate::memory::GuestRegion;
+use crate::sys;
+
+pub use self::error::StoreError;
+pub(crate) use self::group::KeptGroup;
+pub(crate) use self::keeping::Keeping;
+pub(crate) use self::names::PREFIX;
+pub use self::names::wanted_back;
+
+/// A function that an instance of the VMM left which is dead, and that goes on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct LeftFunction {
+    /// Where it is.
+    pub address: PciAddress,
+    /// The guest memory that it reaches: [`Host::attach`](crate::Host::attach) wants the same in its container.
+    pub regions: Vec<GuestRegion>,
+    /// All functions of its group that were left. Those that are not attached when the last one of the group is
+    /// detached are given back with it.
+    pub group: Vec<PciAddress>,
+}
+
+/// What a keeper has for this process: see the [module](self).
+#[derive(Debug)]
+pub struct Store {
+    manager: Arc<Manager>,
+    /// By the functions that they were opened for.
+    left: Mutex<BTreeMap<PciAddress, KeptGroup>>,
+    unusable: Vec<(PciAddress, Arc<StoreError>)>,
+}
+
+impl Store {
+    /// The keeper that started this process: systemd, or `cordon keep`. `None` where there is none (NOTIFY_SOCKET is
+    /// not set), and on systems without one.
+    ///
+    /// What an instance before this one left is looked at here, and what cannot be gone on with is closed and taken
+    /// from the keeper: see [`Store::unusable`]. To be called once, and before anything else of this process is opened
+    /// or started: descriptors that were passed on are taken by their numbers, those of ours by their names
+    /// (`cordon.…`). Others are left to whoever they are for.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the keeper cannot be reached, or what it passed on cannot be taken.
+    pub fn from_environment() -> Result<Option<Self>, StoreError> {
+        match sys::keeper_socket().map_err(StoreError::Unreachable)? {
+            None => Ok(None),
+            Some(socket) => {
+                let passed = sys::passed_on(PREFIX).map_err(StoreError::Passed)?;
+                Ok(Some(Self::new(socket, passed)))
+            }
+        }
+    }
+
+    fn new(socket: UnixDatagram, passed: Vec<Passed>) -> Self {
+        let manager = Arc::new(Manager::new(socket));
+        let (mut groups, mut files) = (BTreeMap::<PciAddress, Parts>::new(), Files::new());
+        let mut numbers = BTreeSet::new();
+        for (fd, name) in passed {
+            match Name::parse(&name) {
+                Some(Name::Memory(number)) => {
+                    let again = !numbers.insert(number);
+                    let size = SharedMemory::size_of(&fd);
+                    // As the VMM itself had it: not every VMM seals its guest's memory.
+                    match size.and_then(|size| SharedMemory::from_trusted(fd, size)) {
+                        Ok(memory) if !again => drop(files.insert(number, Arc::new(memory))),
+                        // Two of one name are none.
+                        _ => drop(files.remove(&number)),
+                    }
+                }
+                Some(name) => {
+                    let Some(key) = name.group() else { continue };
+                    groups.entry(key).or_default().entry(name).or_default().push(fd);
+                }
+                None => tracing::warn!("the keeper passed on {name:?}, which is no name of ours"),
+            }
+        }
+        let (mut left, mut unusable) = (BTreeMap::new(), Vec::new());
+        for (key, mut parts) in groups {
+            let names: BTreeSet<Name> = parts.keys().copied().collect();
+            match KeptGroup::of(&manager, key, &mut parts, &files) {
+                Ok(group) => {
+                    // What its record does not have.
+                    let surplus: BTreeSet<Name> = parts.into_keys().collect();
+                    let others = surplus.iter().filter_map(|name| name.function());
+                    let others: BTreeSet<_> = others.filter(|one| !group.has(*one)).collect();
+                    let error = Arc::new(StoreError::Unrecorded);
+                    unusable.extend(others.into_iter().map(|one| (one, Arc::clone(&error))));
+                    surplus.into_iter().for_each(|name| manager.remove(name));
+                    left.insert(key, group);
+                }
+                Err(error) => {
+                    drop(parts);
+                    tracing::warn!("what was kept of {key} is closed: {}", ipc::chain(&error));
+                    let functions = names.iter().filter_map(|name| name.function());
+                    let functions: BTreeSet<_> = functions.chain([key]).collect();
+                    let error = Arc::new(error);
+                    unusable.extend(functions.into_iter().map(|one| (one, Arc::clone(&error))));
+                    names.into_iter().for_each(|name| manager.remove(name));
+                }
+            }
+        }
+        // Memory that no record has.
+        let is_used =
+            |number: &u32| left.values().any(|group: &KeptGroup| group.keeping.has_file(*number));
+        numbers.into_iter().filter(|number| !is_used(number)).for_each(|number| {
+            manager.remove(Name::Memory(number));
+        });
+        Self { manager, left: Mutex::new(left), unusable }
+    }
+
+    /// What an instance before this one left and nobody has attached, by address. To be attached or discarded soon:
+    /// nobody drives it meanwhile. What the kernel wants back is closed here and not listed.
+    #[must_use]
+    pub fn left(&self) -> Vec<LeftFunction> {
+        let mut left = self.left.lock();
+        for (key, mut group) in left.extract_if(.., |_, group| group.escrow.is_requested()) {
+            tracing::info!("what was kept of {key} is closed: {}", StoreError::Requested);
+            group.keeping.void();
+        }
+        let functions = left.values().flat_map(|group| {
+            group.functions().map(|address| LeftFunction {
+                address,
+                regions: group.regions(address).iter().map(|one| copy(one)).collect(),
+                group: group.functions().collect(),
+            })
+        });
+        let mut functions: Vec<_> = functions.collect();
+        functions.sort_unstable_by_key(|function| function.address);
+        functions
+    }
+
+    /// What was passed on to this process and could not be gone on with, by function, and why. It is closed, so the
+    /// function can be attached as one that nobody had.
+    #[must_use]
+    pub fn unusable(&self) -> &[(PciAddress, Arc<StoreError>)] {
+        &self.unusable
+    }
+
+    /// Gives up what was left of a function, with the rest of its group: the kernel stops and resets it. Whether there
+    /// was something. One that is attached is detached instead ([`Host::detach`](crate::Host::detach)).
+    pub fn discard(&self, address: PciAddress) -> bool {
+        let group = self.take(address);
+        group.map(|mut group| group.keeping.void()).is_some()
+    }
+
+    /// Whether a function that is attached would be there for a next instance.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub fn keeps(&self, address: PciAddress) -> Result<(), Arc<StoreError>> {
+        let noted = self.manager.noted(address);
+        noted.unwrap_or_else(|| Err(Arc::new(StoreError::NotKept(address))))
+    }
+
+    /// What is kept of a group from here on.
+    pub(crate) fn keeping(&self, key: PciAddress) -> Keeping {
+        Keeping::new(Arc::clone(&self.manager), key)
+    }
+
+    /// The group of a function that was left: the caller's from here on.
+    pub(crate) fn take(&self, address: PciAddress) -> Option<KeptGroup> {
+        self.left
+            .lock()
+            .extract_if(.., |_, group| group.has(address))
+            .next()
+            .map(|(_, group)| group)
+    }
+
+    /// A group that was not attached after all.
+    pub(crate) fn put_back(&self, group: KeptGroup) {
+        self.left.lock().insert(group.keeping.key(), group);
+    }
+}
+
+fn copy(region: &GuestRegion) -> GuestRegion {
+    let GuestRegion { iova, size, offset, writable, .. } = *region;
+    GuestRegion { iova, size, memory: Arc::clone(&region.memory), offset, writable }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[path = "store_tests.rs"]
+mod tests;

@@ -25,12 +25,7 @@ impl GuestRegion {
     /// Whether it is the same part of the same memory, by another handle or the same.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         let place = |one: &Self| (one.iova, one.size, one.offset, one.writable);
-        let file = |one: &Self| {
-            let stat = rustix::fs::fstat(&*one.memory);
-            stat.map(|stat| (stat.st_dev, stat.st_ino))
-        };
-        place(self) == place(other)
-            && matches!((file(self), file(other)), (Ok(one), Ok(two)) if one == two)
+        place(self) == place(other) && self.memory.is_same_as(&other.memory)
     }
 }
 

@@ -78,14 +78,6 @@ struct Region {
     leaving: bool,
 }
 
-impl Region {
-    /// Whether it is the same part of the same memory, at the same address and with the same rights.
-    fn is(&self, other: &GuestRegion) -> bool {
-        let of = |one: &GuestRegion| (one.iova, one.size, one.offset, one.writable);
-        of(&self.region) == of(other) && self.region.memory.is_same_as(&other.memory)
-    }
-}
-
 #[derive(Default)]
 struct ContainerState {
     regions: BTreeMap<u64, Region>,
@@ -246,7 +238,8 @@ impl Container {
         })?;
         let mut state = self.state.lock();
         loop {
-            let known = state.regions.get_mut(&iova).filter(|known| too && known.is(&region));
+            let known =
+                state.regions.get_mut(&iova).filter(|known| too && known.region.is_same(&region));
             let Some(known) = known else { break };
             if !known.leaving {
                 known.holders += 1;

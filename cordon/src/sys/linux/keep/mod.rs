@@ -106,7 +106,7 @@ impl Keeper<'_> {
             }
             restarts += 1;
             let (command, kept) = (self.program.display(), self.shelf.len());
-            tracing::info!("{command}: {status}; it is started again, with {kept} descriptors");
+            tracing::warn!("{command}: {status}; it is started again, with {kept} descriptors");
             self.shelf.orphan();
             self.pause()?;
         }

@@ -122,7 +122,7 @@ impl Shelf {
     pub(super) fn give_back(&mut self, at: usize) {
         let Some(kept) = self.kept.get(at) else { return };
         let Some(prefix) = kept.wanted.clone() else { return };
-        tracing::info!(
+        tracing::warn!(
             "{}: the kernel wants it back: everything of its group is closed",
             kept.name
         );

@@ -1,25 +1,29 @@
-//! `vfio-kept ADDRESS`, run by `cordon keep`: a VMM with an NVMe controller that is killed with commands in flight, again
-//! and again. Each instance finds the controller as it was, with guest memory, queues and what was in flight, and drives
-//! it on without setting it up. The last one detaches it, and prints what came of all as one JSON object.
+//! `vfio-kept ADDRESS…`, run by `cordon keep`: a VMM with NVMe controllers of one group that is killed with commands in
+//! flight, again and again. Each instance finds a controller as it was, with guest memory, queues and what was in flight, and drives
+//! it on without setting it up. The last one detaches them, and prints what came of all as one JSON object.
 
 mod nvme;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use console::{complain, say};
 use cordon_vmm::device::InterruptSetup;
-use cordon_vmm::kept::Store;
+use cordon_vmm::kept::{LeftFunction, Store};
 use cordon_vmm::{
-    Container, DmaMode, Event, Function, GuestRegion, Host, HostConfig, InterruptIndex,
-    PassthroughDevice as _, PciAddress, SharedMemory, Window,
+    Container, Deadline, DmaMode, Event, Function, GuestRegion, Host, HostConfig, InterruptIndex,
+    MemoryAccess, PassthroughDevice as _, PciAddress, SharedMemory, Window,
 };
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use self::nvme::{AT_ONCE, BASE, Nvme, SIZE, Word};
+use self::nvme::{AT_ONCE, Nvme, SIZE, Word};
 
 type Failure = Box<dyn std::error::Error>;
 
+/// Where guest memory begins in the guest.
+const BASE: u64 = 0x8000_0000;
 /// How often it is killed.
 const KILLS: u64 = 6;
 /// COMMAND, and that the device decodes its memory and reaches ours.
@@ -37,55 +41,77 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<Value, Failure> {
-    let address: PciAddress = std::env::args().nth(1).unwrap_or_default().parse()?;
+    let addresses = std::env::args().skip(1).map(|one| one.parse::<PciAddress>());
+    let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
     let store = Store::from_environment()?.map(Arc::new).ok_or("there is no keeper")?;
     if let Some((address, why)) = store.unusable().first() {
         return Err(format!("what was kept of {address} cannot be used: {why}").into());
     }
-    let mut left = store.left();
+    let left = store.left();
     let is_first = left.is_empty();
-    let region = match left.pop() {
-        Some(function) => {
-            let count = function.regions.len();
-            let [region] = <[GuestRegion; 1]>::try_from(function.regions)
-                .map_err(|_| format!("{count} regions were kept"))?;
-            region
-        }
-        None => {
-            let memory = Arc::new(SharedMemory::create("guest", SIZE)?);
-            GuestRegion { iova: BASE, size: SIZE, memory, offset: 0, writable: true }
-        }
+    let regions = regions(left, &addresses)?;
+    let map = |region: &GuestRegion| {
+        let memory = &region.memory;
+        memory
+            .map(region.offset, usize::try_from(SIZE)?, MemoryAccess::ReadWrite)
+            .map_err(Failure::from)
     };
-    let memory = Arc::clone(&region.memory);
-    let window = memory.map(0, usize::try_from(SIZE)?, cordon_vmm::MemoryAccess::ReadWrite)?;
+    let windows = regions.iter().map(map).collect::<Result<Vec<_>, _>>()?;
     let config = HostConfig::new("/bin/device-proc", "vfio").with_store(Some(Arc::clone(&store)));
     let host = Host::new(config);
     if !is_first {
-        refused_elsewhere(&host, address)?;
+        refused_elsewhere(&host, addresses[0])?;
     }
     let container = Arc::new(Container::new(DmaMode::Direct));
-    container.map(region)?;
-    let function = host.attach(address, &container, None)?;
-    if function.was_kept() == is_first {
-        return Err("the first instance goes on, or a later one begins anew".into());
+    regions.into_iter().try_for_each(|region| container.map(region))?;
+    let mut functions = Vec::new();
+    for address in &addresses {
+        let function = host.attach(*address, &container, None)?;
+        if function.was_kept() == is_first {
+            return Err("the first instance goes on, or a later one begins anew".into());
+        }
+        store.keeps(*address)?;
+        functions.push(function);
     }
-    store.keeps(address)?;
-    let done = drive(&function, &window, is_first)?;
-    let command = command(&function)?;
-    host.detach(&function);
-    let is_empty = store.left().is_empty() && store.keeps(address).is_err();
+    let done = drive(&functions, &windows, is_first)?;
+    functions.iter().for_each(|function| host.detach(function));
+    let is_kept = |address: &PciAddress| store.keeps(*address).is_ok();
+    let is_empty = store.left().is_empty() && !addresses.iter().any(is_kept);
     // Somebody who still had it would keep the kernel from opening it anew.
-    let again = host.attach(address, &container, None)?;
+    let again = host.attach(addresses[0], &container, None)?;
     let was_kept = again.was_kept();
     host.detach(&again);
     Ok(json!({
-        "kills": done.0,
-        "in_flight": done.1,
-        "bytes_verified": done.2,
-        "interrupts": done.3,
-        "command": command,
+        "functions": addresses.len(),
+        "kills": done.kills,
+        "in_flight": done.in_flight,
+        "bytes_verified": done.verified,
+        "interrupts": done.interrupts,
         "empty": is_empty && !was_kept,
     }))
+}
+
+/// Guest memory, a region for each function, all of which reach all of it: new, or as it was left.
+fn regions(left: Vec<LeftFunction>, addresses: &[PciAddress]) -> Result<Vec<GuestRegion>, Failure> {
+    if left.is_empty() {
+        let memory = Arc::new(SharedMemory::create("guest", SIZE * addresses.len() as u64)?);
+        let region = |number: u64| GuestRegion {
+            iova: BASE + number * SIZE,
+            size: SIZE,
+            memory: Arc::clone(&memory),
+            offset: number * SIZE,
+            writable: true,
+        };
+        return Ok((0..addresses.len() as u64).map(region).collect());
+    }
+    let there: Vec<PciAddress> = left.iter().map(|function| function.address).collect();
+    let same = |function: &LeftFunction| {
+        function.group == there && function.regions.len() == addresses.len()
+    };
+    if there != addresses || !left.iter().all(same) {
+        return Err(format!("not everything was left: {left:?}").into());
+    }
+    Ok(left.into_iter().next().map(|function| function.regions).unwrap_or_default())
 }
 
 fn command(function: &Function) -> Result<u8, Failure> {
@@ -112,22 +138,56 @@ fn refused_elsewhere(host: &Host, address: PciAddress) -> Result<(), Failure> {
 }
 
 /// What came of it all, once it was killed often enough.
-fn drive(
-    function: &Function,
-    memory: &Window,
-    is_first: bool,
-) -> Result<(u64, u64, u64, u64), Failure> {
-    let windows = function.map_windows()?;
-    let registers = windows.iter().find(|window| (window.bar, window.offset) == (0, 0));
-    let registers = registers.ok_or("there is no window to the registers")?.window();
-    let events = [Event::new()?, Event::new()?];
-    let nvme = Nvme { registers, memory, events: &events };
+#[derive(Default)]
+struct Done {
+    kills: u64,
+    in_flight: u64,
+    verified: u64,
+    interrupts: u64,
+}
+
+fn drive(functions: &[Arc<Function>], memory: &[Window], is_first: bool) -> Result<Done, Failure> {
+    let mut parts = Vec::new();
+    for function in functions {
+        let windows = function.map_windows()?;
+        let registers = windows.into_iter().find(|window| (window.bar, window.offset) == (0, 0));
+        let registers = registers.ok_or("there is no window to the registers")?;
+        parts.push((registers, [Event::new()?, Event::new()?]));
+    }
+    let nvme = parts.iter().zip(memory).zip(0..).map(|(((registers, events), memory), number)| {
+        let (registers, base) = (registers.window(), BASE + number * SIZE);
+        Nvme { registers, memory, base, events }
+    });
+    let nvme: Vec<_> = nvme.collect();
+    for (function, nvme) in functions.iter().zip(&nvme) {
+        go_on(function, nvme, is_first)?;
+    }
+    let kills = nvme[0].word(Word::Kills)?;
+    for one in &nvme {
+        one.write(kills + 1)?;
+        one.read()?;
+        one.verify()?;
+    }
+    if kills < KILLS {
+        nvme.iter().try_for_each(Nvme::read_and_leave)?;
+        kill_process(rustix::process::getpid(), Signal::KILL)?;
+        return Err("it was not killed".into());
+    }
+    let mut done = Done { kills, ..Done::default() };
+    for one in &nvme {
+        done.in_flight += one.word(Word::InFlight)?;
+        done.verified += one.word(Word::Verified)?;
+        done.interrupts += one.word(Word::Interrupts)?;
+    }
+    Ok(done)
+}
+
+/// Goes on with a controller as the instance before this one left it, or brings it up.
+fn go_on(function: &Function, nvme: &Nvme<'_>, is_first: bool) -> Result<(), Failure> {
     if !is_first {
         let (cc, csts) = nvme.state()?;
         if cc & 1 == 0 || csts & 0b11 != 1 {
-            return Err(
-                format!("the controller is as after a reset: CC {cc:#x}, CSTS {csts:#x}").into()
-            );
+            return Err(format!("it is as after a reset: CC {cc:#x}, CSTS {csts:#x}").into());
         }
         let command = command(function)?;
         if command & ON != ON {
@@ -136,32 +196,16 @@ fn drive(
         nvme.found(AT_ONCE)?;
         nvme.verify()?;
     }
-    let signallers = events.iter().map(|event| event.signaller().map(Some));
+    let signallers = nvme.events.iter().map(|event| event.signaller().map(Some));
     let signallers = signallers.collect::<Result<_, _>>()?;
     let setup = InterruptSetup::Assign { start: 0, signallers };
     function.set_interrupts(InterruptIndex::Msix, setup)?;
-    for event in &events {
+    for event in nvme.events {
         // One may have come while nobody was there.
-        if event.wait(cordon_vmm::Deadline::after(std::time::Duration::from_secs(
-            5 * u64::from(!is_first),
-        )))? == is_first
-        {
-            return Err(
-                "a vector was signalled that had no reason, or was not that may have one".into()
-            );
+        let until = if is_first { Duration::ZERO } else { Duration::from_secs(5) };
+        if event.wait(Deadline::after(until))? == is_first {
+            return Err("a vector is signalled without reason, or is not that may have one".into());
         }
     }
-    if is_first {
-        nvme.start()?;
-    }
-    let kills = nvme.word(Word::Kills)?;
-    nvme.write(kills + 1)?;
-    nvme.read()?;
-    nvme.verify()?;
-    if kills < KILLS {
-        nvme.read_and_die()?;
-    }
-    let [in_flight, verified, interrupts] =
-        [Word::InFlight, Word::Verified, Word::Interrupts].map(|word| nvme.word(word));
-    Ok((kills, in_flight?, verified?, interrupts?))
+    if is_first { nvme.start() } else { Ok(()) }
 }

@@ -11,6 +11,8 @@ use vfio_guest::{Emulated, Ran, Step};
 use super::{run, with_programs};
 
 const NVME: &str = "0000:01:00.0";
+/// Two functions of one group.
+const PAIR: [&str; 2] = ["0000:02:00.0", "0000:02:00.1"];
 /// Bytes of its namespace: more than are written.
 const DISK: u64 = 16 << 20;
 /// How often the VMM is killed, and bytes that it verifies each time.
@@ -25,12 +27,15 @@ fn ran() -> &'static Ran {
     let ran = RAN.get_or_init(|| {
         let mut machine = with_programs(&["cordon", "device-proc", "vfio-kept"]);
         assert_eq!(machine.add(&Emulated::Nvme { bytes: DISK }), [NVME]);
-        let kept = |name: &str| {
-            let words = ["keep", "--restarts=20", "--", "/bin/vfio-kept", NVME];
-            Step::new(name, "/bin/cordon").timeout(Duration::from_secs(300)).arguments(words)
+        assert_eq!(machine.add(&Emulated::NvmePair { bytes: DISK }), PAIR);
+        let kept = |name: &str, addresses: &[&str]| {
+            let words = ["keep", "--restarts=20", "--", "/bin/vfio-kept"];
+            let step = Step::new(name, "/bin/cordon").timeout(Duration::from_secs(300));
+            step.arguments(words.iter().chain(addresses).copied())
         };
-        machine.step(kept("kept"));
-        machine.step(kept("kept by a user").user(USER));
+        machine.step(kept("kept", &[NVME]));
+        machine.step(kept("kept by a user", &[NVME]).user(USER));
+        machine.step(kept("kept group", &PAIR));
         run(machine, "keeper")
     });
     ran.as_ref().unwrap_or_else(|error| panic!("{error}"))
@@ -51,12 +56,17 @@ fn said(name: &str) -> Value {
 
 #[test]
 fn a_vmm_that_is_killed_goes_on_with_its_device_and_what_was_in_flight() {
-    for name in ["kept", "kept by a user"] {
+    for (name, functions) in [("kept", 1), ("kept by a user", 1), ("kept group", 2)] {
         let said = said(name);
         let number = |name: &str| said[name].as_u64().unwrap_or_else(|| panic!("{name}: {said}"));
         assert_eq!(number("kills"), KILLS, "{said}");
         // Once by each instance of what was in flight when the one before it was killed, and once of its own.
-        assert_eq!(number("bytes_verified"), (KILLS + KILLS + 1) * VERIFIED, "{said}");
+        let verified = functions * (KILLS + KILLS + 1) * VERIFIED;
+        assert_eq!(
+            (number("functions"), number("bytes_verified")),
+            (functions, verified),
+            "{said}"
+        );
         assert!(number("interrupts") > KILLS, "{said}");
         assert_eq!(said["empty"], true, "{said}");
         // It was killed in the moment in which it rang the doorbell: of some of these, nothing was completed by then.
@@ -73,8 +83,9 @@ fn a_vmm_that_is_killed_goes_on_with_its_device_and_what_was_in_flight() {
 #[test]
 fn no_device_reached_for_what_it_may_not() {
     step("kept");
-    let short = NVME.trim_start_matches("0000:");
-    let of_it = |line: &&String| line.contains("DMAR") && line.contains(short);
+    let shorts = [NVME, PAIR[0], PAIR[1]].map(|one| one.trim_start_matches("0000:"));
+    let of_it =
+        |line: &&String| line.contains("DMAR") && shorts.iter().any(|short| line.contains(short));
     let faults: Vec<_> = ran().kernel.iter().filter(of_it).collect();
     assert!(faults.is_empty(), "{faults:#?}");
 }

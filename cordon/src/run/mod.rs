@@ -117,6 +117,7 @@ pub(crate) struct VmmEnded(pub(crate) u8);
 ///
 /// # Errors
 /// When there is none.
+#[cfg_attr(target_os = "macos", allow(dead_code, reason = "there nothing is kept"))]
 pub(crate) fn program_called(name: &std::ffi::OsStr) -> Result<std::path::PathBuf, String> {
     vmm::program(name, std::env::var_os("PATH").as_deref())
 }

@@ -12,6 +12,7 @@
 //! | `remove=NAME`, `ready` | says so |
 //! | `wait=FILE` | until there is such a file |
 //! | `pause=MILLISECONDS`, `kill`, `exit=N` | that |
+#![allow(clippy::unwrap_used, reason = "what fails here fails its test")]
 
 use std::fs::File;
 use std::io::Write as _;

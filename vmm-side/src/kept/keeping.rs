@@ -141,9 +141,14 @@ impl Keeping {
         let stays = |address: &PciAddress| now.iter().any(|(one, _)| one.address == *address);
         let gone: Vec<PciAddress> = self.functions().filter(|address| !stays(address)).collect();
         gone.into_iter().for_each(|address| self.remove_function(address));
-        for (number, _) in self.files.extract_if(.., |number, _| !used.contains(number)) {
-            self.manager.release(number);
-        }
+        let manager = &self.manager;
+        self.files.retain(|number, _| {
+            let is_used = used.contains(number);
+            if !is_used {
+                manager.release(*number);
+            }
+            is_used
+        });
         Ok(())
     }
 

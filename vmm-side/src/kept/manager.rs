@@ -23,7 +23,7 @@ use crate::limits::MAX_KEPT_FILES;
 const ROOM: Duration = Duration::from_secs(1);
 
 /// Which file it is, as the file system knows it, and whether it is open for writing: both may be kept.
-type FileId = (u64, u64, bool);
+type FileId = (rustix::fs::Dev, u64, bool);
 
 /// Which file of guest memory this is.
 pub(super) fn file_id(memory: &impl AsFd) -> io::Result<FileId> {

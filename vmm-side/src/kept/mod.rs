@@ -168,10 +168,14 @@ impl Store {
     #[must_use]
     pub fn left(&self) -> Vec<LeftFunction> {
         let mut left = self.left.lock();
-        for (key, mut group) in left.extract_if(.., |_, group| group.escrow.is_requested()) {
-            tracing::info!("what was kept of {key} is closed: {}", StoreError::Requested);
-            group.keeping.void();
-        }
+        left.retain(|key, group| {
+            let is_wanted = group.escrow.is_requested();
+            if is_wanted {
+                tracing::info!("what was kept of {key} is closed: {}", StoreError::Requested);
+                group.keeping.void();
+            }
+            !is_wanted
+        });
         let functions = left.values().flat_map(|group| {
             group.functions().map(|address| LeftFunction {
                 address,
@@ -214,11 +218,9 @@ impl Store {
 
     /// The group of a function that was left: the caller's from here on.
     pub(crate) fn take(&self, address: PciAddress) -> Option<KeptGroup> {
-        self.left
-            .lock()
-            .extract_if(.., |_, group| group.has(address))
-            .next()
-            .map(|(_, group)| group)
+        let mut left = self.left.lock();
+        let key = left.iter().find(|(_, group)| group.has(address)).map(|(key, _)| *key)?;
+        left.remove(&key)
     }
 
     /// A group that was not attached after all.
@@ -232,6 +234,7 @@ fn copy(region: &GuestRegion) -> GuestRegion {
     GuestRegion { iova, size, memory: Arc::clone(&region.memory), offset, writable }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 #[path = "store_tests.rs"]
 mod tests;

@@ -241,5 +241,6 @@ impl AsFd for RecordFile {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 #[path = "record_tests.rs"]
 mod tests;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use console::{complain, say};
+use cordon_vmm::child::{Launch, LaunchError, Process, Processes, Start};
 use cordon_vmm::device::InterruptSetup;
 use cordon_vmm::kept::{LeftFunction, Store};
 use cordon_vmm::{
@@ -64,6 +65,9 @@ fn run() -> Result<Value, Failure> {
     }
     let container = Arc::new(Container::new(DmaMode::Direct));
     regions.into_iter().try_for_each(|region| container.map(region))?;
+    if !is_first {
+        left_as_it_is(&store, addresses[0], &container)?;
+    }
     let mut functions = Vec::new();
     for address in &addresses {
         let function = host.attach(*address, &container, None)?;
@@ -89,6 +93,44 @@ fn run() -> Result<Value, Failure> {
         "interrupts": done.interrupts,
         "empty": is_empty && !was_kept,
     }))
+}
+
+/// Starts no function processes.
+#[derive(Debug)]
+struct WithoutFunctions;
+
+impl Launch for WithoutFunctions {
+    fn launch(&self, start: &Start<'_>) -> Result<Box<dyn Process>, LaunchError> {
+        match start.arguments.first() {
+            Some(role) if role == "function" => Err(LaunchError("there is none".to_owned())),
+            _ => Processes.launch(start),
+        }
+    }
+
+    fn prepare_thread(&self) {
+        Processes.prepare_thread();
+    }
+}
+
+/// An attach that fails when everything was taken over leaves it as it was.
+fn left_as_it_is(
+    store: &Arc<Store>,
+    address: PciAddress,
+    container: &Arc<Container>,
+) -> Result<(), Failure> {
+    let before = store.left().len();
+    for (program, launch) in [
+        ("/bin/device-proc", Arc::new(WithoutFunctions) as Arc<dyn Launch>),
+        ("/bin/vfio-kept", Arc::new(Processes)),
+    ] {
+        let config = HostConfig::new(program, "vfio").with_store(Some(Arc::clone(store)));
+        match Host::new(config.with_launch(launch)).attach(address, container, None) {
+            Ok(_) => return Err(format!("{program} serves what it cannot").into()),
+            Err(_) if store.left().len() == before => {}
+            Err(error) => return Err(format!("it is lost: {error}").into()),
+        }
+    }
+    Ok(())
 }
 
 /// Guest memory, a region for each function, all of which reach all of it: new, or as it was left.

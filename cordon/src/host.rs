@@ -45,6 +45,21 @@ pub(crate) struct Member {
     pub(crate) address: String,
     /// The driver that has it; `None` when none has.
     pub(crate) driver: Option<String>,
+    /// How the kernel could reset it.
+    pub(crate) reset: ResetReach,
+}
+
+/// What a reset of a function reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(dead_code, reason = "where there is no VFIO there are none")]
+pub(crate) enum ResetReach {
+    /// The function alone.
+    Function,
+    /// Its whole bus, which is of its group: while nothing else of that is in use.
+    Bus,
+    /// There is none: its bus has functions of other groups.
+    None,
 }
 
 /// The file by which a group is opened.
@@ -66,6 +81,20 @@ pub(crate) struct GroupFile {
 pub(crate) struct Obstacle {
     pub(crate) cause: String,
     pub(crate) cure: String,
+}
+
+impl fmt::Display for ResetReach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Function => "the kernel can reset it alone",
+            Self::Bus => {
+                "the kernel can reset it only with its whole bus: while nothing else of that is in use"
+            }
+            Self::None => {
+                "no reset: the kernel cannot reset it alone, and its bus has functions of other groups"
+            }
+        })
+    }
 }
 
 impl fmt::Display for Member {
@@ -90,6 +119,9 @@ impl Group {
             let GroupFile { path, mode, uid, gid, held_by } = file;
             let held = held_by.as_ref().map_or_else(String::new, |by| format!(", open in {by}"));
             lines.push(format!("{path}: mode {mode}, user {uid}, group {gid}{held}"));
+        }
+        if let Some(member) = self.members.iter().find(is_own) {
+            lines.push(member.reset.to_string());
         }
         lines.push(match &self.obstacle {
             None => "VFIO could serve it".to_owned(),

@@ -28,6 +28,10 @@ pub const DEVICE_SET_IRQS: u32 = request(10);
 /// Resets a device.
 pub const DEVICE_RESET: u32 = request(11);
 pub(crate) const IOMMU_GET_INFO: u32 = request(12);
+/// Of a device: whom a reset of its bus reaches. The same number as that of a request to a container.
+pub(crate) const DEVICE_GET_PCI_HOT_RESET_INFO: u32 = request(12);
+/// Resets the bus of a device.
+pub const DEVICE_PCI_HOT_RESET: u32 = request(13);
 /// Maps memory for the DMA of a container's devices. On a device the same number is a reset of its bus.
 pub const IOMMU_MAP_DMA: u32 = request(13);
 /// Takes it back.

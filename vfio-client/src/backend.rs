@@ -13,6 +13,7 @@ use ipc::wire::common::{BarInfo, Identity};
 use ipc::{DeviceMemory, PciAddress};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::bus::{self, Reached};
 use crate::container::{Container, Range};
 use crate::device::Device;
 use crate::error::VfioError;
@@ -92,14 +93,15 @@ impl Backend for Vfio {
             Source::Handed(_) => Err(VfioError::Unsupported("a group is opened, not handed on")),
         };
         let Opened { number, file, container, devices } = opened.map_err(failed)?;
-        let shared = Arc::new(Shared { number, container: Mutex::new(container) });
+        let (container, claimed) = (Mutex::new(container), Mutex::default());
+        let shared = Arc::new(Shared { number, file, container, claimed });
         let functions = devices
             .into_iter()
             .map(|device| Grouped::new(device, Arc::clone(&shared)).map(|one| Box::new(one) as _))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let container = shared.container().descriptor();
-        Ok(OpenGroup { group: Box::new(OpenedGroup { shared, file, container }), functions })
+        Ok(OpenGroup { group: Box::new(OpenedGroup { shared, container }), functions })
     }
 }
 
@@ -107,19 +109,26 @@ impl Backend for Vfio {
 #[derive(Debug)]
 struct Shared {
     number: u32,
+    /// Closed with the last function: whoever has it may reset their bus.
+    file: OwnedFd,
     container: Mutex<Container>,
+    /// Functions that are in use.
+    claimed: Mutex<BTreeSet<PciAddress>>,
 }
 
 impl Shared {
     fn container(&self) -> MutexGuard<'_, Container> {
         self.container.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn claimed(&self) -> MutexGuard<'_, BTreeSet<PciAddress>> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The group itself: closed, it gives everything back.
 struct OpenedGroup {
     shared: Arc<Shared>,
-    file: OwnedFd,
     container: Arc<OwnedFd>,
 }
 
@@ -138,7 +147,7 @@ impl Group for OpenedGroup {
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.file.as_fd(), self.container.as_fd()]
+        vec![self.shared.file.as_fd(), self.container.as_fd()]
     }
 }
 
@@ -155,6 +164,8 @@ struct Grouped {
     mapped: BTreeSet<u64>,
     /// A process that is dead claimed it, and its guest has set it up since.
     in_use: bool,
+    /// Whom a reset of its bus reaches, where it cannot be reset alone; or what the kernel says instead.
+    bus: Option<Result<Vec<Reached>, String>>,
 }
 
 impl Grouped {
@@ -173,7 +184,17 @@ impl Grouped {
         }
         let memory = Arc::new(memory);
         let (is_claimed, mapped) = (false, BTreeSet::new());
-        Ok(Self { device, memory, request, shared, is_claimed, mapped, in_use })
+        // Asked now, since a confined process cannot.
+        let bus = match device.is_resettable() {
+            true => None,
+            false => bus::reached(device.kernel(), device.as_fd())
+                .map_err(|error| ipc::chain(&error))
+                .transpose(),
+        };
+        if in_use {
+            shared.claimed().insert(device.identity().address);
+        }
+        Ok(Self { device, memory, request, shared, is_claimed, mapped, in_use, bus })
     }
 
     /// Has the container map a range, in one way or the other.
@@ -219,6 +240,7 @@ impl Grouped {
 
 impl Drop for Grouped {
     fn drop(&mut self) {
+        self.shared.claimed().remove(&self.device.identity().address);
         if !self.mapped.is_empty() {
             // It may still be told to reach memory that others of the group have.
             let _ = self.device.switch_off();
@@ -262,11 +284,20 @@ impl OpenFunction for Grouped {
 
 impl Reset for Grouped {
     fn reset_kinds(&self) -> &[ResetKind] {
-        kinds(&self.device)
+        if self.bus.is_some() { &[ResetKind::Bus] } else { kinds(&self.device) }
     }
 
+    /// A bus, if nothing else on it is in use: everybody else's device would be as at its beginning.
     fn reset(&mut self, kind: ResetKind) -> Result<(), BackendError> {
-        reset(&self.device, kind)
+        let (ResetKind::Bus, Some(bus)) = (kind, &self.bus) else {
+            return reset(&self.device, kind);
+        };
+        let failed = self.device.failed("Reset");
+        let reached = bus.as_ref().map_err(|why| failed(VfioError::Invalid(why.clone())))?;
+        let of = (self.device.identity().address, self.shared.number);
+        let claimed = self.shared.claimed();
+        bus::may_reset(reached, of, |address| claimed.contains(&address)).map_err(&failed)?;
+        bus::reset(self.device.kernel(), &self.device, self.shared.file.as_fd()).map_err(failed)
     }
 }
 
@@ -284,7 +315,7 @@ pub(crate) fn reset(device: &Device, kind: ResetKind) -> Result<(), BackendError
             "the kernel has no way to reset this function alone",
         ))),
         ResetKind::Bus => {
-            Err(failed(VfioError::Unsupported("resets of a bus are not made through this backend")))
+            Err(failed(VfioError::Unsupported("the process that has its group resets its bus")))
         }
     }
 }
@@ -295,6 +326,7 @@ impl GroupFunction for Grouped {
             self.device.switch_on().map_err(self.device.failed("Claim"))?;
         }
         self.is_claimed = true;
+        self.shared.claimed().insert(self.device.identity().address);
         Ok(())
     }
 
@@ -303,6 +335,7 @@ impl GroupFunction for Grouped {
         // Otherwise it is closed, and the kernel ends what it does.
         self.quiet().map_err(self.device.failed("Release"))?;
         self.is_claimed = false;
+        self.shared.claimed().remove(&self.device.identity().address);
         Ok(Some(self))
     }
 

@@ -188,6 +188,11 @@ impl Device {
         Ok(())
     }
 
+    /// Whom it asks.
+    pub(crate) fn kernel(&self) -> &dyn Kernel {
+        self.kernel.as_ref()
+    }
+
     /// What it is and where.
     #[must_use]
     pub fn identity(&self) -> Identity {

@@ -154,6 +154,22 @@ pub enum VfioError {
          memory: hand a container of its own for each group"
     )]
     ContainerInUse(i32),
+    /// A reset of a bus reaches more than is taken.
+    #[error(
+        "a reset of its bus reaches {count} functions: more than the {most} that are looked at"
+    )]
+    ManyReset {
+        /// How many.
+        count: usize,
+        /// Most.
+        most: usize,
+    },
+    /// A reset of its bus reaches functions of other groups, which are or may be other guests'.
+    #[error(
+        "the kernel can reset it only with its whole bus, which has {0}: functions of another group may be another \
+         guest's"
+    )]
+    ForeignReset(String),
     /// The kernel has another VFIO.
     #[error("the kernel's VFIO is of version {0}, not of version 0")]
     Version(u32),
@@ -273,7 +289,10 @@ impl VfioError {
             | Self::ContainerInUse(_) => ErrorKind::Busy,
             Self::Locked { .. } => ErrorKind::NoSpace,
             Self::Reserved { .. } | Self::Chain { .. } | Self::Invalid(_) => ErrorKind::Invalid,
-            Self::Unsupported(_) | Self::NoIommu { .. } => ErrorKind::Unsupported,
+            Self::Unsupported(_)
+            | Self::NoIommu { .. }
+            | Self::ManyReset { .. }
+            | Self::ForeignReset(_) => ErrorKind::Unsupported,
             Self::OtherFile { .. } | Self::OtherGroup { .. } => ErrorKind::Invalid,
             Self::Requested => ErrorKind::Gone,
             Self::Refused { source, .. } => match source.raw_os_error() {

@@ -119,6 +119,9 @@ pub struct FakeDevice {
     /// The kind that is on, and whom each of its interrupts signals.
     signalled: Option<(u32, Vec<Option<OwnedFd>>)>,
     request: Option<OwnedFd>,
+    /// Functions that a reset of its bus reaches, by address as the kernel has it, and their groups; none where it
+    /// has no such reset.
+    pub bus: Vec<([u8; 4], u32)>,
     /// Whether INTx is held back.
     masked: bool,
     resets: u32,
@@ -145,6 +148,7 @@ impl FakeDevice {
             file,
             signalled: None,
             request: None,
+            bus: Vec::new(),
             masked: false,
             resets: 0,
         };
@@ -205,6 +209,19 @@ impl FakeDevice {
 
     fn describe(&self, info: &mut Structure) {
         *info = info.clone().with(4, 2 | u32::from(self.resettable)).with(8, 9).with(12, 5);
+    }
+
+    fn describe_bus(&self, info: &mut Structure) -> io::Result<()> {
+        if self.bus.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
+        let mut own = info.clone().with(8, u32::try_from(self.bus.len()).unwrap());
+        let fits = own.bytes().len() >= 12 + 8 * self.bus.len();
+        for (at, (address, group)) in (12..).step_by(8).zip(&self.bus).take_while(|_| fits) {
+            own = own.with(at, *group).with(at + 4, u32::from_ne_bytes(*address));
+        }
+        *info = own;
+        if fits { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSPC)) }
     }
 
     fn describe_region(&self, info: &mut Structure) -> io::Result<()> {
@@ -418,6 +435,32 @@ impl State {
         self.files.get(&file(fd)?).cloned().ok_or_else(unknown)
     }
 
+    /// As the kernel has it: by the files of the groups of all that it reaches.
+    fn reset_bus(&mut self, name: &str, reset: &Structure) -> io::Result<()> {
+        let count = reset.field(8);
+        let files = (0..count).map(|number| {
+            let at = 12 + 4 * usize::try_from(number).unwrap();
+            taken(reset.field(at).cast_signed())?.map_or_else(|| Err(invalid()), Ok)
+        });
+        let groups = files.map(|file| match self.what(file?.as_fd())? {
+            What::Group(group) => Ok(group),
+            _ => Err(invalid()),
+        });
+        let groups = groups.collect::<io::Result<Vec<_>>>()?;
+        let reached = self.devices.get(name).unwrap().bus.clone();
+        if reached.is_empty() || !reached.iter().all(|(_, group)| groups.contains(group)) {
+            return Err(invalid());
+        }
+        for ([low, high, bus, slot], _) in reached {
+            let segment = u16::from_ne_bytes([low, high]);
+            let name = format!("{segment:04x}:{bus:02x}:{:02x}.{}", slot >> 3, slot & 7);
+            if let Some(device) = self.devices.get_mut(&name) {
+                device.resets += 1;
+            }
+        }
+        Ok(())
+    }
+
     fn may_fail(&mut self, request: &str) -> io::Result<()> {
         match self.failing.iter().position(|(name, _)| *name == request) {
             Some(at) => Err(io::Error::from_raw_os_error(self.failing.remove(at).1)),
@@ -536,6 +579,8 @@ impl Kernel for FakeKernel {
             Described::IommuInfo => "IOMMU_GET_INFO",
             Described::MapDma => "IOMMU_MAP_DMA",
             Described::UnmapDma => "IOMMU_UNMAP_DMA",
+            Described::HotResetInfo => "DEVICE_GET_PCI_HOT_RESET_INFO",
+            Described::HotReset => "DEVICE_PCI_HOT_RESET",
         })?;
         match (what, request) {
             (What::Group(group), Described::GroupStatus) => {
@@ -554,6 +599,7 @@ impl Kernel for FakeKernel {
                 return Err(invalid());
             }
             (What::Container, Described::IommuInfo) => state.describe_iommu(structure),
+            (What::Device(name), Described::HotReset) => state.reset_bus(&name, structure)?,
             (What::Device(name), request) => {
                 let device = state.devices.get_mut(&name).unwrap();
                 match request {
@@ -564,6 +610,7 @@ impl Kernel for FakeKernel {
                         *structure = structure.clone().with(12, device.interrupts[index]);
                     }
                     Described::SetInterrupts => device.set_interrupts(structure)?,
+                    Described::HotResetInfo => device.describe_bus(structure)?,
                     _ => return Err(io::Error::from_raw_os_error(libc::ENOTTY)),
                 }
             }

@@ -30,6 +30,10 @@ pub enum Described {
     MapDma,
     /// To a container.
     UnmapDma,
+    /// Of a device: whom a reset of its bus reaches.
+    HotResetInfo,
+    /// To a device: a reset of its bus.
+    HotReset,
 }
 
 impl Described {
@@ -43,6 +47,8 @@ impl Described {
             Self::IommuInfo => abi::IOMMU_GET_INFO,
             Self::MapDma => abi::IOMMU_MAP_DMA,
             Self::UnmapDma => abi::IOMMU_UNMAP_DMA,
+            Self::HotResetInfo => abi::DEVICE_GET_PCI_HOT_RESET_INFO,
+            Self::HotReset => abi::DEVICE_PCI_HOT_RESET,
         }
     }
 }
@@ -204,6 +210,8 @@ mod tests {
             Described::IommuInfo,
             Described::MapDma,
             Described::UnmapDma,
+            Described::HotResetInfo,
+            Described::HotReset,
         ] {
             let done = Linux.described(fd, request, &mut Structure::new(32));
             assert_eq!(errno(done.unwrap_err()), refused, "{request:?}");

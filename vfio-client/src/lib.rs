@@ -2,7 +2,7 @@
 //!
 //! | process | holds | asks of the kernel once it is confined |
 //! | --- | --- | --- |
-//! | connection | the IOMMU group, its container, the functions of the group | to map and unmap memory for DMA, to reset; config space |
+//! | connection | the IOMMU group, its container, the functions of the group | to map and unmap memory for DMA, to reset a function or its bus; config space |
 //! | function | a duplicate of its device's descriptor, which it is handed | config space and BARs by `pread` and `pwrite`, whom to signal for interrupts, to reset |
 //! | lister | nothing: it reads what /sys says | nothing |
 //!
@@ -20,6 +20,7 @@
 
 mod abi;
 mod backend;
+mod bus;
 mod capabilities;
 mod container;
 mod device;
@@ -34,7 +35,9 @@ mod listed;
 mod served;
 mod sysfs;
 
-pub use abi::{DEVICE_RESET, DEVICE_SET_IRQS, IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, Structure};
+pub use abi::{
+    DEVICE_PCI_HOT_RESET, DEVICE_RESET, DEVICE_SET_IRQS, IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, Structure,
+};
 pub use backend::Vfio;
 pub use capabilities::ChainError;
 pub use device::{Device, Region};

@@ -12,6 +12,9 @@ pub(crate) const MAX_AREAS: u32 = 64;
 /// Most functions that are listed of one group in an error: a screen of text.
 pub(crate) const MAX_NAMED: usize = 16;
 
+/// Most functions that a reset of a bus may reach: all that one bus can have.
+pub(crate) const MAX_RESET: usize = 256;
+
 /// Most functions of one IOMMU group that are opened, each with three descriptors and a table of guest memory:
 /// two devices of eight functions behind a bridge that does not keep them apart fit twice over.
 pub(crate) const MAX_FUNCTIONS: usize = 32;

@@ -43,7 +43,7 @@ pub const VFIO_CONNECTION: &[Syscall] = &[
         name: "ioctl",
         number: libc::SYS_ioctl,
         conditions: &[(1, Condition::Is(MAP_DMA))],
-        needed_by: "container: guest memory for the device",
+        needed_by: "container: guest memory for the device; device: a reset of its bus",
     },
     Syscall {
         name: "ioctl",

@@ -17,7 +17,8 @@
 //!
 //! That builds every program first. What is built already is run by `target/debug/vfio-run --prepared=target/guest`, with
 //! the same options: see its `--help`. `--emulate` names the devices, `nvme` unless said. The first is 0000:01:00.0, what
-//! follows has the next bus; `nvme-pair` is two functions of one IOMMU group, `igb` two of a group each. Programs of ours
+//! follows has the next bus; `nvme-pair` and `e1000-pair` are two functions of one IOMMU
+//! group, `igb` two of a group each. Programs of ours
 //! are found by their names; another one is given by its path. What the first one starts is packed by `--with`;
 //! `cordon`, `device-proc`, `dext-sim` and `sandbox-probe` always are, as `/bin/NAME`.
 //!

@@ -32,6 +32,9 @@ pub enum Emulated {
         /// Of each; a multiple of 512.
         bytes: u64,
     },
+    /// A device whose two functions are Intel 82540EM, conventional ones that the kernel can reset only together. They
+    /// share an IOMMU group.
+    E1000Pair,
     /// An Intel 82576 with its two functions. Each has an IOMMU group of its own, since the kernel knows that the
     /// functions of that chip cannot reach each other.
     Igb,
@@ -113,7 +116,7 @@ impl Machine {
         let bus = self.devices.len();
         let functions = match device {
             Emulated::Nvme { .. } | Emulated::Edu => 1,
-            Emulated::NvmePair { .. } | Emulated::Igb => 2,
+            Emulated::NvmePair { .. } | Emulated::E1000Pair | Emulated::Igb => 2,
         };
         (0..functions).map(|function| format!("0000:{bus:02x}:00.{function}")).collect()
     }
@@ -277,6 +280,12 @@ impl Machine {
                     }
                 }
                 Emulated::Edu => drop(command.args(["-device", &format!("edu,bus={port}")])),
+                Emulated::E1000Pair => {
+                    for e1000 in two("e1000") {
+                        // Its ROM is not among what is prepared.
+                        command.args(["-device", &format!("{e1000},romfile=")]);
+                    }
+                }
                 Emulated::Igb => {
                     for igb in two("igb") {
                         command.args(["-device", &igb]);

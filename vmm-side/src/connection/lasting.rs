@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use ipc::wire::call::Call;
+use ipc::wire::common::Failure;
 use ipc::wire::connection::{
     AddMemory, Detach, DmaEntry, DmaStatistics, GetStatistics, MapDma, Mapped, RemoveMemory,
     Request, Reset, UnmapDma,
@@ -90,6 +91,20 @@ impl Connection {
     /// Resets a function that comes back (P8).
     pub(crate) fn reset(&self, address: PciAddress) -> Result<(), DeviceError> {
         self.ask_again(address, |function| Reset { function }, self.usual())
+    }
+
+    /// Resets a function that its own process cannot reset, for the reason of `failure`: over a backend that hands
+    /// functions on, the group's process may.
+    pub(crate) fn reset_with_bus(
+        &self,
+        address: PciAddress,
+        failure: Failure,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        if !self.shared.hands_on() {
+            return Err(failure.into());
+        }
+        self.ask_again(address, |function| Reset { function }, deadline)
     }
 
     /// Registrations of a function, now and at most.

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::FunctionShared;
 use crate::child::CallError;
+use crate::error::DeviceError;
 
 /// Of one function.
 pub(super) struct ConfigGuard {
@@ -119,20 +120,20 @@ impl FunctionShared {
         &self,
         access: &Access,
         deadline: Deadline,
-    ) -> Result<(), CallError> {
+    ) -> Result<(), DeviceError> {
         let offset = u32::try_from(access.offset).unwrap_or(u32::MAX);
         let bytes = access.value.to_le_bytes();
         let left = CONFIG_SPACE.saturating_sub(usize::try_from(offset).unwrap_or(usize::MAX));
         let data = &bytes[..usize::from(access.width).min(left).min(bytes.len())];
         if !matches!(data.len(), 0 | 1 | 2 | 4) {
-            return Err(CallError::Refused(self.no_width(offset, data.len())));
+            return Err(self.no_width(offset, data.len()).into());
         }
         let layout = &self.guard.layout;
         let forwards = layout.split(offset, data);
         let resets = layout.asks_for_reset(offset, data);
         if forwards.is_empty() && !resets {
             // Dropped; a device that is gone says so all the same.
-            return self.wait_for_one(None, deadline, "ConfigWrite");
+            return Ok(self.wait_for_one(None, deadline, "ConfigWrite")?);
         }
         let power = layout.power_state();
         let is_watched = |one: &Forward| {
@@ -158,10 +159,16 @@ impl FunctionShared {
     }
 
     /// Resets the device (P8); nobody reaches its memory meanwhile. What the host programmed stays, COMMAND with it.
-    pub(super) fn reset(&self, deadline: Deadline) -> Result<(), CallError> {
+    pub(super) fn reset(&self, deadline: Deadline) -> Result<(), DeviceError> {
         let _order = self.in_order("Reset", deadline)?;
         self.windows.hide();
-        let done = self.ask(&Reset, deadline);
+        let done = match self.ask(&Reset, deadline) {
+            // With its whole bus, perhaps, which takes the descriptor of its group.
+            Err(CallError::Refused(failure)) if failure.kind == FailureKind::NotSupported => {
+                self.connection.reset_with_bus(self.address, failure, deadline)
+            }
+            other => other.map_err(DeviceError::from),
+        };
         if done.is_ok() {
             self.guard.change(|decoding| decoding.power = PowerState::D0);
         }

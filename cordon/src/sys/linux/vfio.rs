@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{Access, access};
 
-use crate::host::{Group, GroupFile, Member, Obstacle};
+use crate::host::{Group, GroupFile, Member, Obstacle, ResetReach};
 
 /// Drivers that keep no group from being served, beside VFIO's own: bridges have none to give.
 const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
@@ -81,7 +81,8 @@ impl Vfio {
             let link = self.at("/sys/bus/pci/devices").join(&address).join("driver");
             let driver = std::fs::read_link(link).ok();
             let name = driver.and_then(|to| Some(to.file_name()?.to_string_lossy().into_owned()));
-            Member { address, driver: name }
+            let reset = self.reset(&address, number);
+            Member { address, driver: name, reset }
         };
         let members: Vec<Member> = devices.unwrap_or_default().into_iter().map(member).collect();
         let path = format!("/dev/vfio/{number}");
@@ -94,6 +95,26 @@ impl Vfio {
             path,
         });
         Group { number, members, file, obstacle }
+    }
+
+    /// What a reset of a function of a group would reach. The kernel names the ways that it has of resetting it alone,
+    /// but `bus` also where it found other functions there later: those whose addresses begin as its own.
+    fn reset(&self, address: &str, group: u32) -> ResetReach {
+        let function = self.at("/sys/bus/pci/devices").join(address);
+        let ways = std::fs::read_to_string(function.join("reset_method")).unwrap_or_default();
+        let bus = address.rsplit_once(':').map_or(address, |(bus, _)| bus);
+        let all = self.names("/sys/bus/pci/devices").unwrap_or_default();
+        let of_bus = |name: &&String| name.rsplit_once(':').is_some_and(|(one, _)| one == bus);
+        let on_it: Vec<&String> = all.iter().filter(of_bus).collect();
+        let devices = self.names(&format!("/sys/kernel/iommu_groups/{group}/devices"));
+        let devices = devices.unwrap_or_default();
+        if ways.split_whitespace().any(|way| way != "bus" || on_it.len() < 2) {
+            ResetReach::Function
+        } else if !on_it.is_empty() && on_it.iter().all(|one| devices.contains(one)) {
+            ResetReach::Bus
+        } else {
+            ResetReach::None
+        }
     }
 
     /// What keeps a group from being served that somebody wants to be, the first thing first.
@@ -239,8 +260,18 @@ pub(crate) mod tests {
         let held = host.vfio().group(14).file.unwrap().held_by;
         assert_eq!(held.as_deref(), Some("qemu [7]"));
 
+        let resets = |group: u32| -> Vec<ResetReach> {
+            host.vfio().group(group).members.iter().map(|one| one.reset).collect()
+        };
+        assert_eq!(resets(14), [ResetReach::Bus; 2]);
+        host.write("/sys/bus/pci/devices/0000:03:00.1/reset_method", "flr bus\n");
+        host.write("/sys/bus/pci/devices/0000:03:00.0/reset_method", "bus\n");
+        assert_eq!(resets(14), [ResetReach::Bus, ResetReach::Function]);
+        host.function("0000:03:00.2", 15, None);
+        assert_eq!(resets(14), [ResetReach::None, ResetReach::Function]);
+
         host.write("/sys/kernel/iommu_groups/14/name", "vfio-noiommu\n");
         assert!(obstacle(&host, 14).0.contains("no IOMMU"));
-        assert_eq!(host.vfio().groups().unwrap(), [12, 13, 14]);
+        assert_eq!(host.vfio().groups().unwrap(), [12, 13, 14, 15]);
     }
 }

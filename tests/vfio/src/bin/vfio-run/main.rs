@@ -17,7 +17,7 @@ Runs a command in a Linux machine with kernel VFIO, inside of QEMU.
 Usage: vfio-run --prepared=FOLDER [OPTION]… COMMAND [ARGUMENT]…
 
   --prepared=FOLDER  what `cargo xtask guest --prepare` has fetched
-  --emulate=LIST     nvme, nvme-pair, edu, igb, separated by commas; without it nvme.
+  --emulate=LIST     nvme, nvme-pair, edu, e1000-pair, igb, by commas; without it nvme.
                      The first is 0000:01:00.0, or that and 0000:01:00.1
   --with=PROGRAM     pack one more program, of these or by its path
   --variable=N=V     a variable of the command's
@@ -93,8 +93,9 @@ fn emulated(list: &str) -> Result<Vec<Emulated>, Failure> {
         "nvme" => Ok(Emulated::Nvme { bytes: DISK }),
         "nvme-pair" => Ok(Emulated::NvmePair { bytes: DISK }),
         "edu" => Ok(Emulated::Edu),
+        "e1000-pair" => Ok(Emulated::E1000Pair),
         "igb" => Ok(Emulated::Igb),
-        other => Err(format!("{other} is none of nvme, nvme-pair, edu, igb").into()),
+        other => Err(format!("{other} is none of nvme, nvme-pair, edu, e1000-pair, igb").into()),
     };
     list.split(',').map(one).collect()
 }

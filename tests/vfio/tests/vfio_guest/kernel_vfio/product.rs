@@ -40,11 +40,15 @@ const PAIR: [&str; 2] = ["0000:05:00.0", "0000:05:00.1"];
 /// Function processes of the first of them that are killed.
 const PAIR_KILLS: u64 = 20;
 
+/// Two functions of one group that the kernel can reset only together.
+const TOGETHER: [&str; 2] = ["0000:07:00.0", "0000:07:00.1"];
+
 /// The one boot that these share.
 fn ran() -> &'static Ran {
     static RAN: OnceLock<Result<Ran, String>> = OnceLock::new();
     let ran = RAN.get_or_init(|| {
-        let mut machine = with_programs(&["cordon", "device-proc", "vfio-check", "vfio-serve"]);
+        let mut machine =
+            with_programs(&["cordon", "device-proc", "vfio-bus", "vfio-check", "vfio-serve"]);
         assert_eq!(machine.add(&Emulated::Nvme { bytes: DISK }), [NVME]);
         assert_eq!(machine.add(&Emulated::Edu), [EDU]);
         let small = 16 << 20;
@@ -53,6 +57,7 @@ fn ran() -> &'static Ran {
         assert_eq!(machine.add_unbound(&Emulated::Nvme { bytes: small }), [FOREIGN]);
         assert_eq!(machine.add(&Emulated::NvmePair { bytes: small }), PAIR);
         assert_eq!(machine.add(&Emulated::Nvme { bytes: small }), [SERVED]);
+        assert_eq!(machine.add(&Emulated::E1000Pair), TOGETHER);
         let demo = |name: &str, address: &str, kills: u64| {
             let kills = format!("--kills={kills}");
             let step = Step::new(name, "/bin/cordon").timeout(Duration::from_secs(400));
@@ -74,6 +79,8 @@ fn ran() -> &'static Ran {
         };
         machine.step(asked("all devices", &["devices", "--all"]));
         machine.step(asked("inspect", &["inspect", NVME]));
+        machine.step(asked("inspect of two", &["inspect", TOGETHER[0]]));
+        machine.step(Step::new("bus", "/bin/vfio-bus").arguments(TOGETHER));
         machine.step(asked("doctor", &["doctor"]));
         machine.step(asked("doctor of a user", &["doctor"]).user(USER).locked_memory(LITTLE));
         let serve = Step::new("serve", "/bin/vfio-serve").timeout(Duration::from_secs(240));
@@ -262,6 +269,30 @@ fn devices_and_inspect_show_the_group() {
     let inspected = said("inspect");
     let vfio = said_of(&inspected, NVME);
     assert_eq!(vfio["members"].as_array().map(Vec::len), Some(1), "{vfio}");
+}
+
+#[test]
+fn a_bus_is_reset_while_nothing_else_of_it_is_in_use_and_the_error_names_what_is() {
+    assert_eq!(group(TOGETHER[0]), group(TOGETHER[1]));
+    let (step, said) = (step("bus"), said("bus"));
+    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
+    for (name, expected) in [
+        ("written", json!(true)),
+        ("after_reset", json!(0)),
+        ("kept", json!(true)),
+        ("after_second_reset", json!(0)),
+        // No process was replaced, and the function was never away.
+        ("processes", json!([0, 0])),
+    ] {
+        assert_eq!(said[name], expected, "{name}: {said}");
+    }
+    let refused = (said["refused"][0].as_i64(), said["refused"][1].as_str().unwrap());
+    let says = refused.1.contains("in use there is 07:00.1");
+    assert!(refused.0 == Some(libc::EBUSY.into()) && says, "{said}");
+    // As /sys says it, which is what is shown before anything is opened.
+    let reset = |step: &str| self::said(step)["vfio"]["members"][0]["reset"].clone();
+    assert_eq!(reset("inspect of two"), "bus");
+    assert_eq!(reset("inspect"), "function");
 }
 
 #[test]

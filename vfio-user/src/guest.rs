@@ -84,8 +84,9 @@ impl Guest {
 pub(crate) struct Stay(Option<Arc<Mutex<Tenancy>>>);
 
 impl Drop for Stay {
+    /// Not where a server panicked: nothing says what its client left in the function, so nobody else has one of them.
     fn drop(&mut self) {
-        if let Some(tenancy) = &self.0 {
+        if let Some(tenancy) = self.0.as_ref().filter(|_| !std::thread::panicking()) {
             let mut now = tenancy.lock();
             now.clients = now.clients.saturating_sub(1);
             if now.clients == 0 {
@@ -117,6 +118,19 @@ mod tests {
         drop(second);
         let _next = guest.admit_process(Some(8)).unwrap();
         assert!(other.admit_process(Some(7)).is_err());
+    }
+
+    #[test]
+    fn after_a_panic_of_a_server_nobody_else_is_let_in() {
+        let guest = Guest::shared(container());
+        let stay = guest.admit_process(Some(7)).unwrap();
+        let panicked = std::thread::spawn(move || {
+            let _stay = stay;
+            std::panic::resume_unwind(Box::new("a bug"));
+        });
+        panicked.join().unwrap_err();
+        assert!(guest.admit_process(Some(8)).is_err());
+        assert!(guest.admit_process(Some(7)).is_ok());
     }
 
     #[test]

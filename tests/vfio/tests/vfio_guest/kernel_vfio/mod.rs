@@ -5,6 +5,7 @@ mod handed;
 mod keeper;
 mod product;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use cordon_tests::machine::prepared;
@@ -26,6 +27,9 @@ fn with_programs(programs: &[&str]) -> Machine {
 
 /// Boots it and says meanwhile how far it is; why it did not come to its end otherwise.
 fn run(machine: Machine, what: &str) -> Result<Ran, String> {
+    // Each has two processors: more at once would only make all of them late.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     announce(&format!("vfio guest, {what}: booting"));
     let ran = machine.run(&program("vfio-init"), WITHIN, |report| {
         if let Report::Ended { step, how, took, .. } = report {

@@ -17,6 +17,15 @@ use crate::limits::{MAX_KEPT_AT_ONCE, MAX_KEPT_NAME, MAX_NOTIFICATION};
 /// What a descriptor is called that was stored without a name, as with systemd.
 const NAMELESS: &str = "stored";
 
+/// Bytes of control data that there is room for.
+const ROOM: usize =
+    rustix::cmsg_space!(ScmRights(MAX_KEPT_AT_ONCE), ScmCredentials(1)).next_multiple_of(8);
+
+/// Room for control data, whose begin and end are aligned: otherwise too many descriptors may fill it to a byte at which
+/// the kernel ends without padding, and what reads it leaves such a last message out, with all that is in it.
+#[repr(align(8))]
+struct Space([MaybeUninit<u8>; ROOM]);
+
 /// What is asked for.
 #[derive(Debug)]
 pub(super) struct Message {
@@ -42,9 +51,8 @@ pub(super) fn bind(path: &Path) -> Result<UnixDatagram, Failure> {
 pub(super) fn next(socket: &UnixDatagram, from: Pid) -> Option<Message> {
     loop {
         let mut bytes = [0; MAX_NOTIFICATION + 1];
-        let mut space = [MaybeUninit::uninit();
-            rustix::cmsg_space!(ScmRights(MAX_KEPT_AT_ONCE), ScmCredentials(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut space = Space([MaybeUninit::uninit(); ROOM]);
+        let mut control = RecvAncillaryBuffer::new(&mut space.0);
         let parts = &mut [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let came = match rustix::net::recvmsg(socket, parts, &mut control, flags) {
@@ -96,6 +104,10 @@ fn read(bytes: &[u8], handles: Vec<OwnedFd>) -> Option<Message> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{AsFd as _, BorrowedFd};
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
     use super::*;
 
     fn null() -> OwnedFd {
@@ -130,25 +142,49 @@ mod tests {
         assert!(read(b"FDSTORE=1\nFDNAME=\xff", vec![null()]).is_none());
     }
 
-    #[test]
-    fn what_is_too_long_or_of_another_process_is_left_out() {
+    fn send(to: &UnixDatagram, text: &[u8], handles: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(handles)));
+        let parts = [std::io::IoSlice::new(text)];
+        rustix::net::sendmsg(to, &parts, &mut control, SendFlags::empty()).unwrap();
+    }
+
+    /// A socket, and another one that sends to it.
+    fn both() -> (UnixDatagram, UnixDatagram) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
-        let socket = bind(&path).unwrap();
-        let other = UnixDatagram::unbound().unwrap();
+        let (socket, other) = (bind(&path).unwrap(), UnixDatagram::unbound().unwrap());
         other.connect(&path).unwrap();
-        let own = rustix::process::getpid();
+        (socket, other)
+    }
+
+    #[test]
+    fn however_many_descriptors_come_none_is_lost_and_none_stays_open() {
+        let ((socket, other), own) = (both(), rustix::process::getpid());
+        for count in 1..=64 {
+            let (read, write) = rustix::pipe::pipe().unwrap();
+            send(&other, b"FDSTORE=1\nFDNAME=a\n", &vec![write.as_fd(); count]);
+            drop(write);
+            other.send(b"READY=1\n").unwrap();
+            let first = next(&socket, own).unwrap();
+            if count <= MAX_KEPT_AT_ONCE {
+                assert_eq!((first.stored.len(), first.is_ready), (count, false));
+                assert!(next(&socket, own).unwrap().is_ready);
+            } else {
+                assert!(first.is_ready && first.stored.is_empty(), "{count}: {first:?}");
+            }
+            drop(first);
+            assert!(next(&socket, own).is_none());
+            // The end of the pipe: nobody has the other end.
+            assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(0), "{count}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_or_of_another_process_is_left_out() {
+        let ((socket, other), own) = (both(), rustix::process::getpid());
         other.send(&vec![b'x'; MAX_NOTIFICATION + 1]).unwrap();
-        let fd = null();
-        let handles: Vec<_> =
-            (0..=MAX_KEPT_AT_ONCE).map(|_| std::os::fd::AsFd::as_fd(&fd)).collect();
-        let mut space =
-            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_KEPT_AT_ONCE + 1))];
-        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&handles)));
-        let parts = [std::io::IoSlice::new(b"FDSTORE=1\n")];
-        rustix::net::sendmsg(&other, &parts, &mut control, rustix::net::SendFlags::empty())
-            .unwrap();
         other.send(b"READY=1\n").unwrap();
         assert!(next(&socket, own).unwrap().is_ready);
         assert!(next(&socket, own).is_none());

@@ -22,7 +22,10 @@ pub struct Guest {
 struct Tenancy {
     /// Its number; none when nobody has it, or the system does not say.
     process: Option<u32>,
+    /// How many of its clients are there, or are gone and something of them is left.
     clients: usize,
+    /// How many are there.
+    connected: usize,
 }
 
 impl From<Arc<Container>> for Guest {
@@ -38,7 +41,8 @@ impl Guest {
     /// process, which describes its guest's memory to each of them; another one is sent away until it has left
     /// all of them and nothing of it is left in the functions.
     ///
-    /// Who a client is says the number of the process that connected. One that the system does not number for us
+    /// Who a client is says the number of the process that connected; of a connected pair of sockets, of the one that made
+    /// it. One that the system does not number for us
     /// (it is in a PID namespace that is not beneath ours) may have one function of them.
     #[must_use]
     pub fn shared(container: Arc<Container>) -> Self {
@@ -60,8 +64,14 @@ impl Guest {
     }
 
     fn admit_process(&self, process: Option<u32>) -> Result<Stay, String> {
-        let Some(tenancy) = &self.tenancy else { return Ok(Stay(None)) };
+        let stay = |tenancy| Stay { tenancy, is_connected: true };
+        let Some(tenancy) = &self.tenancy else { return Ok(stay(None)) };
         let mut now = tenancy.lock();
+        if now.clients > 0 && now.connected == 0 {
+            return Err("a client was sent away: what another one left in functions of the same IOMMU group is not taken \
+                        back yet"
+                .to_owned());
+        }
         if now.clients > 0 && (process.is_none() || now.process != process) {
             let name = |process: Option<u32>| {
                 process.map_or_else(|| "one without a number".to_owned(), |pid| pid.to_string())
@@ -75,20 +85,34 @@ impl Guest {
         }
         now.process = process;
         now.clients += 1;
-        Ok(Stay(Some(Arc::clone(tenancy))))
+        now.connected += 1;
+        Ok(stay(Some(Arc::clone(tenancy))))
     }
 }
 
 /// A client is there, or something of it is left.
 #[derive(Debug)]
-pub(crate) struct Stay(Option<Arc<Mutex<Tenancy>>>);
+pub(crate) struct Stay {
+    tenancy: Option<Arc<Mutex<Tenancy>>>,
+    is_connected: bool,
+}
+
+impl Stay {
+    /// The client is gone. Until what it left is taken back nobody else is let in, nor one of its number.
+    pub(crate) fn leaves(&mut self) {
+        if let Some(tenancy) = self.tenancy.as_ref().filter(|_| self.is_connected) {
+            tenancy.lock().connected -= 1;
+        }
+        self.is_connected = false;
+    }
+}
 
 impl Drop for Stay {
-    /// Not where a server panicked: nothing says what its client left in the function, so nobody else has one of them.
     fn drop(&mut self) {
-        if let Some(tenancy) = self.0.as_ref().filter(|_| !std::thread::panicking()) {
+        self.leaves();
+        if let Some(tenancy) = &self.tenancy {
             let mut now = tenancy.lock();
-            now.clients = now.clients.saturating_sub(1);
+            now.clients -= 1;
             if now.clients == 0 {
                 now.process = None;
             }
@@ -121,16 +145,22 @@ mod tests {
     }
 
     #[test]
-    fn after_a_panic_of_a_server_nobody_else_is_let_in() {
+    fn while_something_of_a_client_is_left_that_is_gone_nobody_is_let_in() {
         let guest = Guest::shared(container());
-        let stay = guest.admit_process(Some(7)).unwrap();
-        let panicked = std::thread::spawn(move || {
-            let _stay = stay;
-            std::panic::resume_unwind(Box::new("a bug"));
-        });
-        panicked.join().unwrap_err();
+        let mut first = guest.admit_process(Some(7)).unwrap();
+        let mut second = guest.admit_process(Some(7)).unwrap();
+        first.leaves();
+        first.leaves();
+        // The one who is still there.
+        drop(guest.admit_process(Some(7)).unwrap());
+        second.leaves();
+        // Its number may be another's by now.
+        let refused = guest.admit_process(Some(7)).unwrap_err();
+        assert!(refused.contains("not taken back yet"), "{refused}");
+        drop(first);
         assert!(guest.admit_process(Some(8)).is_err());
-        assert!(guest.admit_process(Some(7)).is_ok());
+        drop(second);
+        assert!(guest.admit_process(Some(8)).is_ok());
     }
 
     #[test]

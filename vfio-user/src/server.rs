@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use ipc::event::Signaller;
 use ipc::{Deadline, SocketFile, SocketFileError};
+use parking_lot::Mutex;
 
 use crate::entrance::Way;
-use crate::guest::Guest;
+use crate::guest::{Guest, Stay};
 use crate::options::{AtBudget, Options};
 use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
@@ -77,6 +78,8 @@ pub struct Server {
     seat: Arc<Seat>,
     /// Of the clients of what is served beside it.
     beside: Beside,
+    /// What is left of its last client: to be dropped when the device is detached, which takes that back.
+    _stay: Arc<Mutex<Option<Stay>>>,
 }
 
 impl Server {
@@ -147,10 +150,12 @@ impl Server {
         let (seat, beside) = (Arc::new(Seat::new().map_err(start)?), Beside::default());
         let (its_seat, its_beside) = (Arc::clone(&seat), beside.clone());
         let progress = Arc::new(Progress::new());
+        let stay = Arc::default();
         let service = Service {
             stopped,
             device,
             guest: guest.into(),
+            stay: Arc::clone(&stay),
             options,
             seat: its_seat,
             beside: its_beside,
@@ -162,7 +167,8 @@ impl Server {
             let _ = sender.send(());
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;
-        Ok(Self { stop, thread: Some(thread), finished, progress, file, path, seat, beside })
+        let thread = Some(thread);
+        Ok(Self { stop, thread, finished, progress, file, path, seat, beside, _stay: stay })
     }
 
     /// Serves what belongs to this server's function, its companion, as [`Server::start_at`]. Since

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipc::Deadline;
 use ipc::poll::{self, Source};
 use ipc::spin::{self, Spin};
+use parking_lot::Mutex;
 
 use crate::entrance::{Entrance, Way};
 use crate::guest::{Guest, Stay};
@@ -69,6 +70,8 @@ pub(super) struct Service<L> {
     pub(super) stopped: ipc::Event,
     pub(super) device: Arc<dyn PassthroughDevice>,
     pub(super) guest: Guest,
+    /// The last client, until nothing of it is left: where that is never seen to, until the server is dropped.
+    pub(super) stay: Arc<Mutex<Option<Stay>>>,
     pub(super) options: Options,
     pub(super) seat: Arc<Seat>,
     pub(super) beside: Beside,
@@ -94,13 +97,11 @@ impl<L: Fn(Event)> Service<L> {
 
     fn serve(&self, mut entrance: Entrance) -> io::Result<()> {
         let mut handover = Handover::new();
-        // The last client, until nothing of it is left.
-        let mut stay = None;
         loop {
             if !self.clean(&mut entrance, &mut handover)? {
                 return Ok(());
             }
-            drop(stay.take());
+            drop(self.stay.lock().take());
             if entrance.is_over() {
                 (self.log)(Event::Finished);
                 return Ok(());
@@ -110,7 +111,7 @@ impl<L: Fn(Event)> Service<L> {
                 Next::SentAway => continue,
                 Next::Stopped => return Ok(()),
             };
-            stay = Some(admitted);
+            *self.stay.lock() = Some(admitted);
             match self.serve_client(stream, &mut entrance, &mut handover)? {
                 End::Left(why) => (self.log)(Event::Detached(why)),
                 End::Stopped => {
@@ -223,6 +224,10 @@ impl<L: Fn(Event)> Service<L> {
         }
         if let Some(why) = session.end() {
             (self.log)(Event::Refused(why));
+        }
+        drop(session);
+        if let Some(stay) = &mut *self.stay.lock() {
+            stay.leaves();
         }
         ended.unwrap_or_else(|panic| resume_unwind(panic))
     }

@@ -174,8 +174,20 @@ impl Connection {
         added
     }
 
-    /// Takes a region away from a function, and what its companion registered of it.
+    /// Takes a region away from a function, and what its companion registered of it; also from functions of its group
+    /// that were left with it and that nobody has attached.
     pub(crate) fn remove_memory(
+        &self,
+        address: PciAddress,
+        base: u64,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        self.remove_memory_of(address, base, deadline)?;
+        let others = self.waiting_with(|account| account.regions.contains_key(&base));
+        others.into_iter().try_for_each(|other| self.remove_memory_of(other, base, deadline))
+    }
+
+    fn remove_memory_of(
         &self,
         address: PciAddress,
         base: u64,
@@ -192,6 +204,7 @@ impl Connection {
                 |state, is_done| {
                     if let Some(account) = state.accounts.get_mut(&address).filter(|_| *is_done) {
                         account.regions.remove(&base);
+                        account.inherited.regions.remove(&base);
                         state.keep();
                     }
                 },
@@ -255,11 +268,23 @@ impl Connection {
         mapped.map(|mapped| mapped.bus_address)
     }
 
-    /// Removes such a registration.
+    /// Removes such a registration; also of functions of its group that were left with it and that nobody has attached:
+    /// what one of them has all of them reach.
     ///
     /// # Errors
     /// [`DeviceError`].
     pub(crate) fn unmap_dma(
+        &self,
+        address: PciAddress,
+        key: u64,
+        deadline: Deadline,
+    ) -> Result<(), DeviceError> {
+        self.unmap_dma_of(address, key, deadline)?;
+        let others = self.waiting_with(|account| account.ranges.contains_key(&key));
+        others.into_iter().try_for_each(|other| self.unmap_dma_of(other, key, deadline))
+    }
+
+    fn unmap_dma_of(
         &self,
         address: PciAddress,
         key: u64,
@@ -274,10 +299,18 @@ impl Connection {
             |state, ()| {
                 if let Some(account) = state.accounts.get_mut(&address) {
                     account.ranges.remove(&key);
+                    account.inherited.ranges.remove(&key);
                 }
                 state.keep();
             },
         )
+    }
+
+    /// Functions that were left, that nobody has attached, and of which this is so.
+    fn waiting_with(&self, is: impl Fn(&Account) -> bool) -> Vec<PciAddress> {
+        let state = self.shared.state.lock();
+        let waiting = state.waiting.keys().copied();
+        waiting.filter(|address| state.accounts.get(address).is_some_and(&is)).collect()
     }
 
     /// Changes the account of a function, if one is kept.

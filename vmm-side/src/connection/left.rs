@@ -115,7 +115,7 @@ fn described(
     let memories = handles.map(of_device).collect::<Result<_, _>>()?;
     let windows = window_check::take(attached, memories).map_err(|why| failed(why.to_string()))?;
     try_windows(address, &windows)?;
-    Ok(Claimed { identity, bars, windows, handed: vec![of_device(device)?] })
+    Ok(Claimed { identity, bars, windows, handed: vec![of_device(device)?], kept: true })
 }
 
 impl ConnectionState {
@@ -124,7 +124,7 @@ impl ConnectionState {
         let KeptGroup { escrow, accounts, keeping } = group;
         (self.escrow, self.accounts, self.waiting) = (Some(escrow), accounts, taken.waiting);
         self.was_told(&taken.told, self.generation);
-        if let Err(error) = keeping.taken_over() {
+        if let Err(error) = keeping.taken_over(self.escrow.as_ref()) {
             tracing::warn!("{}", ipc::chain(&error));
         }
         self.keeping = Some(keeping);
@@ -157,11 +157,6 @@ impl Connection {
         state.attached.insert(address);
         state.keep();
         Some(claimed)
-    }
-
-    /// Whether a function waits that was left.
-    pub(crate) fn has_waiting(&self, address: PciAddress) -> bool {
-        self.shared.state.lock().waiting.contains_key(&address)
     }
 
     /// Whether this region is one that the function has from before; from here on it is whoever's asks.

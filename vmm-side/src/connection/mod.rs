@@ -73,6 +73,8 @@ pub struct Claimed {
     pub windows: Vec<BarMemory>,
     /// What the processes that serve it are handed: nothing where they open it themselves.
     pub(crate) handed: Vec<DeviceMemory>,
+    /// It was left by a VMM that is dead, and is as it was.
+    pub(crate) kept: bool,
 }
 
 struct ConnectionState {
@@ -537,7 +539,8 @@ impl Connection {
             state.drop_escrow();
         }
         drop(state);
-        Ok(Claimed { identity: attached.identity, bars: attached.bars, windows, handed })
+        let Attached { identity, bars, .. } = *attached;
+        Ok(Claimed { identity, bars, windows, handed, kept: false })
     }
 
     /// What keeps functions going when the process dies, where the backend has that and it is replaced.

@@ -196,9 +196,10 @@ impl FunctionShared {
             self.call(call, || duplicate(handles), deadline)
         });
         match done {
+            Ok(()) => self.caught_up(index, start, &signallers),
             Err(CallError::Refused(_)) => self.journal().restore(before),
             Err(CallError::Dead(_)) if self.is_away() => return Ok(()),
-            _ => {}
+            Err(_) => {}
         }
         done
     }
@@ -212,9 +213,17 @@ impl FunctionShared {
         signallers: &[Option<Arc<Signaller>>],
     ) -> bool {
         let Some(caught_up) = &self.caught_up else { return false };
-        let mut caught_up = caught_up.lock();
-        let set_up = (start..).zip(signallers).filter(|(_, one)| one.is_some());
-        set_up.filter(|(vector, _)| caught_up.insert((index, *vector))).count() > 0
+        let caught_up = caught_up.lock();
+        let mut set_up = (start..).zip(signallers).filter(|(_, one)| one.is_some());
+        set_up.any(|(vector, _)| !caught_up.contains(&(index, vector)))
+    }
+
+    /// These were signalled once.
+    fn caught_up(&self, index: InterruptIndex, start: u16, signallers: &[Option<Arc<Signaller>>]) {
+        if let Some(caught_up) = &self.caught_up {
+            let set_up = (start..).zip(signallers).filter(|(_, one)| one.is_some());
+            caught_up.lock().extend(set_up.map(|(vector, _)| (index, vector)));
+        }
     }
 
     /// Changes the interrupt setup otherwise.

@@ -339,8 +339,8 @@ impl Host {
         container: &Arc<Container>,
         name: Option<String>,
     ) -> Result<Function, AttachError> {
-        let kept = connection.has_waiting(address);
         let claimed = self.claim(connection, address)?;
+        let kept = claimed.kept;
         let attached = self.join(connection, (address, kept), container, claimed, name);
         if attached.is_err()
             && !(kept && self.leave_as_it_is(connection, address))

@@ -124,12 +124,7 @@ impl Keeping {
             }
             let count = u8::try_from(one.descriptors.len()).unwrap_or(u8::MAX);
             self.functions.insert(address, (count, one.request.is_some()));
-            for (number, fd) in (0..count).zip(one.descriptors) {
-                self.manager.store(Name::Device(key, address, number), fd.as_fd())?;
-            }
-            if let Some(request) = one.request {
-                self.manager.store(Name::Request(key, address), request.as_fd())?;
-            }
+            self.store_function(one)?;
         }
         let mut record = Record { group: self.group, functions: Vec::new() };
         let mut used = BTreeSet::new();
@@ -142,7 +137,14 @@ impl Keeping {
         let gone: Vec<PciAddress> = self.functions().filter(|address| !stays(address)).collect();
         gone.into_iter().for_each(|address| self.remove_function(address));
         let manager = &self.manager;
-        self.files.retain(|number, _| {
+        let handles: BTreeSet<*const SharedMemory> = now
+            .iter()
+            .flat_map(|(_, account)| account.regions.values())
+            .map(|(region, _)| Arc::as_ptr(&region.memory))
+            .collect();
+        self.files.retain(|number, known| {
+            // Each map may come with a handle of its own.
+            known.retain(|one| handles.contains(&Arc::as_ptr(one)));
             let is_used = used.contains(number);
             if !is_used {
                 manager.release(*number);
@@ -206,11 +208,35 @@ impl Keeping {
         Ok(number)
     }
 
-    /// It was taken over by this process: whoever keeps it sees that by its record, which comes again.
-    pub(crate) fn taken_over(&self) -> Result<(), StoreError> {
-        self.functions().for_each(|address| self.manager.note(address, Some(Ok(()))));
-        match &self.record {
-            Some(file) => self.manager.store(Name::Record(self.key), file.as_fd()),
+    /// It was taken over by this process. Everything goes to the keeper again, which leaves out what it has: it may have
+    /// closed it meanwhile, since nobody came for it.
+    pub(crate) fn taken_over(&self, escrow: Option<&Escrow>) -> Result<(), StoreError> {
+        let (key, manager) = (self.key, &self.manager);
+        for (number, fd) in (0..self.group).zip(escrow.into_iter().flat_map(Escrow::group)) {
+            manager.store(Name::Group(key, number), fd.as_fd())?;
+        }
+        for one in escrow.into_iter().flat_map(Escrow::functions) {
+            self.store_function(&one)?;
+        }
+        for (number, handles) in &self.files {
+            handles
+                .first()
+                .map_or(Ok(()), |one| manager.store(Name::Memory(*number), one.as_fd()))?;
+        }
+        // Last, as ever: what it says is there.
+        if let Some(file) = &self.record {
+            manager.store(Name::Record(key), file.as_fd())?;
+        }
+        self.functions().for_each(|address| manager.note(address, Some(Ok(()))));
+        Ok(())
+    }
+
+    fn store_function(&self, one: &HeldFunction<'_>) -> Result<(), StoreError> {
+        for (number, fd) in (0..).zip(one.descriptors) {
+            self.manager.store(Name::Device(self.key, one.address, number), fd.as_fd())?;
+        }
+        match one.request {
+            Some(fd) => self.manager.store(Name::Request(self.key, one.address), fd.as_fd()),
             None => Ok(()),
         }
     }

@@ -2,9 +2,10 @@
 //! function.
 //!
 //! A message is one datagram with at most one descriptor. Whoever should take them is waited for once: one that has no
-//! room in time, or is gone, is told nothing any more, and nothing is kept from there on.
+//! room in time, or is gone, is given nothing any more. What it has and is to close it is told all the same, as soon as
+//! it has room again. A change of what is shared and its message are one: no other thread comes between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -51,6 +52,8 @@ pub(crate) struct Manager {
 #[derive(Debug, Default)]
 struct ManagerState {
     is_silent: bool,
+    /// What it was not told to close yet.
+    removals: VecDeque<Name>,
     files: Vec<KeptFile>,
     functions: BTreeMap<PciAddress, Result<(), Arc<StoreError>>>,
 }
@@ -66,23 +69,60 @@ impl Manager {
     /// # Errors
     /// [`StoreError::Silent`].
     pub(super) fn store(&self, name: Name, fd: BorrowedFd<'_>) -> Result<(), StoreError> {
-        self.tell(&format!("FDSTORE=1\nFDNAME={name}\n"), &[fd])
+        self.store_in(&mut self.state.lock(), name, fd)
     }
 
-    /// Has it close what is kept by this name. What it does not take it does not have for long either: it notices the
-    /// end of whoever stored it.
-    pub(super) fn remove(&self, name: Name) {
-        if let Err(error) = self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), &[]) {
-            tracing::warn!("{name} cannot be taken from the keeper: {}", ipc::chain(&error));
-        }
-    }
-
-    fn tell(&self, text: &str, handles: &[BorrowedFd<'_>]) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
+    fn store_in(
+        &self,
+        state: &mut ManagerState,
+        name: Name,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), StoreError> {
+        // What is closed may have this name.
+        self.catch_up(state);
         if state.is_silent {
             return Err(StoreError::Silent(io::ErrorKind::BrokenPipe.into()));
         }
-        let deadline = Deadline::after(ROOM);
+        let told = self.tell(&format!("FDSTORE=1\nFDNAME={name}\n"), &[fd], ROOM);
+        state.is_silent = told.is_err();
+        told
+    }
+
+    /// Has it close what is kept by this name, now or when it has room again.
+    pub(super) fn remove(&self, name: Name) {
+        self.remove_in(&mut self.state.lock(), name);
+    }
+
+    fn remove_in(&self, state: &mut ManagerState, name: Name) {
+        state.removals.push_back(name);
+        self.catch_up(state);
+    }
+
+    /// Tells it what it is to close.
+    fn catch_up(&self, state: &mut ManagerState) {
+        while let Some(name) = state.removals.front() {
+            let room = if state.is_silent { Duration::ZERO } else { ROOM };
+            let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
+            if let Err(error) = self.tell(&text, &[], room) {
+                if !std::mem::replace(&mut state.is_silent, true) {
+                    tracing::warn!(
+                        "{name} is not closed by the keeper yet: {}",
+                        ipc::chain(&error)
+                    );
+                }
+                return;
+            }
+            state.removals.pop_front();
+        }
+    }
+
+    fn tell(
+        &self,
+        text: &str,
+        handles: &[BorrowedFd<'_>],
+        room: Duration,
+    ) -> Result<(), StoreError> {
+        let deadline = Deadline::after(room);
         let failed = loop {
             match ipc::rights::send(&self.socket, text.as_bytes(), handles) {
                 Ok(_) => return Ok(()),
@@ -96,7 +136,6 @@ impl Manager {
                 Err(error) => break error.into(),
             }
         };
-        state.is_silent = true;
         Err(StoreError::Silent(failed))
     }
 
@@ -106,21 +145,18 @@ impl Manager {
     /// [`StoreError`].
     pub(super) fn share(&self, memory: &SharedMemory) -> Result<u32, StoreError> {
         let id = file_id(memory).map_err(StoreError::Write)?;
-        let number = {
-            let mut state = self.state.lock();
-            if let Some(known) = state.files.iter_mut().find(|file| file.id == id) {
-                known.users += 1;
-                return Ok(known.number);
-            }
-            if state.files.len() >= MAX_KEPT_FILES {
-                return Err(StoreError::TooManyFiles(MAX_KEPT_FILES));
-            }
-            let is_free = |number: &u32| state.files.iter().all(|file| file.number != *number);
-            let number = (0..).find(is_free).unwrap_or_default();
-            state.files.push(KeptFile { number, id, users: 1 });
-            number
-        };
-        self.store(Name::Memory(number), memory.as_fd()).inspect_err(|_| self.release(number))?;
+        let mut state = self.state.lock();
+        if let Some(known) = state.files.iter_mut().find(|file| file.id == id) {
+            known.users += 1;
+            return Ok(known.number);
+        }
+        if state.files.len() >= MAX_KEPT_FILES {
+            return Err(StoreError::TooManyFiles(MAX_KEPT_FILES));
+        }
+        let is_free = |number: &u32| state.files.iter().all(|file| file.number != *number);
+        let number = (0..).find(is_free).unwrap_or_default();
+        self.store_in(&mut state, Name::Memory(number), memory.as_fd())?;
+        state.files.push(KeptFile { number, id, users: 1 });
         Ok(number)
     }
 
@@ -140,8 +176,7 @@ impl Manager {
         state.files[at].users -= 1;
         if state.files[at].users == 0 {
             state.files.remove(at);
-            drop(state);
-            self.remove(Name::Memory(number));
+            self.remove_in(&mut state, Name::Memory(number));
         }
     }
 

@@ -202,7 +202,8 @@ impl Store {
         group.map(|mut group| group.keeping.void()).is_some()
     }
 
-    /// Whether a function that is attached would be there for a next instance.
+    /// Whether everything of a function that is attached was given to the keeper, as things are now. That it took all of
+    /// it nobody says: systemd keeps `FileDescriptorStoreMax=` descriptors, and none by default.
     ///
     /// # Errors
     /// Why it would not.

@@ -22,9 +22,8 @@ pub(super) fn start(
     shelf: &Shelf,
 ) -> Result<Child, Failure> {
     let failed = |error: std::io::Error| format!("cannot run {}: {error}", program.display());
-    let own = std::env::current_exe()
-        .map_err(|error| format!("cannot find this program's own path: {error}"))?;
-    let mut command = Command::new(own);
+    // This program, also when another file is at its path by now.
+    let mut command = Command::new("/proc/self/exe");
     command.arg(STARTER).arg("--").arg(program).args(&options.command[1..]);
     for name in super::super::manager::VARIABLES {
         command.env_remove(name);

@@ -47,8 +47,17 @@ pub(super) fn bind(path: &Path) -> Result<UnixDatagram, Failure> {
     Ok(socket)
 }
 
-/// The next message that process `from` sent; what others sent is left out and closed.
-pub(super) fn next(socket: &UnixDatagram, from: Pid) -> Option<Message> {
+/// What one look at the socket brought.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Message(Message),
+    /// What another process sent, or what makes no sense: it is closed.
+    LeftOut,
+    Nothing,
+}
+
+/// The next message, if process `from` sent it.
+pub(super) fn hear(socket: &UnixDatagram, from: Pid) -> Heard {
     loop {
         let mut bytes = [0; MAX_NOTIFICATION + 1];
         let mut space = Space([MaybeUninit::uninit(); ROOM]);
@@ -58,7 +67,7 @@ pub(super) fn next(socket: &UnixDatagram, from: Pid) -> Option<Message> {
         let came = match rustix::net::recvmsg(socket, parts, &mut control, flags) {
             Ok(came) => came,
             Err(Errno::INTR) => continue,
-            Err(_) => return None,
+            Err(_) => return Heard::Nothing,
         };
         let (mut handles, mut sender) = (Vec::new(), None);
         for message in control.drain() {
@@ -76,8 +85,9 @@ pub(super) fn next(socket: &UnixDatagram, from: Pid) -> Option<Message> {
         } else if !is_whole {
             tracing::warn!("a message of the command is longer than one may be, and left out");
         } else if let Some(message) = read(&bytes[..came.bytes], handles) {
-            return Some(message);
+            return Heard::Message(message);
         }
+        return Heard::LeftOut;
     }
 }
 
@@ -140,6 +150,17 @@ mod tests {
             assert!(!named(name), "{name}");
         }
         assert!(read(b"FDSTORE=1\nFDNAME=\xff", vec![null()]).is_none());
+    }
+
+    /// The next message of this process.
+    fn next(socket: &UnixDatagram, from: Pid) -> Option<Message> {
+        loop {
+            match hear(socket, from) {
+                Heard::Message(message) => return Some(message),
+                Heard::LeftOut => {}
+                Heard::Nothing => return None,
+            }
+        }
     }
 
     fn send(to: &UnixDatagram, text: &[u8], handles: &[BorrowedFd<'_>]) {

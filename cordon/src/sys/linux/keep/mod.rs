@@ -30,6 +30,7 @@ use ipc::Deadline;
 use ipc::poll::{self, Source};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
+use self::messages::Heard;
 use self::shelf::Shelf;
 use crate::Failure;
 use crate::keep::KeepOptions;
@@ -42,6 +43,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const RUN: Duration = Duration::from_secs(60);
 /// How long a command may take to end that was asked to.
 const GRACE: Duration = Duration::from_secs(10);
+/// Messages that are read before anything else is looked at: more than a socket of this kind holds, so that what the
+/// command sent last is among them.
+const IN_A_ROW: usize = 1024;
 
 /// Keeps what the command gives until it ends in order.
 pub(crate) fn keep(options: &KeepOptions) -> Result<(), Failure> {
@@ -89,7 +93,19 @@ impl Keeper<'_> {
         let mut restarts = 0;
         loop {
             let began = Instant::now();
-            let status = self.run_once()?;
+            let started = command::start(self.options, &self.program, &self.path, &self.shelf);
+            let child = match started {
+                Ok(child) => child,
+                // It could be started before, and what is kept is too much to lose over that.
+                Err(why) if restarts > 0 && restarts < self.options.restarts => {
+                    tracing::warn!("{why}; it is tried again");
+                    restarts += 1;
+                    self.pause()?;
+                    continue;
+                }
+                Err(why) => return Err(why),
+            };
+            let status = self.run_once(child)?;
             let code = status_of(status);
             if status.success() || !self.has_crashed(status) {
                 return Ok(code);
@@ -122,14 +138,13 @@ impl Keeper<'_> {
         }
     }
 
-    fn run_once(&mut self) -> Result<ExitStatus, Failure> {
-        let mut child = command::start(self.options, &self.program, &self.path, &self.shelf)?;
+    fn run_once(&mut self, mut child: Child) -> Result<ExitStatus, Failure> {
         let pid = Pid::from_child(&child);
         let ended = pidfd_open(pid, PidfdFlags::empty());
         let ended = match ended {
             Ok(ended) => ended,
             Err(error) => {
-                end(&mut child, Signal::KILL);
+                self.end(&mut child, Signal::KILL);
                 return Err(error.into());
             }
         };
@@ -150,7 +165,7 @@ impl Keeper<'_> {
                     self.shelf.clear();
                     let signal = self.interrupt.signal().map(|one| one.status() - exit::SIGNAL);
                     let signal = signal.and_then(|one| Signal::from_named_raw(i32::from(one)));
-                    end(&mut child, signal.unwrap_or(Signal::TERM));
+                    self.end(&mut child, signal.unwrap_or(Signal::TERM));
                     return Err(failure);
                 }
             }
@@ -195,25 +210,31 @@ impl Keeper<'_> {
         Ok(tokens)
     }
 
-    /// Takes every message of the command's that is there.
+    /// Takes the messages of the command's that are there.
     fn hear(&mut self, pid: Pid) {
-        while let Some(message) = messages::next(&self.socket, pid) {
-            self.shelf.obey(message);
+        for _ in 0..IN_A_ROW {
+            match messages::hear(&self.socket, pid) {
+                Heard::Message(message) => self.shelf.obey(message),
+                Heard::LeftOut => {}
+                Heard::Nothing => return,
+            }
         }
     }
-}
 
-/// Has a command end, and sees that it does.
-fn end(child: &mut Child, signal: Signal) {
-    let until = Instant::now() + GRACE;
-    let _ = kill_process(Pid::from_child(child), signal);
-    while Instant::now() < until {
-        if !matches!(child.try_wait(), Ok(None)) {
-            return;
+    /// Has a command end, and sees that it does. What it says of that is read, so that it need not wait, and not heeded.
+    fn end(&self, child: &mut Child, signal: Signal) {
+        let (pid, until) = (Pid::from_child(child), Instant::now() + GRACE);
+        let _ = kill_process(pid, signal);
+        while Instant::now() < until {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            let more = |_: &usize| !matches!(messages::hear(&self.socket, pid), Heard::Nothing);
+            let _ = (0..IN_A_ROW).take_while(more).count();
+            std::thread::sleep(Duration::from_millis(10));
         }
-        std::thread::sleep(Duration::from_millis(10));
+        tracing::warn!("the command did not end within {} s: killed", GRACE.as_secs());
+        let _ = child.kill();
+        let _ = child.wait();
     }
-    tracing::warn!("the command did not end within {} s: killed", GRACE.as_secs());
-    let _ = child.kill();
-    let _ = child.wait();
 }

@@ -29,8 +29,21 @@ pub(super) struct Shelf {
     is_full: bool,
 }
 
-/// Whether both are the same open file: a store has each once.
-fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
+/// Whether both are the same open file: a store has each once. Where the kernel does not say (it is built without that,
+/// or a filter forbids it), what has the same name and the same inode is taken for it.
+fn is_same(kept: &Kept, name: &str, other: &OwnedFd) -> bool {
+    compare(&kept.fd, other).unwrap_or_else(|| {
+        let inode = |fd: &OwnedFd| {
+            let stat = rustix::fs::fstat(fd).ok()?;
+            Some((stat.st_dev, stat.st_ino, stat.st_rdev))
+        };
+        let of_it = inode(&kept.fd);
+        kept.name == name && of_it.is_some() && of_it == inode(other)
+    })
+}
+
+/// Whether both are the same open file, if the kernel says.
+fn compare(one: &OwnedFd, other: &OwnedFd) -> Option<bool> {
     /// Of linux/kcmp.h.
     const KCMP_FILE: libc::c_int = 0;
     let pid = std::process::id();
@@ -39,7 +52,7 @@ fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
     // SAFETY: the call takes numbers only, and compares what this process has open.
     let order =
         unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, number(one), number(other)) };
-    order == 0
+    (order >= 0).then_some(order == 0)
 }
 
 impl Shelf {
@@ -73,7 +86,7 @@ impl Shelf {
             self.is_full = false;
         }
         for fd in stored {
-            if self.kept.iter().any(|one| is_same(&one.fd, &fd)) {
+            if self.kept.iter().any(|one| is_same(one, &name, &fd)) {
                 continue;
             }
             if self.kept.len() >= MAX_KEPT {

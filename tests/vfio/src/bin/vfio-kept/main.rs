@@ -60,11 +60,16 @@ fn run() -> Result<Value, Failure> {
     let windows = regions.iter().map(map).collect::<Result<Vec<_>, _>>()?;
     let config = HostConfig::new("/bin/device-proc", "vfio").with_store(Some(Arc::clone(&store)));
     let host = Host::new(config);
-    if !is_first {
+    let alone = windows[0].read::<u64>(Word::Alone as u64)? != 0;
+    if !is_first && !alone {
         refused_elsewhere(&host, addresses[0])?;
     }
     let container = Arc::new(Container::new(DmaMode::Direct));
     regions.into_iter().try_for_each(|region| container.map(region))?;
+    if alone {
+        without_the_other(&host, addresses[0], &container)?;
+        return summary(&host, &store, &addresses, &container, &windows);
+    }
     if !is_first {
         left_as_it_is(&store, addresses[0], &container)?;
     }
@@ -77,12 +82,50 @@ fn run() -> Result<Value, Failure> {
         store.keeps(*address)?;
         functions.push(function);
     }
-    let done = drive(&functions, &windows, is_first)?;
+    drive(&functions, &windows, is_first)?;
     functions.iter().for_each(|function| host.detach(function));
+    summary(&host, &store, &addresses, &container, &windows)
+}
+
+/// One function of a group that was left, whose other one nobody attaches: memory that the VMM takes back neither of
+/// them reaches any more, so that there can be other memory in its place.
+fn without_the_other(
+    host: &Host,
+    address: PciAddress,
+    container: &Arc<Container>,
+) -> Result<(), Failure> {
+    let function = host.attach(address, container, None)?;
+    if !function.was_kept() {
+        return Err("it is not as it was left".into());
+    }
+    let others = BASE + SIZE;
+    container.unmap(others, SIZE)?;
+    let memory = Arc::new(SharedMemory::create("new", SIZE)?);
+    container.map(GuestRegion { iova: others, size: SIZE, memory, offset: 0, writable: true })?;
+    container.unmap(others, SIZE)?;
+    host.detach(&function);
+    Ok(())
+}
+
+/// What came of it all, when everything is detached.
+fn summary(
+    host: &Host,
+    store: &Store,
+    addresses: &[PciAddress],
+    container: &Arc<Container>,
+    memory: &[Window],
+) -> Result<Value, Failure> {
+    let word = |at: &Window, word: Word| at.read::<u64>(word as u64);
+    let mut done = Done { kills: word(&memory[0], Word::Kills)?, ..Done::default() };
+    for one in memory {
+        done.in_flight += word(one, Word::InFlight)?;
+        done.verified += word(one, Word::Verified)?;
+        done.interrupts += word(one, Word::Interrupts)?;
+    }
     let is_kept = |address: &PciAddress| store.keeps(*address).is_ok();
     let is_empty = store.left().is_empty() && !addresses.iter().any(is_kept);
     // Somebody who still had it would keep the kernel from opening it anew.
-    let again = host.attach(addresses[0], &container, None)?;
+    let again = host.attach(addresses[0], container, None)?;
     let was_kept = again.was_kept();
     host.detach(&again);
     Ok(json!({
@@ -188,7 +231,7 @@ struct Done {
     interrupts: u64,
 }
 
-fn drive(functions: &[Arc<Function>], memory: &[Window], is_first: bool) -> Result<Done, Failure> {
+fn drive(functions: &[Arc<Function>], memory: &[Window], is_first: bool) -> Result<(), Failure> {
     let mut parts = Vec::new();
     for function in functions {
         let windows = function.map_windows()?;
@@ -215,13 +258,12 @@ fn drive(functions: &[Arc<Function>], memory: &[Window], is_first: bool) -> Resu
         kill_process(rustix::process::getpid(), Signal::KILL)?;
         return Err("it was not killed".into());
     }
-    let mut done = Done { kills, ..Done::default() };
-    for one in &nvme {
-        done.in_flight += one.word(Word::InFlight)?;
-        done.verified += one.word(Word::Verified)?;
-        done.interrupts += one.word(Word::Interrupts)?;
+    if functions.len() > 1 {
+        nvme[0].set(Word::Alone, 1)?;
+        kill_process(rustix::process::getpid(), Signal::KILL)?;
+        return Err("it was not killed".into());
     }
-    Ok(done)
+    Ok(())
 }
 
 /// Goes on with a controller as the instance before this one left it, or brings it up.

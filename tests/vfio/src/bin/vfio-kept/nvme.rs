@@ -44,6 +44,8 @@ pub(crate) enum Word {
     Verified = 24,
     /// Interrupts that were taken.
     Interrupts = 32,
+    /// Whether the next instance is to have the first controller only.
+    Alone = 40,
     /// Of the queues: tail, head, and the phase that is news; the second queue 24 bytes behind.
     Tail = 64,
     Head = 72,

@@ -98,11 +98,16 @@ fn without_the_other(
     if !function.was_kept() {
         return Err("it is not as it was left".into());
     }
-    let others = BASE + SIZE;
+    let (others, process) = (BASE + SIZE, function.connection().pid());
     container.unmap(others, SIZE)?;
     let memory = Arc::new(SharedMemory::create("new", SIZE)?);
     container.map(GuestRegion { iova: others, size: SIZE, memory, offset: 0, writable: true })?;
     container.unmap(others, SIZE)?;
+    // Asked of the process that it was, which was not ended to take the memory back.
+    let regions = function.connection().statistics(address)?.regions;
+    if (function.connection().pid(), regions) != (process, 1) {
+        return Err(format!("its connection process was ended, or has {regions} regions").into());
+    }
     host.detach(&function);
     Ok(())
 }

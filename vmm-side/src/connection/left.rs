@@ -11,8 +11,9 @@ use ipc::{Deadline, DeviceMemory, Handles, PciAddress};
 use parking_lot::Mutex;
 
 use super::adopt::{refused, tell};
+use super::attach::try_windows;
 use super::escrow::Accounts;
-use super::{Claimed, Connection, ConnectionState, numbers, try_windows};
+use super::{Claimed, Connection, ConnectionState, numbers};
 use crate::child::start::Kept;
 use crate::child::{CallError, Cause, ConnectionProtocol, Death, Spec};
 use crate::error::DeviceError;

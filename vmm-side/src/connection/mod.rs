@@ -6,14 +6,15 @@
 //! taken over by `left`.
 
 mod adopt;
+mod attach;
 mod escrow;
 mod guest;
 mod keep;
 mod lasting;
 mod left;
 mod own;
+mod state;
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
@@ -22,260 +23,27 @@ use std::sync::mpsc::sync_channel;
 
 use ipc::event::Signaller;
 use ipc::wire::call::Call;
-use ipc::wire::common::{BarInfo, Identity, Ping};
-use ipc::wire::connection::{
-    AbandonBatch, Attach, Attached, Carrier, Companion, Escrow as GetEscrow, HandOver, Ready,
-    ReleaseDma, Request,
-};
+use ipc::wire::common::Ping;
+use ipc::wire::connection::{AbandonBatch, Companion, ReleaseDma, Request};
 use ipc::wire::sandbox::SandboxReport;
-use ipc::{Deadline, DeviceMemory, Event, Handles, PciAddress, SharedMemory, Tube};
-use parking_lot::{Condvar, Mutex};
+use ipc::{Deadline, Event, Handles, PciAddress, Tube};
+use parking_lot::Mutex;
 
-use self::guest::Guest;
+use self::state::{ConnectionShared, ConnectionState, Programs, numbers};
 use crate::child::{Cause, Child, ConnectionProtocol, Death, Spec};
 use crate::container::Container;
-use crate::device::BarMemory;
 use crate::error::{DeviceError, ErrorKind};
 use crate::keeper::KeeperThread;
-use crate::kept::{Keeping, KeptGroup};
+use crate::kept::KeptGroup;
 use crate::recovery::Recovery;
 use crate::tally::Deaths;
-use crate::window_check;
-use left::Waiting;
 
+pub use attach::Claimed;
 pub(crate) use escrow::{Account, Accounts, Escrow, HeldFunction};
 pub(crate) use left::NotTakenOver;
+pub(crate) use state::{ConnectionProgram, Link, NotReserved};
 
 type Process = Child<ConnectionProtocol>;
-
-/// Whether there is a connection process.
-#[derive(Clone, Debug)]
-pub(crate) enum Link {
-    /// One serves, and functions are claimed through it by this number; how the one before it died, if there
-    /// was one. The number stays the same where claims were adopted.
-    Up(u64, Arc<Death>),
-    /// It died, what was claimed by this number goes on, and another one is adopting it.
-    Adopting(u64, Arc<Death>),
-    /// It died and is being replaced.
-    Away(Arc<Death>),
-    /// It died for good.
-    Gone(Arc<Death>),
-}
-
-/// What a claim brought.
-#[derive(Debug)]
-pub struct Claimed {
-    /// What was claimed.
-    pub identity: Identity,
-    /// Its BARs.
-    pub bars: [Option<BarInfo>; 6],
-    /// The parts of them that a guest may have.
-    pub windows: Vec<BarMemory>,
-    /// What the processes that serve it are handed: nothing where they open it themselves.
-    pub(crate) handed: Vec<DeviceMemory>,
-    /// It was left by a VMM that is dead, and is as it was.
-    pub(crate) kept: bool,
-}
-
-struct ConnectionState {
-    link: Link,
-    process: Arc<Process>,
-    /// What it has, and by which numbers it is asked for them.
-    functions: Vec<(u8, PciAddress)>,
-    sandbox: SandboxReport,
-    /// Functions that can be attached: each once in the life of a process, since a closed dext
-    /// connection cannot be opened again from inside. One of a group that is not released can.
-    free: BTreeSet<PciAddress>,
-    /// Functions whose place was taken to attach them.
-    reserved: BTreeSet<PciAddress>,
-    /// Nobody takes a place any more: it is about to be stopped.
-    closed: bool,
-    attached: BTreeSet<PciAddress>,
-    /// Whose memory its functions reach, where what one of them is given all of them reach.
-    guest: Guest,
-    watchers: Vec<(PciAddress, Signaller)>,
-    /// How many processes were replaced.
-    generation: u64,
-    /// By which number functions are claimed: see [`Link::Up`].
-    claims: u64,
-    /// How often what a process left was adopted.
-    adoptions: u64,
-    /// What keeps functions going when the process dies, while one is attached and the backend has that.
-    escrow: Option<Escrow>,
-    /// What a successor is to be told; nothing without an escrow.
-    accounts: Accounts,
-    /// What a keeper has of it for a next VMM.
-    keeping: Option<Keeping>,
-    /// Functions that a VMM left which is dead: claimed, for whoever attaches them.
-    waiting: Waiting,
-    /// A companion has registered what nobody but the process knows.
-    companion: bool,
-    /// Of its processes that served.
-    deaths: Deaths,
-}
-
-impl ConnectionState {
-    fn new(process: Arc<Process>, of: Option<PciAddress>, ready: Ready, link: Link) -> Self {
-        let (attached, reserved, watchers) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-        let functions = numbers(&ready, of);
-        let sandbox = ready.sandbox;
-        let free = functions.iter().map(|(_, address)| *address).collect();
-        Self {
-            link,
-            process,
-            functions,
-            sandbox,
-            free,
-            reserved,
-            closed: false,
-            attached,
-            guest: Guest::default(),
-            watchers,
-            generation: 0,
-            claims: 0,
-            adoptions: 0,
-            escrow: None,
-            accounts: Accounts::new(),
-            keeping: None,
-            waiting: Waiting::new(),
-            companion: false,
-            deaths: Deaths::default(),
-        }
-    }
-
-    /// The number of a function; of one that it has not, none that it has.
-    fn number(&self, address: PciAddress) -> u8 {
-        let found = self.functions.iter().find(|(_, one)| *one == address);
-        found.map_or(u8::MAX, |(number, _)| *number)
-    }
-
-    /// Another process comes in the place of the one that served.
-    fn succeed(&mut self, mut next: Self) {
-        next.generation = self.generation + 1;
-        next.adoptions = self.adoptions;
-        next.attached = std::mem::take(&mut self.attached);
-        next.reserved = std::mem::take(&mut self.reserved);
-        next.closed = self.closed;
-        next.guest = std::mem::take(&mut self.guest);
-        next.deaths = self.deaths;
-        next.watchers = std::mem::take(&mut self.watchers);
-        next.keeping = self.keeping.take();
-        next.waiting = std::mem::take(&mut self.waiting);
-        let Self { free, attached, reserved, .. } = &mut next;
-        free.retain(|one| !attached.contains(one) && !reserved.contains(one));
-        *self = next;
-    }
-
-    /// Nothing is kept of the process any more: it goes with it, and the kernel can have it.
-    fn drop_escrow(&mut self) {
-        self.escrow = None;
-        self.accounts.clear();
-        self.waiting.clear();
-        self.keep();
-    }
-
-    /// Has the keeper, if there is one, know how things are.
-    fn keep(&mut self) {
-        let Self { keeping: Some(keeping), escrow, accounts, attached, waiting, .. } = self else {
-            return;
-        };
-        let keeps = |one| attached.contains(&one) || waiting.contains_key(&one);
-        match escrow {
-            Some(escrow) => keeping.update(escrow, accounts, keeps),
-            None => keeping.void(),
-        }
-    }
-
-    /// Whether what the process of this generation did is, or is going to be, another one's.
-    fn is_adopted_from(&self, generation: u64) -> bool {
-        let serves = matches!(self.link, Link::Up(..)) && self.generation == generation;
-        self.escrow.is_some() && !serves
-    }
-}
-
-/// The functions that a process says it has, by the numbers that it is asked for them; it was started for `of`.
-fn numbers(ready: &Ready, of: Option<PciAddress>) -> Vec<(u8, PciAddress)> {
-    let addresses: Vec<_> = ready.functions.iter().map(|identity| identity.address).collect();
-    let of = of.or(addresses.first().copied());
-    of.into_iter().flat_map(|of| ipc::numbered(of, addresses.clone())).collect()
-}
-
-/// Why a function is not attached through a connection process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotReserved {
-    /// It does not have it, or not any more.
-    NotThere,
-    /// A function of its group, this one, is another guest's.
-    OtherGuest(PciAddress),
-}
-
-/// A program of a connection process, and what stands before its arguments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ConnectionProgram {
-    pub(crate) program: PathBuf,
-    pub(crate) before: Vec<OsString>,
-}
-
-impl ConnectionProgram {
-    /// What to start of it.
-    fn of(&self, spec: &Spec) -> Spec {
-        let Self { program, before } = self.clone();
-        Spec { program, before, ..spec.clone() }
-    }
-}
-
-/// Of which programs its processes are.
-struct Programs {
-    /// Of the one that serves, or did.
-    now: ConnectionProgram,
-    /// Of the next one, if that is another.
-    next: Option<ConnectionProgram>,
-}
-
-struct ConnectionShared {
-    spec: Spec,
-    programs: Mutex<Programs>,
-    recovery: Recovery,
-    /// The dext, if the VMM maps windows by a connection of its own.
-    own: Option<OsString>,
-    state: Mutex<ConnectionState>,
-    /// With each change of the link.
-    changed: Condvar,
-    died: Signaller,
-}
-
-impl ConnectionShared {
-    /// Whether its functions are handed on, as those of a group of the kernel's: the group is this process's
-    /// while it lives, its functions reach the same memory, and each can be attached again.
-    fn hands_on(&self) -> bool {
-        self.spec.handed.is_some()
-    }
-
-    /// Changes the state and tells everybody who holds a function through it.
-    fn change<T>(&self, change: impl FnOnce(&mut ConnectionState) -> T) -> T {
-        let mut state = self.state.lock();
-        let changed = change(&mut state);
-        state.watchers.iter().for_each(|(_, watcher)| watcher.signal());
-        drop(state);
-        self.changed.notify_all();
-        changed
-    }
-
-    /// There is no process, and nothing of it is kept.
-    fn lose(&self, link: Link) {
-        self.change(|state| {
-            state.drop_escrow();
-            state.link = link;
-        });
-    }
-
-    /// One of this program serves.
-    fn runs(&self, program: ConnectionProgram) {
-        let mut programs = self.programs.lock();
-        programs.next = programs.next.take().filter(|wanted| *wanted != program);
-        programs.now = program;
-    }
-}
 
 /// The connection to a physical device: a connection process, replaced when it dies or when its
 /// dext did. What it held is lost with it, so those who hold functions through it watch the link
@@ -496,124 +264,6 @@ impl Connection {
         Deadline::after(self.shared.recovery.timeout)
     }
 
-    /// Claims a function, one that was reserved or one that comes back, and takes its windows.
-    ///
-    /// # Errors
-    /// [`DeviceError`]; [`ErrorKind::Busy`] while somebody else holds the claim, or the dext still
-    /// cleans up after somebody who did.
-    pub fn attach(&self, address: PciAddress) -> Result<Claimed, DeviceError> {
-        if let Some(claimed) = self.take_waiting(address) {
-            return Ok(claimed);
-        }
-        let deadline = self.usual();
-        let (process, function) = self.process(address, deadline)?;
-        let (attached, handles) = process.call(&Attach { function }, &[], deadline)?;
-        if attached.identity.address != address {
-            let found = attached.identity.address;
-            return Err(DeviceError::io(format!("Asked for {address}, {found} was claimed")));
-        }
-        for warning in &attached.warnings {
-            tracing::warn!("{}", crate::text::printable(warning));
-        }
-        let memories =
-            self.memories(&process, (function, address), &attached, handles, deadline)?;
-        let windows = window_check::take(&attached, memories)
-            .map_err(|why| DeviceError::io(format!("Function {address}: {why}")))?;
-        try_windows(address, &windows)?;
-        let handed = self.handed(&process, (function, address), deadline)?;
-        let escrow = self.escrow(&process, address, deadline)?;
-        let mut state = self.shared.state.lock();
-        let serves = matches!(state.link, Link::Up(..)) && Arc::ptr_eq(&state.process, &process);
-        if self.shared.hands_on() && !serves {
-            // What is adopted meanwhile has the function as it was before: not claimed.
-            drop(state);
-            return Err(DeviceError::gone(process.fate.wait_for_death()));
-        }
-        state.reserved.remove(&address);
-        state.attached.insert(address);
-        if escrow.is_some() && !state.companion {
-            state.accounts.insert(address, Account::new(attached.identity, attached.bars));
-            state.escrow = escrow;
-            state.keep();
-        } else {
-            state.drop_escrow();
-        }
-        drop(state);
-        let Attached { identity, bars, .. } = *attached;
-        Ok(Claimed { identity, bars, windows, handed, kept: false })
-    }
-
-    /// What keeps functions going when the process dies, where the backend has that and it is replaced.
-    fn escrow(
-        &self,
-        process: &Process,
-        address: PciAddress,
-        deadline: Deadline,
-    ) -> Result<Option<Escrow>, DeviceError> {
-        if !self.shared.hands_on() || !self.shared.recovery.is_on() {
-            return Ok(None);
-        }
-        let (escrowed, handles) = process.call(&GetEscrow, &[], deadline)?;
-        Escrow::of(&escrowed, handles)
-            .map_err(|error| DeviceError::io(format!("Function {address} is not kept: {error}")))
-    }
-
-    /// What function processes are handed, where they open nothing themselves: one device.
-    fn handed(
-        &self,
-        process: &Process,
-        (function, address): (u8, PciAddress),
-        deadline: Deadline,
-    ) -> Result<Vec<DeviceMemory>, DeviceError> {
-        if !self.shared.hands_on() {
-            return Ok(Vec::new());
-        }
-        let ((), handles) = process.call(&HandOver { function }, &[], deadline)?;
-        let device = handles.one().map_err(|error| DeviceError::io(error.to_string()))?;
-        let device = DeviceMemory::of_device(device).map_err(|error| {
-            DeviceError::io(format!("Function {address} is not handed on: {}", ipc::chain(&error)))
-        })?;
-        Ok(vec![device])
-    }
-
-    /// The memory of each window, by the way that it comes.
-    fn memories(
-        &self,
-        process: &Process,
-        (function, address): (u8, PciAddress),
-        attached: &Attached,
-        handles: Handles,
-        deadline: Deadline,
-    ) -> Result<Vec<DeviceMemory>, DeviceError> {
-        let by_descriptor = attached.carrier == Carrier::Descriptors;
-        let count = if by_descriptor { attached.windows.len() } else { 0 };
-        handles.expect(count).map_err(|error| DeviceError::io(error.to_string()))?;
-        match (attached.carrier, &self.shared.own) {
-            (Carrier::Port, _) => {
-                let sizes: Vec<u64> = attached.windows.iter().map(|one| one.length).collect();
-                let entries = process.memories().receive(function.into(), &sizes, deadline);
-                let entries = entries.map_err(|error| {
-                    DeviceError::io(format!("The memory of its windows did not come: {error}"))
-                })?;
-                Ok(entries.into_iter().map(DeviceMemory::Entry).collect())
-            }
-            (Carrier::Own, Some(dext)) => own::memory(dext, address, &attached.windows),
-            (Carrier::Own, None) => {
-                Err(DeviceError::io("It describes windows that it was to hand on"))
-            }
-            (Carrier::Descriptors, _) => {
-                // Its windows may be anywhere in it: `window_check` compares them with the size.
-                let of_devices = self.shared.hands_on();
-                let take = |fd| match of_devices {
-                    true => DeviceMemory::of_device(fd),
-                    false => SharedMemory::measured(fd).map(DeviceMemory::from),
-                };
-                let taken: Result<_, _> = handles.map(take).collect();
-                taken.map_err(|error| DeviceError::io(ipc::chain(&error)))
-            }
-        }
-    }
-
     /// Closes a function's opener: the dext releases what is left of it, guest memory included. Whatever
     /// cannot be released in order by `deadline` is released with the process. `true` when no function
     /// is attached any more.
@@ -752,17 +402,6 @@ impl Connection {
             | Link::Up(_, death) => Arc::clone(death),
         }
     }
-}
-
-/// A device's descriptor has no size: what it has is found by mapping, before a guest's is mapped over.
-fn try_windows(address: PciAddress, windows: &[BarMemory]) -> Result<(), DeviceError> {
-    for one in windows.iter().filter(|one| matches!(one.memory, DeviceMemory::Device(_))) {
-        one.map().map_err(|error| {
-            let why = format!("Function {address}: BAR {}: {}", one.bar, ipc::chain(&error));
-            DeviceError::io(why)
-        })?;
-    }
-    Ok(())
 }
 
 /// Work that is not done at its deadline.

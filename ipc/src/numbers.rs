@@ -13,7 +13,7 @@ const FIRST_OF_OTHERS: u8 = 8;
 ///
 /// ```
 /// let group = ["01:00.0", "02:00.0", "02:00.1"].map(|one| one.parse().unwrap());
-/// let numbers: Vec<u8> = ipc::numbered(group[1], group).map(|(number, _)| number).collect();
+/// let numbers: Vec<u8> = cordon_ipc::numbered(group[1], group).map(|(number, _)| number).collect();
 /// assert_eq!(numbers, [8, 0, 1]);
 /// ```
 pub fn numbered(

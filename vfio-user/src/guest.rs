@@ -42,8 +42,8 @@ impl Guest {
     /// all of them and nothing of it is left in the functions.
     ///
     /// Who a client is says the number of the process that connected; of a connected pair of sockets, of the one that made
-    /// it. One that the system does not number for us
-    /// (it is in a PID namespace that is not beneath ours) may have one function of them.
+    /// it. One that the system does not number for us (it is in a PID namespace that is not beneath ours) may have one
+    /// function of them. A client that is gone has no number any more: nobody is let in until what it left is taken back.
     #[must_use]
     pub fn shared(container: Arc<Container>) -> Self {
         Self { container, tenancy: Some(Arc::default()) }

@@ -122,6 +122,14 @@ pub(crate) fn run(
     })
 }
 
+/// A run of tests by Cargo, of these names only if there are some.
+pub(crate) fn only(mut tests: Command, names: &[&str]) -> Command {
+    if !names.is_empty() {
+        tests.args(["--", "--exact"]).args(names);
+    }
+    tests
+}
+
 /// As [`run`]: `run` says whether that succeeded, and what came of it.
 fn settle(mut run: impl FnMut(&[&str]) -> Result<(bool, Outcome)>) -> Result<Settled> {
     let (mut holds, first) = run(&[])?;

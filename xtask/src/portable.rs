@@ -57,13 +57,7 @@ pub(crate) fn check() -> Result {
     build()?;
     let names = names();
     times::heading(&format!("portable flavour: unit suite of ipc, {}", names.join(", ")))?;
-    let command = |names: &[&str]| {
-        let mut tests = tests();
-        if !names.is_empty() {
-            tests.args(["--", "--exact"]).args(names);
-        }
-        Ok(tests)
-    };
+    let command = |names: &[&str]| Ok(outcome::only(tests(), names));
     let settled = outcome::run("portable flavour", command, |_| ())?;
     settled.tell()?;
     if !settled.holds {

@@ -89,10 +89,7 @@ pub(crate) fn run(without_kvm: bool, guide: &str) -> Result {
     let command = |names: &[&str]| {
         let mut tests = for_host(cargo(&["test", "--workspace", "--no-fail-fast"]));
         tests.envs(environment.iter().map(|(name, value)| (name, value)));
-        if !names.is_empty() {
-            tests.args(["--", "--exact"]).args(names);
-        }
-        Ok(tests)
+        Ok(outcome::only(tests, names))
     };
     let settled = outcome::run("tests", command, |line| told.take(line))?;
     times::tell()?;

@@ -50,6 +50,11 @@ pub trait Group: Send {
 
     /// Descriptors that must stay open for it to work, those of its functions left out.
     fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Whether memory is mapped by an iommufd, of which a process asks other things than of a container.
+    fn uses_iommufd(&self) -> bool {
+        false
+    }
 }
 
 /// One function of an open group. Dropping it releases its claim and its DMA.

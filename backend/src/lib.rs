@@ -55,6 +55,17 @@ pub enum Source {
     Adopted(Left),
     /// It is handed the files of the group, which a manager opened for it, and opens nothing of the group by a path.
     HandedGroup(HandedGroup),
+    /// It is handed files of functions' own, which a manager opened for it, and opens nothing of the group by a path.
+    HandedDevices(HandedDevices),
+}
+
+/// Files of functions' own that a manager opened: those of functions of one group.
+#[derive(Debug)]
+pub struct HandedDevices {
+    /// The functions', in any order.
+    pub devices: Vec<HandedFile>,
+    /// That of an iommufd which nobody else uses; without one, the process opens one itself.
+    pub iommufd: Option<HandedFile>,
 }
 
 /// Files of a group that a manager opened.

@@ -84,7 +84,10 @@ impl From<DextError> for BackendError {
 fn own(source: &Source) -> Result<(), BackendError> {
     match source {
         Source::Own | Source::OwnAt(_) => Ok(()),
-        Source::Handed(_) | Source::Adopted(_) | Source::HandedGroup(_) => Err(BackendError::new(
+        Source::Handed(_)
+        | Source::Adopted(_)
+        | Source::HandedGroup(_)
+        | Source::HandedDevices(_) => Err(BackendError::new(
             ErrorKind::Unsupported,
             "dext",
             "Open",

@@ -3,6 +3,10 @@
 //! Structures are filled and read field by field at the offsets that the kernel's header says, so that
 //! nothing here depends on memory that the kernel lays out.
 
+use iommufd_bindings::{
+    IOMMUFD_CMD_DESTROY, IOMMUFD_CMD_IOAS_ALLOC, IOMMUFD_CMD_IOAS_IOVA_RANGES,
+    IOMMUFD_CMD_IOAS_MAP, IOMMUFD_CMD_IOAS_MAP_FILE, IOMMUFD_CMD_IOAS_UNMAP, IOMMUFD_TYPE,
+};
 use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
 
 use crate::error::VfioError;
@@ -37,7 +41,27 @@ pub const IOMMU_MAP_DMA: u32 = request(13);
 /// Takes it back.
 pub const IOMMU_UNMAP_DMA: u32 = request(14);
 
-/// A structure that begins with its own size (`argsz`) and flags, as all do that a request fills or reads.
+pub(crate) const DEVICE_BIND_IOMMUFD: u32 = request(18);
+pub(crate) const DEVICE_ATTACH_IOMMUFD_PT: u32 = request(19);
+pub(crate) const DEVICE_DETACH_IOMMUFD_PT: u32 = request(20);
+
+/// The number of a request to an iommufd.
+const fn iommufd(number: u32) -> u32 {
+    ((IOMMUFD_TYPE as u32) << 8) | number
+}
+
+pub(crate) const IOMMU_DESTROY: u32 = iommufd(IOMMUFD_CMD_DESTROY);
+pub(crate) const IOMMU_IOAS_ALLOC: u32 = iommufd(IOMMUFD_CMD_IOAS_ALLOC);
+pub(crate) const IOMMU_IOAS_IOVA_RANGES: u32 = iommufd(IOMMUFD_CMD_IOAS_IOVA_RANGES);
+/// Maps memory of this process for the DMA of the devices that are attached to an address space.
+pub const IOMMU_IOAS_MAP: u32 = iommufd(IOMMUFD_CMD_IOAS_MAP);
+/// Maps memory of a file.
+pub const IOMMU_IOAS_MAP_FILE: u32 = iommufd(IOMMUFD_CMD_IOAS_MAP_FILE);
+/// Takes either back.
+pub const IOMMU_IOAS_UNMAP: u32 = iommufd(IOMMUFD_CMD_IOAS_UNMAP);
+
+/// A structure that begins with its own size (`argsz`) and flags, as all do that a request of VFIO's fills or
+/// reads; those of iommufd begin with their size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Structure(Vec<u8>);
 
@@ -126,6 +150,10 @@ mod tests {
         assert_eq!((GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER), (0x3b68, 0x3b69));
         assert_eq!((DEVICE_SET_IRQS, DEVICE_RESET), (0x3b6e, 0x3b6f));
         assert_eq!((IOMMU_MAP_DMA, IOMMU_UNMAP_DMA), (0x3b71, 0x3b72));
+        assert_eq!((DEVICE_BIND_IOMMUFD, DEVICE_DETACH_IOMMUFD_PT), (0x3b76, 0x3b78));
+        assert_eq!((IOMMU_DESTROY, IOMMU_IOAS_ALLOC), (0x3b80, 0x3b81));
+        assert_eq!((IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP), (0x3b85, 0x3b86));
+        assert_eq!(IOMMU_IOAS_MAP_FILE, 0x3b8f);
     }
 
     #[test]

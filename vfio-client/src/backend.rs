@@ -13,8 +13,9 @@ use ipc::wire::common::{BarInfo, Identity};
 use ipc::{DeviceMemory, PciAddress};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::address_space::{AddressSpace, Mapper, Range};
 use crate::bus::{self, Reached};
-use crate::container::{Container, Range};
+use crate::cdev;
 use crate::device::Device;
 use crate::error::VfioError;
 use crate::group::{self, Opened, OpenedDevice};
@@ -85,23 +86,36 @@ impl Backend for Vfio {
     fn open_group(&self, address: PciAddress, source: Source) -> Result<OpenGroup, BackendError> {
         let failed = |error: VfioError| error.of(subject(address), "Open");
         let opened = match source {
-            Source::Own | Source::OwnAt(_) => group::open(&self.kernel, &self.places, address),
+            Source::Own | Source::OwnAt(_) => {
+                match cdev::open(&self.kernel, &self.places, address) {
+                    Ok(None) => group::open(&self.kernel, &self.places, address),
+                    Ok(Some(opened)) => Ok(opened),
+                    Err(error) => Err(error),
+                }
+            }
             Source::Adopted(left) => group::adopt(&self.kernel, &self.places, address, left),
             Source::HandedGroup(handed) => {
                 handed::open(&self.kernel, &self.places, address, handed)
             }
+            Source::HandedDevices(handed) => {
+                cdev::open_handed(&self.kernel, &self.places, address, handed)
+            }
             Source::Handed(_) => Err(VfioError::Unsupported("a group is opened, not handed on")),
         };
-        let Opened { number, file, container, devices } = opened.map_err(failed)?;
-        let (container, claimed) = (Mutex::new(container), Mutex::default());
-        let shared = Arc::new(Shared { number, file, container, claimed });
+        let Opened { number, file, space, devices } = opened.map_err(failed)?;
+        let (space, claimed) = (Mutex::new(space), Mutex::default());
+        let shared = Arc::new(Shared { number, file, space, claimed });
         let functions = devices
             .into_iter()
             .map(|device| Grouped::new(device, Arc::clone(&shared)).map(|one| Box::new(one) as _))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
-        let container = shared.container().descriptor();
-        Ok(OpenGroup { group: Box::new(OpenedGroup { shared, container }), functions })
+        let (space, by_iommufd) = {
+            let space = shared.space();
+            (space.descriptor(), matches!(space.mapper(), Mapper::Ioas(_)))
+        };
+        let group = Box::new(OpenedGroup { shared, space, by_iommufd });
+        Ok(OpenGroup { group, functions })
     }
 }
 
@@ -109,16 +123,16 @@ impl Backend for Vfio {
 #[derive(Debug)]
 struct Shared {
     number: u32,
-    /// Closed with the last function: whoever has it may reset their bus.
-    file: OwnedFd,
-    container: Mutex<Container>,
+    /// Of a group that was opened by its file. Closed with the last function: whoever has it may reset their bus.
+    file: Option<OwnedFd>,
+    space: Mutex<AddressSpace>,
     /// Functions that are in use.
     claimed: Mutex<BTreeSet<PciAddress>>,
 }
 
 impl Shared {
-    fn container(&self) -> MutexGuard<'_, Container> {
-        self.container.lock().unwrap_or_else(PoisonError::into_inner)
+    fn space(&self) -> MutexGuard<'_, AddressSpace> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn claimed(&self) -> MutexGuard<'_, BTreeSet<PciAddress>> {
@@ -129,11 +143,13 @@ impl Shared {
 /// The group itself: closed, it gives everything back.
 struct OpenedGroup {
     shared: Arc<Shared>,
-    container: Arc<OwnedFd>,
+    space: Arc<OwnedFd>,
+    by_iommufd: bool,
 }
 
 impl Group for OpenedGroup {
-    /// The kernel lets a device go on for as long as somebody has its group, its container and itself open.
+    /// The kernel lets a device go on for as long as somebody has its group and container, or its iommufd, and itself
+    /// open.
     fn survives(&self) -> Survives<'_> {
         Survives::Descriptors(self.descriptors())
     }
@@ -147,7 +163,11 @@ impl Group for OpenedGroup {
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.shared.file.as_fd(), self.container.as_fd()]
+        self.shared.file.as_ref().into_iter().chain([&*self.space]).map(OwnedFd::as_fd).collect()
+    }
+
+    fn uses_iommufd(&self) -> bool {
+        self.by_iommufd
     }
 }
 
@@ -197,15 +217,13 @@ impl Grouped {
         Ok(Self { device, memory, request, shared, is_claimed, mapped, in_use, bus })
     }
 
-    /// Has the container map a range, in one way or the other.
+    /// Has the space map a range, in one way or the other.
     fn map(
         &mut self,
         range: &DmaRange<'_>,
-        how: fn(&mut Container, &Range) -> Result<(), VfioError>,
+        how: fn(&mut AddressSpace, &Range<'_>) -> Result<(), VfioError>,
     ) -> Result<BusRange, BackendError> {
         let failed = self.device.failed("MapDma");
-        let unmapped = || VfioError::Invalid("the memory is not mapped here".to_owned());
-        let mapped_at = range.mapped_at.ok_or_else(|| failed(unmapped()))?;
         let file = rustix::fs::fstat(range.behind.memory)
             .map_err(|error| failed(VfioError::refused("fstat")(error.into())))?;
         let memory = (file.st_dev, file.st_ino, range.behind.offset);
@@ -213,18 +231,19 @@ impl Grouped {
         if self.mapped.contains(&at) {
             return Err(failed(VfioError::Mapped { address: at, size }));
         }
-        let mapping = Range { at, size, mapped_at, writable, memory };
-        how(&mut self.shared.container(), &mapping).map_err(failed)?;
+        let (mapped_at, file) = (range.mapped_at, range.behind.memory.as_fd());
+        let mapping = Range { at, size, mapped_at, writable, memory, file };
+        how(&mut self.shared.space(), &mapping).map_err(failed)?;
         self.mapped.insert(at);
         Ok(BusRange { address: at, length: size })
     }
 
     /// Takes back what it was given: what another function of the group has too stays there.
     fn unmap_all(&mut self) -> Result<(), VfioError> {
-        let mut container = self.shared.container();
+        let mut space = self.shared.space();
         let mut done = Ok(());
         for at in std::mem::take(&mut self.mapped) {
-            done = done.and(container.unmap(at));
+            done = done.and(space.unmap(at));
         }
         done
     }
@@ -297,7 +316,8 @@ impl Reset for Grouped {
         let of = (self.device.identity().address, self.shared.number);
         let claimed = self.shared.claimed();
         bus::may_reset(reached, of, |address| claimed.contains(&address)).map_err(&failed)?;
-        bus::reset(self.device.kernel(), &self.device, self.shared.file.as_fd()).map_err(failed)
+        let file = self.shared.file.as_ref().map(OwnedFd::as_fd);
+        bus::reset(self.device.kernel(), &self.device, file).map_err(failed)
     }
 }
 
@@ -369,23 +389,23 @@ impl GroupFunction for Grouped {
     }
 
     fn dma_space(&self) -> DmaSpace {
-        let container = self.shared.container();
-        let space = container.space();
+        let shared = self.shared.space();
+        let space = shared.space();
         DmaSpace {
             addresses: BusAddresses::Chosen,
             granule: space.granule,
             max_ranges: space.mappings,
-            needs_mapping: true,
+            needs_mapping: shared.needs_mapping(),
             shared: true,
         }
     }
 
     fn register_dma(&mut self, range: &DmaRange<'_>) -> Result<BusRange, BackendError> {
-        self.map(range, Container::map)
+        self.map(range, AddressSpace::map)
     }
 
     fn adopt_dma(&mut self, range: &DmaRange<'_>) -> Result<BusRange, BackendError> {
-        self.map(range, Container::adopt)
+        self.map(range, AddressSpace::adopt)
     }
 
     fn unregister_dma(&mut self, key: u64, _at: BusRange) -> Result<(), BackendError> {
@@ -393,7 +413,7 @@ impl GroupFunction for Grouped {
         if !self.mapped.contains(&key) {
             return Err(failed(VfioError::Invalid(format!("nothing is mapped at {key:#x}"))));
         }
-        self.shared.container().unmap(key).map_err(failed)?;
+        self.shared.space().unmap(key).map_err(failed)?;
         self.mapped.remove(&key);
         Ok(())
     }

@@ -215,7 +215,7 @@ fn what_a_dead_process_left_is_adopted_as_it_is() {
     function.claim().unwrap();
     let bus = function.register_dma(&range).unwrap();
     let own = function.adopt_dma(&DmaRange { key: 0, ..range }).unwrap_err();
-    assert!(own.text.contains("nobody used the container before"), "{own}");
+    assert!(own.text.contains("nobody used its DMA space before"), "{own}");
     let before = kernel.mappings();
     // Its guest has switched its memory off since.
     kernel.device_of(name, |one| one.set(7, 4, &[4, 0]));

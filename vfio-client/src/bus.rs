@@ -9,7 +9,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use ipc::PciAddress;
 use vfio_bindings::bindings::vfio::{
-    vfio_pci_dependent_device, vfio_pci_hot_reset, vfio_pci_hot_reset_info,
+    VFIO_PCI_HOT_RESET_FLAG_DEV_ID, vfio_pci_dependent_device, vfio_pci_hot_reset,
+    vfio_pci_hot_reset_info,
 };
 
 use crate::abi::{Structure, read};
@@ -22,8 +23,22 @@ use crate::limits::{MAX_NAMED, MAX_RESET};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reached {
     address: PciAddress,
-    group: u32,
+    owner: Owner,
 }
+
+/// Whose a function is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// That of an IOMMU group.
+    Group(u32),
+    /// That of the same iommufd, or of a group all of which that has.
+    Iommufd,
+    /// Somebody else's.
+    Other,
+}
+
+/// What the kernel calls a device that an iommufd has not.
+const NOT_OWNED: u32 = u32::MAX;
 
 /// Which functions a reset of the function's bus reaches, itself among them; none where its bus cannot be reset.
 ///
@@ -53,13 +68,20 @@ pub(crate) fn reached(
             return Err(VfioError::Refused { request, source });
         }
     }
+    let by_iommufd = info.field(offset_of!(vfio_pci_hot_reset_info, flags))
+        & VFIO_PCI_HOT_RESET_FLAG_DEV_ID
+        != 0;
     let one = |number: usize| {
         let at = FIXED + EACH * number;
-        let group = read(info.bytes(), at).map(u32::from_ne_bytes)?;
+        let owner = match read(info.bytes(), at).map(u32::from_ne_bytes)? {
+            NOT_OWNED if by_iommufd => Owner::Other,
+            _ if by_iommufd => Owner::Iommufd,
+            group => Owner::Group(group),
+        };
         let segment = read(info.bytes(), at + 4).map(u16::from_ne_bytes)?;
         let [bus, slot] = read(info.bytes(), at + 6)?;
         let address = PciAddress::new(bus, slot >> 3, slot & 7).ok()?.in_segment(segment);
-        Some(Reached { address, group })
+        Some(Reached { address, owner })
     };
     let found: Option<Vec<Reached>> = (0..count).map(one).collect();
     let nonsense =
@@ -77,9 +99,13 @@ pub(crate) fn may_reset(
     (address, group): (PciAddress, u32),
     is_used: impl Fn(PciAddress) -> bool,
 ) -> Result<(), VfioError> {
-    let foreign = reached.iter().filter(|one| one.group != group);
-    let foreign: Vec<String> =
-        foreign.map(|one| format!("{} of IOMMU group {}", one.address, one.group)).collect();
+    let foreign = reached.iter().filter_map(|one| match one.owner {
+        Owner::Iommufd => None,
+        Owner::Group(own) if own == group => None,
+        Owner::Group(other) => Some(format!("{} of IOMMU group {other}", one.address)),
+        Owner::Other => Some(format!("{} of another IOMMU group", one.address)),
+    });
+    let foreign: Vec<String> = foreign.collect();
     if !foreign.is_empty() {
         return Err(VfioError::ForeignReset(first_of(&foreign)));
     }
@@ -100,20 +126,22 @@ fn first_of(names: &[String]) -> String {
     format!("{}{more}", names[..names.len().min(MAX_NAMED)].join(", "))
 }
 
-/// Resets the function's bus, whose functions are all of the group.
+/// Resets the function's bus, whose functions are all of the group; without the group's file, those of its iommufd.
 ///
 /// # Errors
 /// [`VfioError::Refused`].
 pub(crate) fn reset(
     kernel: &dyn Kernel,
     device: &Device,
-    group: BorrowedFd<'_>,
+    group: Option<BorrowedFd<'_>>,
 ) -> Result<(), VfioError> {
     const FIXED: usize = offset_of!(vfio_pci_hot_reset, group_fds);
-    let number = group.as_raw_fd().cast_unsigned();
-    let mut reset = Structure::new(FIXED + size_of::<i32>())
-        .with(offset_of!(vfio_pci_hot_reset, count), 1)
-        .with(FIXED, number);
+    let mut reset = match group {
+        Some(group) => Structure::new(FIXED + size_of::<i32>())
+            .with(offset_of!(vfio_pci_hot_reset, count), 1)
+            .with(FIXED, group.as_raw_fd().cast_unsigned()),
+        None => Structure::new(FIXED),
+    };
     let done = kernel.described(device.as_fd(), Described::HotReset, &mut reset);
     done.map_err(VfioError::refused("DEVICE_PCI_HOT_RESET"))
 }

@@ -8,6 +8,7 @@ use ipc::PciAddress;
 use ipc::vfio_file::VfioFile;
 
 use crate::capabilities::ChainError;
+use crate::ioas::MAP_FILE;
 
 /// A function of a group that keeps the group from being used, and by whom it is held.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,6 +155,31 @@ pub enum VfioError {
          memory: hand a container of its own for each group"
     )]
     ContainerInUse(i32),
+    /// It is the file of a device, and of none in the function's group.
+    #[error(
+        "descriptor {number} is the file of {is}, which is no function of IOMMU group {group}, as {address} is"
+    )]
+    OtherDevice {
+        /// The number of the descriptor.
+        number: i32,
+        /// The device that it is of, as /dev/vfio/devices has it.
+        is: String,
+        /// The function.
+        address: PciAddress,
+        /// The function's group.
+        group: u32,
+    },
+    /// A process of ours that was handed the same file uses it.
+    #[error(
+        "the device that was handed as descriptor {0} is in use: somebody who was handed it too serves it"
+    )]
+    DeviceInUse(i32),
+    /// Somebody's device reaches memory by an iommufd that was handed.
+    #[error(
+        "the iommufd that was handed as descriptor {0} is in use: a device of somebody else reaches memory by it; hand \
+         an iommufd of its own for each group"
+    )]
+    IommufdInUse(i32),
     /// A reset of a bus reaches more than is taken.
     #[error(
         "a reset of its bus reaches {count} functions: more than the {most} that are looked at"
@@ -268,6 +294,9 @@ fn said(source: &io::Error, request: &str) -> String {
         ("SET_IOMMU", Some(libc::EPERM)) => "the kernel does not let it: this machine has no \
             interrupt remapping, and vfio_iommu_type1's allow_unsafe_interrupts is off"
             .to_owned(),
+        (MAP_FILE, Some(libc::EINVAL)) => "the kernel lets a device reach memory of files of \
+            memory only (memfd, hugetlbfs, tmpfs), from a page's beginning on"
+            .to_owned(),
         _ => "the kernel refused".to_owned(),
     }
 }
@@ -286,6 +315,8 @@ impl VfioError {
             | Self::Mapped { .. }
             | Self::Busy(_)
             | Self::GroupInUse { .. }
+            | Self::DeviceInUse(_)
+            | Self::IommufdInUse(_)
             | Self::ContainerInUse(_) => ErrorKind::Busy,
             Self::Locked { .. } => ErrorKind::NoSpace,
             Self::Reserved { .. } | Self::Chain { .. } | Self::Invalid(_) => ErrorKind::Invalid,
@@ -293,7 +324,9 @@ impl VfioError {
             | Self::NoIommu { .. }
             | Self::ManyReset { .. }
             | Self::ForeignReset(_) => ErrorKind::Unsupported,
-            Self::OtherFile { .. } | Self::OtherGroup { .. } => ErrorKind::Invalid,
+            Self::OtherFile { .. } | Self::OtherGroup { .. } | Self::OtherDevice { .. } => {
+                ErrorKind::Invalid
+            }
             Self::Requested => ErrorKind::Gone,
             Self::Refused { source, .. } => match source.raw_os_error() {
                 Some(libc::ENODEV | libc::ENXIO) => ErrorKind::Gone,

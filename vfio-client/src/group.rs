@@ -1,4 +1,4 @@
-//! Opening an IOMMU group: its file, its container, and the devices in it.
+//! Opening an IOMMU group by its file: that, its container, and the devices in it.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,6 +15,8 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use crate::abi::Structure;
+use crate::address_space::{AddressSpace, Mapper};
+use crate::cdev;
 use crate::container::{self, Container};
 use crate::device::Device;
 use crate::error::VfioError;
@@ -32,10 +34,10 @@ pub(crate) const LOOK: Duration = Duration::from_millis(5);
 pub(crate) struct Opened {
     /// Its number.
     pub(crate) number: u32,
-    /// Its file.
-    pub(crate) file: OwnedFd,
+    /// Its file, where it was opened by that.
+    pub(crate) file: Option<OwnedFd>,
     /// Its DMA space.
-    pub(crate) container: Container,
+    pub(crate) space: AddressSpace,
     /// Those of its functions that are VFIO's, in the order of their addresses.
     pub(crate) devices: Vec<OpenedDevice>,
 }
@@ -127,44 +129,65 @@ pub(crate) fn enter(
         .set_container(file.as_fd(), container.as_fd())
         .map_err(VfioError::refused("GROUP_SET_CONTAINER"))?;
     let container = Container::new(Arc::clone(kernel), container)?;
+    let space = AddressSpace::new(Mapper::Container(container))?;
     let mut devices = Vec::new();
     open_members(kernel, places, (number, &file), &mut devices)?;
-    Ok(Opened { number, file, container, devices })
+    Ok(Opened { number, file: Some(file), space, devices })
 }
 
 /// Takes over what a process left that is dead: what it had claimed is not opened, so it is not reset, and the
 /// container has what was mapped. The other functions of the group are opened.
 ///
 /// # Errors
-/// [`VfioError`] when it is something else than a group in its container, and devices.
+/// [`VfioError`] when it is something else than a group in its container or an iommufd, and devices.
 pub(crate) fn adopt(
     kernel: &Arc<dyn Kernel>,
     places: &Places,
     address: PciAddress,
     left: Left,
 ) -> Result<Opened, VfioError> {
-    let count = left.group.len();
-    let [file, container] = <[OwnedFd; 2]>::try_from(left.group).map_err(|_| {
-        VfioError::Invalid(format!("{count} descriptors of a group were left instead of 2"))
-    })?;
+    let Left { mut group, functions } = left;
+    let [file, container] = match (group.pop(), group.pop(), group.len()) {
+        (Some(container), Some(file), 0) => [file, container],
+        (Some(iommufd), None, _) => {
+            return cdev::adopt(kernel, places, address, iommufd, functions);
+        }
+        (_, two, rest) => {
+            let count = rest + if two.is_some() { 2 } else { 0 };
+            let why = format!("{count} descriptors of a group were left instead of 1 or 2");
+            return Err(VfioError::Invalid(why));
+        }
+    };
     if flags(kernel.as_ref(), &file)? & VFIO_GROUP_FLAGS_CONTAINER_SET == 0 {
         return Err(VfioError::Invalid("the group that was left is in no container".to_owned()));
     }
     container::check(kernel.as_ref(), container.as_fd())?;
-    let container = Container::adopted(Arc::clone(kernel), container)?;
+    let container = Container::adopted(Arc::clone(kernel), container);
+    let space = AddressSpace::adopted(Mapper::Container(container))?;
     let number = places.group(address)?;
-    let mut devices = Vec::new();
-    for LeftFunction { address, descriptors, request } in left.functions {
+    let mut devices = self::left(kernel, functions)?;
+    open_members(kernel, places, (number, &file), &mut devices)?;
+    Ok(Opened { number, file: Some(file), space, devices })
+}
+
+/// What a dead process had claimed, as it is.
+///
+/// # Errors
+/// [`VfioError`] when it is something else than devices.
+pub(crate) fn left(
+    kernel: &Arc<dyn Kernel>,
+    functions: Vec<LeftFunction>,
+) -> Result<Vec<OpenedDevice>, VfioError> {
+    let one = |LeftFunction { address, descriptors, request }: LeftFunction| {
         let count = descriptors.len();
         let [device] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|_| {
             let why = format!("{count} descriptors of {address} were left instead of 1");
             VfioError::Invalid(why)
         })?;
         let device = Device::new(Arc::clone(kernel), device, address)?;
-        devices.push(OpenedDevice { device, request, claimed: true });
-    }
-    open_members(kernel, places, (number, &file), &mut devices)?;
-    Ok(Opened { number, file, container, devices })
+        Ok(OpenedDevice { device, request, claimed: true })
+    };
+    functions.into_iter().map(one).collect()
 }
 
 /// Opens the functions of a group that are VFIO's and are not open yet.

@@ -68,13 +68,19 @@ pub(crate) fn open(
     group::enter(kernel, places, (number, file.file), container)
 }
 
-fn what(kernel: &dyn Kernel, places: &Places, one: &HandedFile) -> Result<VfioFile, VfioError> {
+/// Which file was handed.
+pub(crate) fn what(
+    kernel: &dyn Kernel,
+    places: &Places,
+    one: &HandedFile,
+) -> Result<VfioFile, VfioError> {
     let number = kernel.number(one.file.as_fd()).map_err(VfioError::refused("fstat"))?;
     let numbered = |number| VfioFile::numbered(number, &places.sys);
     Ok(number.map_or_else(VfioFile::no_device, numbered))
 }
 
-fn other(one: &HandedFile, wanted: &'static str, is: VfioFile) -> VfioError {
+/// That it is another than it should be.
+pub(crate) fn other(one: &HandedFile, wanted: &'static str, is: VfioFile) -> VfioError {
     VfioError::OtherFile { number: one.number, wanted, is }
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
+use iommufd_bindings::{iommu_ioas_iova_ranges, iommu_iova_range};
 use rustix::fs::{Mode, OFlags};
 
 use crate::abi::{self, Structure};
@@ -34,6 +35,22 @@ pub enum Described {
     HotResetInfo,
     /// To a device: a reset of its bus.
     HotReset,
+    /// To a device's own file: be this iommufd's.
+    BindIommufd,
+    /// To a device that is bound: reach this address space.
+    AttachIoas,
+    /// To a device that is bound: reach nothing.
+    DetachIoas,
+    /// To an iommufd: a new address space.
+    AllocateIoas,
+    /// To an iommufd: map memory of this process.
+    MapIoas,
+    /// To an iommufd: map memory of a file.
+    MapFileIoas,
+    /// To an iommufd: take a mapping back.
+    UnmapIoas,
+    /// To an iommufd: end an address space that no device is attached to.
+    DestroyIommu,
 }
 
 impl Described {
@@ -49,6 +66,14 @@ impl Described {
             Self::UnmapDma => abi::IOMMU_UNMAP_DMA,
             Self::HotResetInfo => abi::DEVICE_GET_PCI_HOT_RESET_INFO,
             Self::HotReset => abi::DEVICE_PCI_HOT_RESET,
+            Self::BindIommufd => abi::DEVICE_BIND_IOMMUFD,
+            Self::AttachIoas => abi::DEVICE_ATTACH_IOMMUFD_PT,
+            Self::DetachIoas => abi::DEVICE_DETACH_IOMMUFD_PT,
+            Self::AllocateIoas => abi::IOMMU_IOAS_ALLOC,
+            Self::MapIoas => abi::IOMMU_IOAS_MAP,
+            Self::MapFileIoas => abi::IOMMU_IOAS_MAP_FILE,
+            Self::UnmapIoas => abi::IOMMU_IOAS_UNMAP,
+            Self::DestroyIommu => abi::IOMMU_DESTROY,
         }
     }
 }
@@ -66,6 +91,15 @@ pub enum Plain {
     Reset,
     /// To a group: leave its container.
     UnsetContainer,
+}
+
+/// What an address space of an iommufd may have mapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IoasRanges {
+    /// First and last bus address of each range.
+    pub ranges: Vec<(u64, u64)>,
+    /// Bytes that bus addresses and sizes are multiples of.
+    pub alignment: u64,
 }
 
 /// What is asked of the kernel, so that tests can put something in its place.
@@ -92,6 +126,17 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         request: Described,
         structure: &mut Structure,
     ) -> io::Result<()>;
+
+    /// What address space `number` of an iommufd may have mapped, at most `most` ranges.
+    ///
+    /// # Errors
+    /// As the kernel reports them: ENOENT where `number` is no address space, EMSGSIZE where there are more.
+    fn ioas_ranges(
+        &self,
+        iommufd: BorrowedFd<'_>,
+        number: u32,
+        most: usize,
+    ) -> io::Result<IoasRanges>;
 
     /// Makes a plain request; its result.
     ///
@@ -148,6 +193,35 @@ impl Kernel for Linux {
             libc::ioctl(fd.as_raw_fd(), request.number() as libc::Ioctl, bytes.as_mut_ptr())
         };
         result(done).map(drop)
+    }
+
+    fn ioas_ranges(
+        &self,
+        iommufd: BorrowedFd<'_>,
+        number: u32,
+        most: usize,
+    ) -> io::Result<IoasRanges> {
+        let mut ranges = vec![iommu_iova_range::default(); most];
+        let mut asked = iommu_ioas_iova_ranges {
+            size: u32::try_from(size_of::<iommu_ioas_iova_ranges>()).unwrap_or(u32::MAX),
+            ioas_id: number,
+            num_iovas: u32::try_from(most).unwrap_or(u32::MAX),
+            allowed_iovas: ranges.as_mut_ptr() as u64,
+            ..Default::default()
+        };
+        // SAFETY: the kernel reads and writes a structure of the size that it says, and as many ranges behind the
+        // address in it as it says, which is what there are. Both live through the call.
+        let done = unsafe {
+            libc::ioctl(
+                iommufd.as_raw_fd(),
+                abi::IOMMU_IOAS_IOVA_RANGES as libc::Ioctl,
+                &raw mut asked,
+            )
+        };
+        result(done)?;
+        let count = usize::try_from(asked.num_iovas).unwrap_or(most).min(most);
+        let ranges = ranges[..count].iter().map(|range| (range.start, range.last)).collect();
+        Ok(IoasRanges { ranges, alignment: asked.out_iova_alignment })
     }
 
     fn plain(&self, fd: BorrowedFd<'_>, request: Plain) -> io::Result<u32> {
@@ -212,6 +286,14 @@ mod tests {
             Described::UnmapDma,
             Described::HotResetInfo,
             Described::HotReset,
+            Described::BindIommufd,
+            Described::AttachIoas,
+            Described::DetachIoas,
+            Described::AllocateIoas,
+            Described::MapIoas,
+            Described::MapFileIoas,
+            Described::UnmapIoas,
+            Described::DestroyIommu,
         ] {
             let done = Linux.described(fd, request, &mut Structure::new(32));
             assert_eq!(errno(done.unwrap_err()), refused, "{request:?}");
@@ -227,6 +309,7 @@ mod tests {
         }
         assert_eq!(errno(Linux.set_container(fd, fd).unwrap_err()), refused);
         assert_eq!(errno(Linux.device(fd, "0000:01:00.0").unwrap_err()), refused);
+        assert_eq!(errno(Linux.ioas_ranges(fd, 1, 4).unwrap_err()), refused);
         let none = Linux.device(fd, "0000:01\0").unwrap_err();
         assert_eq!(none.kind(), io::ErrorKind::InvalidInput);
     }

@@ -18,3 +18,7 @@ pub(crate) const MAX_RESET: usize = 256;
 /// Most functions of one IOMMU group that are opened, each with three descriptors and a table of guest memory:
 /// two devices of eight functions behind a bridge that does not keep them apart fit twice over.
 pub(crate) const MAX_FUNCTIONS: usize = 32;
+
+/// Highest number of an object of an iommufd that is looked at: devices, their tables and address spaces of a group of
+/// as many functions as are opened fit, since the kernel gives the lowest number that is free.
+pub(crate) const MAX_OBJECTS: u32 = 128;

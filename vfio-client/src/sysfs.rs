@@ -95,6 +95,13 @@ impl Places {
         Ok(self.dev.join("vfio").join(group.to_string()))
     }
 
+    /// The file of a function's own, if the kernel makes one and it is here.
+    pub(crate) fn cdev(&self, name: &str) -> Option<PathBuf> {
+        let names = names(&self.function(name).join("vfio-dev")).ok()?;
+        let path = self.dev.join("vfio/devices").join(names.first()?);
+        path.exists().then_some(path)
+    }
+
     /// Which process has a file open, as `name (pid 7)`, as far as whoever runs this may see: the first that is
     /// found.
     pub(crate) fn holder(&self, file: &Path) -> Option<String> {

@@ -72,7 +72,7 @@ impl Handle {
         match source {
             Source::Own | Source::OwnAt(_) => !self.handed,
             Source::Handed(descriptors) => self.handed && self.recognises(descriptors),
-            Source::Adopted(_) | Source::HandedGroup(_) => false,
+            Source::Adopted(_) | Source::HandedGroup(_) | Source::HandedDevices(_) => false,
         }
     }
 

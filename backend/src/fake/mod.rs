@@ -349,7 +349,7 @@ impl Backend for FakeProcess {
                 opened.iter().for_each(Handle::begin_anew);
                 true
             }
-            Source::Handed(_) | Source::HandedGroup(_) => false,
+            Source::Handed(_) | Source::HandedGroup(_) | Source::HandedDevices(_) => false,
             Source::Adopted(left) => opened.iter().all(|handle| handle.adopt(&left.group)),
         };
         if !right {

@@ -3,298 +3,31 @@
 //! kernel's would be.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod device;
+mod iommufd;
+mod machine;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
+use self::iommufd::Iommufds;
 use crate::abi::{Structure, read};
-use crate::kernel::{Described, Kernel, Plain};
-use crate::sysfs::Places;
+use crate::kernel::{Described, IoasRanges, Kernel, Plain};
 
-/// Where a region begins in a device's file.
-const REGION_SHIFT: u32 = 40;
-/// Regions of a PCI function.
-const REGIONS: usize = 9;
-/// Bits of a region's flags: read, write, map, capabilities.
-const FLAGS: (u32, u32, u32, u32) = (1, 2, 4, 8);
+pub use self::device::FakeDevice;
+pub use self::machine::Machine;
 
-/// The major number of groups' files, and the number of the container's.
+/// The major numbers of groups' files and of devices' own, and the numbers of the container's and of the iommufd's.
 const GROUPS: u32 = 236;
+const DEVICES: u32 = 237;
 const CONTAINER: (u32, u32) = (10, 196);
-
-/// A folder in the place of /sys and /dev.
-#[derive(Debug)]
-pub struct Machine(tempfile::TempDir);
-
-impl Default for Machine {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Machine {
-    /// Without functions.
-    ///
-    /// # Panics
-    /// When there is no room for it.
-    #[must_use]
-    pub fn new() -> Self {
-        let machine = Self(tempfile::tempdir().unwrap());
-        for folder in ["sys/bus/pci/devices", "sys/kernel/iommu_groups", "sys/dev/char", "dev/vfio"]
-        {
-            std::fs::create_dir_all(machine.0.path().join(folder)).unwrap();
-        }
-        machine.number(CONTAINER, "virtual/misc/vfio");
-        machine
-    }
-
-    /// Where its files are.
-    #[must_use]
-    pub fn places(&self) -> Places {
-        let root = self.0.path();
-        Places { sys: root.join("sys"), dev: root.join("dev"), proc: root.join("proc") }
-    }
-
-    /// Writes a file.
-    ///
-    /// # Panics
-    /// When it cannot be written.
-    pub fn write(&self, path: &str, text: &str) -> PathBuf {
-        let path = self.0.path().join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
-    /// Has a character device be called so beneath /sys/devices.
-    ///
-    /// # Panics
-    /// When it cannot be written.
-    pub fn number(&self, (major, minor): (u32, u32), device: &str) {
-        let link = self.0.path().join(format!("sys/dev/char/{major}:{minor}"));
-        // Once for each function of a group.
-        let _ = std::fs::remove_file(&link);
-        std::os::unix::fs::symlink(format!("../../devices/{device}"), link).unwrap();
-    }
-
-    /// Adds a function in a group.
-    ///
-    /// # Panics
-    /// When it is there already.
-    pub fn function(&self, name: &str, group: u32, driver: Option<&str>) {
-        let sys = self.0.path().join("sys");
-        let function = sys.join("bus/pci/devices").join(name);
-        std::fs::create_dir(&function).unwrap();
-        let groups = format!("../../../../kernel/iommu_groups/{group}");
-        std::os::unix::fs::symlink(groups, function.join("iommu_group")).unwrap();
-        if let Some(driver) = driver {
-            let driver = format!("../../drivers/{driver}");
-            std::os::unix::fs::symlink(driver, function.join("driver")).unwrap();
-        }
-        let members = sys.join(format!("kernel/iommu_groups/{group}/devices"));
-        std::fs::create_dir_all(&members).unwrap();
-        std::fs::write(members.join(name), "").unwrap();
-        self.number((GROUPS, group), &format!("virtual/vfio/{group}"));
-    }
-}
-
-/// A device of the fake kernel's.
-#[derive(Debug)]
-pub struct FakeDevice {
-    /// Bytes of each region.
-    pub sizes: [u64; REGIONS],
-    /// For BARs that can be mapped in parts: these, by BAR.
-    pub sparse: BTreeMap<usize, Vec<(u64, u64)>>,
-    /// Interrupts of each kind.
-    pub interrupts: [u32; 5],
-    /// Whether it can be reset.
-    pub resettable: bool,
-    file: OwnedFd,
-    /// The kind that is on, and whom each of its interrupts signals.
-    signalled: Option<(u32, Vec<Option<OwnedFd>>)>,
-    request: Option<OwnedFd>,
-    /// Functions that a reset of its bus reaches, by address as the kernel has it, and their groups; none where it
-    /// has no such reset.
-    pub bus: Vec<([u8; 4], u32)>,
-    /// Whether INTx is held back.
-    masked: bool,
-    resets: u32,
-}
-
-impl FakeDevice {
-    /// One with a BAR 0 of 16 KiB and MSI-X of 8 vectors.
-    ///
-    /// # Panics
-    /// When there is no room for it.
-    #[must_use]
-    pub fn new(vendor: u16, device: u16) -> Self {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = rustix::fs::memfd_create("fake-device", flags).unwrap();
-        rustix::fs::ftruncate(&file, (REGIONS as u64) << REGION_SHIFT).unwrap();
-        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
-        let mut sizes = [0; REGIONS];
-        (sizes[0], sizes[7]) = (0x4000, 4096);
-        let one = Self {
-            sizes,
-            sparse: BTreeMap::new(),
-            interrupts: [1, 0, 8, 1, 1],
-            resettable: true,
-            file,
-            signalled: None,
-            request: None,
-            bus: Vec::new(),
-            masked: false,
-            resets: 0,
-        };
-        one.set(7, 0, &[vendor.to_le_bytes(), device.to_le_bytes()].concat());
-        // Non-volatile memory, as NVMe has it; a BAR of 64 bits.
-        one.set(7, 8, &[0, 2, 8, 1]);
-        one.set(7, 0x10, &4u32.to_le_bytes());
-        one
-    }
-
-    /// Puts bytes into a region.
-    ///
-    /// # Panics
-    /// When they do not fit in its file.
-    pub fn set(&self, region: usize, offset: u64, bytes: &[u8]) {
-        let at = ((region as u64) << REGION_SHIFT) + offset;
-        rustix::io::pwrite(&self.file, bytes, at).unwrap();
-    }
-
-    /// Reads bytes of a region.
-    ///
-    /// # Panics
-    /// When they are not there.
-    #[must_use]
-    pub fn get(&self, region: usize, offset: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        let at = ((region as u64) << REGION_SHIFT) + offset;
-        assert_eq!(rustix::io::pread(&self.file, &mut bytes[..], at).unwrap(), length);
-        bytes
-    }
-
-    /// Fires an interrupt; whether somebody was signalled.
-    ///
-    /// # Panics
-    /// When the event is full.
-    pub fn fire(&mut self, index: u32, vector: usize) -> bool {
-        let Some((of, whom)) = &self.signalled else { return false };
-        let one = whom.get(vector).and_then(Option::as_ref).filter(|_| *of == index);
-        let Some(one) = one.filter(|_| index != 0 || !self.masked) else { return false };
-        rustix::io::write(one, &1u64.to_ne_bytes()).unwrap();
-        self.masked = index == 0;
-        true
-    }
-
-    /// The kernel wants it back.
-    ///
-    /// # Panics
-    /// When nobody asked to be told.
-    pub fn ask_for(&self) {
-        rustix::io::write(self.request.as_ref().unwrap(), &1u64.to_ne_bytes()).unwrap();
-    }
-
-    /// How often it was reset.
-    #[must_use]
-    pub fn resets(&self) -> u32 {
-        self.resets
-    }
-
-    fn describe(&self, info: &mut Structure) {
-        *info = info.clone().with(4, 2 | u32::from(self.resettable)).with(8, 9).with(12, 5);
-    }
-
-    fn describe_bus(&self, info: &mut Structure) -> io::Result<()> {
-        if self.bus.is_empty() {
-            return Err(io::Error::from_raw_os_error(libc::ENODEV));
-        }
-        let mut own = info.clone().with(8, u32::try_from(self.bus.len()).unwrap());
-        let fits = own.bytes().len() >= 12 + 8 * self.bus.len();
-        for (at, (address, group)) in (12..).step_by(8).zip(&self.bus).take_while(|_| fits) {
-            own = own.with(at, *group).with(at + 4, u32::from_ne_bytes(*address));
-        }
-        *info = own;
-        if fits { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSPC)) }
-    }
-
-    fn describe_region(&self, info: &mut Structure) -> io::Result<()> {
-        let index = usize::try_from(info.field(8)).unwrap();
-        let size = self.sizes.get(index).copied().ok_or_else(invalid)?;
-        let (read, write, map, capabilities) = FLAGS;
-        let mut flags = if size > 0 { read | write } else { 0 };
-        if index < 6 && size > 0 {
-            flags |= map;
-        }
-        let mut own = info.clone().with_long(16, size);
-        own = own.with_long(24, (index as u64) << REGION_SHIFT);
-        if let Some(areas) = self.sparse.get(&index) {
-            flags |= capabilities;
-            let count = u32::try_from(areas.len()).unwrap();
-            let wanted = 32 + 16 + 16 * areas.len();
-            if info.bytes().len() < wanted {
-                own = own.with(0, u32::try_from(wanted).unwrap());
-            } else {
-                own = own.with(12, 32).with(32, 1 | 1 << 16).with(40, count);
-                for (number, (offset, size)) in areas.iter().enumerate() {
-                    let at = 48 + 16 * number;
-                    own = own.with_long(at, *offset).with_long(at + 8, *size);
-                }
-            }
-        }
-        *info = own.with(4, flags);
-        Ok(())
-    }
-
-    /// As the kernel has it: a kind that is on takes no more vectors than it was switched on with.
-    fn set_interrupts(&mut self, set: &Structure) -> io::Result<()> {
-        let (flags, index, start, count) =
-            (set.field(4), set.field(8), set.field(12), set.field(16));
-        let most = self.interrupts.get(usize::try_from(index).unwrap()).copied().unwrap_or(0);
-        if start.checked_add(count).is_none_or(|end| end > most) {
-            return Err(invalid());
-        }
-        let (nothing, event) = (flags & 1 != 0, flags & 4 != 0);
-        let (mask, unmask, trigger) = (flags & 8 != 0, flags & 16 != 0, flags & 32 != 0);
-        let is_on = self.signalled.as_ref().is_some_and(|(of, _)| *of == index);
-        if mask || unmask {
-            if index != 0 || !is_on || !nothing || count != 1 {
-                return Err(invalid());
-            }
-            self.masked = mask;
-            return Ok(());
-        }
-        if trigger && nothing && count == 0 && is_on {
-            self.signalled = None;
-            return Ok(());
-        }
-        if !trigger || !event || count == 0 || (self.signalled.is_some() && !is_on && index < 3) {
-            return Err(invalid());
-        }
-        let whom = (0..count).map(|number| {
-            let at = 20 + 4 * usize::try_from(number).unwrap();
-            taken(set.field(at).cast_signed())
-        });
-        let whom = whom.collect::<io::Result<Vec<_>>>()?;
-        if index == 4 {
-            self.request = whom.into_iter().next().flatten();
-            return Ok(());
-        }
-        match &mut self.signalled {
-            Some((_, there)) if whom.len() > there.len() => return Err(invalid()),
-            Some((_, there)) => there.splice(..whom.len(), whom).for_each(drop),
-            none => *none = Some((index, whom)),
-        }
-        self.masked = false;
-        Ok(())
-    }
-}
+const IOMMUFD: (u32, u32) = (10, 124);
 
 fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
@@ -315,25 +48,30 @@ enum What {
     Container,
     Group(u32),
     Device(String),
+    Iommufd,
 }
+
+/// A file, by device and number.
+type FileId = (u64, u64);
 
 /// A mapping for DMA: address in the process, bytes, flags.
 pub type FakeMapping = (u64, u64, u32);
 
 #[derive(Debug)]
 struct State {
-    files: BTreeMap<(u64, u64), What>,
+    files: BTreeMap<FileId, What>,
     /// Of each group that is open, what hangs up when it is closed.
     open: BTreeMap<u32, UnixStream>,
     /// Groups that are in a container, and in which.
-    contained: BTreeMap<u32, (u64, u64)>,
+    contained: BTreeMap<u32, FileId>,
     /// Containers that have a type.
-    typed: BTreeSet<(u64, u64)>,
+    typed: BTreeSet<FileId>,
     /// Groups of which somebody has functions open.
     used: BTreeSet<u32>,
     /// Groups whose devices were taken back since their files were opened.
     gone: BTreeSet<u32>,
     devices: BTreeMap<String, FakeDevice>,
+    iommufds: Iommufds,
     mappings: BTreeMap<u64, FakeMapping>,
     /// Errors that the next requests of these names fail with.
     failing: Vec<(&'static str, i32)>,
@@ -358,6 +96,7 @@ impl Default for FakeKernel {
             used: BTreeSet::new(),
             gone: BTreeSet::new(),
             devices: BTreeMap::new(),
+            iommufds: Iommufds::default(),
             mappings: BTreeMap::new(),
             failing: Vec::new(),
             viable: true,
@@ -386,10 +125,42 @@ impl FakeKernel {
         look(self.state().devices.get_mut(name).unwrap())
     }
 
+    /// Has a device be opened by a file of its own, `/dev/vfio/devices/vfioNUMBER`, and memory be mapped for it by an
+    /// iommufd.
+    pub fn add_cdev(&self, name: &str, number: u32) {
+        self.state().iommufds.cdevs.insert(number, name.to_owned());
+    }
+
+    /// Has iommufds map memory by its address only, as before Linux 6.13.
+    pub fn set_old_iommufd(&self) {
+        self.state().iommufds.is_old = true;
+    }
+
+    /// Whether a device is bound to an iommufd.
+    #[must_use]
+    pub fn is_bound(&self, name: &str) -> bool {
+        self.state().iommufds.is_bound(name)
+    }
+
+    /// How many address spaces iommufds have.
+    #[must_use]
+    pub fn spaces(&self) -> usize {
+        self.state().iommufds.spaces()
+    }
+
     /// What is mapped for DMA, by bus address.
     #[must_use]
     pub fn mappings(&self) -> BTreeMap<u64, FakeMapping> {
-        self.state().mappings.clone()
+        let mut state = self.state();
+        state.iommufds.spaces();
+        state.mappings.clone().into_iter().chain(state.iommufds.mappings()).collect()
+    }
+
+    /// Has a request of this name fail after so many that do not.
+    pub fn fail_after(&self, request: &'static str, good: usize, errno: i32) {
+        let mut state = self.state();
+        state.failing.extend(std::iter::repeat_n((request, 0), good));
+        state.failing.push((request, errno));
     }
 
     /// Has the next request of this name fail.
@@ -435,9 +206,35 @@ impl State {
         self.files.get(&file(fd)?).cloned().ok_or_else(unknown)
     }
 
-    /// As the kernel has it: by the files of the groups of all that it reaches.
+    /// Of a device that an iommufd has, the kernel says whether that has the others, and not their groups.
+    fn own_bus(&mut self, name: &str, info: &mut Structure) {
+        const DEV_ID: u32 = 1;
+        if !self.iommufds.is_bound(name) {
+            return;
+        }
+        let count = usize::try_from(info.field(8)).unwrap();
+        let mut own = info.clone().with(4, DEV_ID);
+        for at in (12..).step_by(8).take(count) {
+            let other = named(own.field(at + 4).to_ne_bytes());
+            let owned = self.iommufds.is_beside(&other, name);
+            own = own.with(at, if owned { 1 } else { u32::MAX });
+        }
+        *info = own;
+    }
+
+    /// As the kernel has it: by the files of the groups of all that it reaches, or by the iommufd that has them all.
     fn reset_bus(&mut self, name: &str, reset: &Structure) -> io::Result<()> {
         let count = reset.field(8);
+        if count == 0 {
+            let reached = self.devices.get(name).unwrap().bus.clone();
+            let names: Vec<String> =
+                reached.into_iter().map(|(address, _)| named(address)).collect();
+            if names.is_empty() || !names.iter().all(|one| self.iommufds.is_beside(one, name)) {
+                return Err(invalid());
+            }
+            names.iter().for_each(|one| self.devices.get_mut(one).unwrap().was_reset());
+            return Ok(());
+        }
         let files = (0..count).map(|number| {
             let at = 12 + 4 * usize::try_from(number).unwrap();
             taken(reset.field(at).cast_signed())?.map_or_else(|| Err(invalid()), Ok)
@@ -451,11 +248,9 @@ impl State {
         if reached.is_empty() || !reached.iter().all(|(_, group)| groups.contains(group)) {
             return Err(invalid());
         }
-        for ([low, high, bus, slot], _) in reached {
-            let segment = u16::from_ne_bytes([low, high]);
-            let name = format!("{segment:04x}:{bus:02x}:{:02x}.{}", slot >> 3, slot & 7);
-            if let Some(device) = self.devices.get_mut(&name) {
-                device.resets += 1;
+        for (address, _) in reached {
+            if let Some(device) = self.devices.get_mut(&named(address)) {
+                device.was_reset();
             }
         }
         Ok(())
@@ -463,13 +258,16 @@ impl State {
 
     fn may_fail(&mut self, request: &str) -> io::Result<()> {
         match self.failing.iter().position(|(name, _)| *name == request) {
-            Some(at) => Err(io::Error::from_raw_os_error(self.failing.remove(at).1)),
+            Some(at) => match self.failing.remove(at).1 {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            },
             None => Ok(()),
         }
     }
 
     /// Whether a container has a group that is open.
-    fn has_group(&self, container: (u64, u64)) -> bool {
+    fn has_group(&self, container: FileId) -> bool {
         let mut groups = self.contained.iter().filter(|(_, one)| **one == container);
         groups.any(|(group, _)| self.is_open(*group))
     }
@@ -523,8 +321,14 @@ impl State {
     }
 }
 
+/// A function's name, of its address as the kernel has it.
+fn named([low, high, bus, slot]: [u8; 4]) -> String {
+    let segment = u16::from_ne_bytes([low, high]);
+    format!("{segment:04x}:{bus:02x}:{:02x}.{}", slot >> 3, slot & 7)
+}
+
 /// A file, by what makes it one.
-fn file(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+fn file(fd: BorrowedFd<'_>) -> io::Result<FileId> {
     let stat = rustix::fs::fstat(fd)?;
     Ok((stat.st_dev, stat.st_ino))
 }
@@ -534,7 +338,21 @@ impl Kernel for FakeKernel {
         let mut state = self.state();
         state.may_fail("open")?;
         let name = path.file_name().unwrap().to_str().unwrap();
+        if let Some(number) = name.strip_prefix("vfio").and_then(|number| number.parse().ok()) {
+            let name =
+                state.iommufds.cdevs.get(&number).cloned().ok_or(rustix::io::Errno::NOENT)?;
+            state.iommufds.by_group.remove(&name);
+            let fd = state.devices.get(&name).ok_or(rustix::io::Errno::NODEV)?.file()?;
+            state.files.insert(file(fd.as_fd())?, What::Device(name));
+            return Ok(fd);
+        }
         let (one, other) = UnixStream::pair()?;
+        if name == "iommu" {
+            let id = file(one.as_fd())?;
+            state.iommufds.opened(id, other);
+            state.files.insert(id, What::Iommufd);
+            return Ok(one.into());
+        }
         let what = match name.parse() {
             Ok(group) if state.is_open(group) => {
                 return Err(io::Error::from_raw_os_error(libc::EBUSY));
@@ -553,9 +371,16 @@ impl Kernel for FakeKernel {
 
     /// Those that [`Machine`] has in its /sys.
     fn number(&self, fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>> {
-        Ok(match self.state().what(fd) {
+        let what = self.state().what(fd);
+        Ok(match what {
             Ok(What::Group(group)) => Some((GROUPS, group)),
             Ok(What::Container) => Some(CONTAINER),
+            Ok(What::Iommufd) => Some(IOMMUFD),
+            Ok(What::Device(name)) => {
+                let state = self.state();
+                let mut cdevs = state.iommufds.cdevs.iter();
+                cdevs.find(|(_, one)| **one == name).map(|(number, _)| (DEVICES, *number))
+            }
             _ => ipc::vfio_file::number(fd)?,
         })
     }
@@ -581,8 +406,25 @@ impl Kernel for FakeKernel {
             Described::UnmapDma => "IOMMU_UNMAP_DMA",
             Described::HotResetInfo => "DEVICE_GET_PCI_HOT_RESET_INFO",
             Described::HotReset => "DEVICE_PCI_HOT_RESET",
+            Described::BindIommufd => "DEVICE_BIND_IOMMUFD",
+            Described::AttachIoas => "DEVICE_ATTACH_IOMMUFD_PT",
+            Described::DetachIoas => "DEVICE_DETACH_IOMMUFD_PT",
+            Described::AllocateIoas => "IOMMU_IOAS_ALLOC",
+            Described::MapIoas => "IOMMU_IOAS_MAP",
+            Described::MapFileIoas => "IOMMU_IOAS_MAP_FILE",
+            Described::UnmapIoas => "IOMMU_IOAS_UNMAP",
+            Described::DestroyIommu => "IOMMU_DESTROY",
         })?;
         match (what, request) {
+            (What::Iommufd, request) => {
+                let iommufd = file(fd)?;
+                state.iommufds.described(iommufd, request, structure)?;
+            }
+            (
+                What::Device(name),
+                Described::BindIommufd | Described::AttachIoas | Described::DetachIoas,
+            ) => state.bind(&name, request, structure)?,
+            (What::Device(name), _) if !state.iommufds.is_usable(&name) => return Err(invalid()),
             (What::Group(group), Described::GroupStatus) => {
                 if state.gone.contains(&group) {
                     return Err(io::Error::from_raw_os_error(libc::ENODEV));
@@ -610,13 +452,31 @@ impl Kernel for FakeKernel {
                         *structure = structure.clone().with(12, device.interrupts[index]);
                     }
                     Described::SetInterrupts => device.set_interrupts(structure)?,
-                    Described::HotResetInfo => device.describe_bus(structure)?,
+                    Described::HotResetInfo => {
+                        device.describe_bus(structure)?;
+                        state.own_bus(&name, structure);
+                    }
                     _ => return Err(io::Error::from_raw_os_error(libc::ENOTTY)),
                 }
             }
             _ => return Err(io::Error::from_raw_os_error(libc::ENOTTY)),
         }
         Ok(())
+    }
+
+    fn ioas_ranges(
+        &self,
+        iommufd: BorrowedFd<'_>,
+        number: u32,
+        _most: usize,
+    ) -> io::Result<IoasRanges> {
+        let mut state = self.state();
+        state.may_fail("IOMMU_IOAS_IOVA_RANGES")?;
+        if state.what(iommufd)? != What::Iommufd {
+            return Err(io::Error::from_raw_os_error(libc::ENOTTY));
+        }
+        let ranges = state.ranges.clone();
+        state.iommufds.ranges(file(iommufd)?, number, &ranges)
     }
 
     fn plain(&self, fd: BorrowedFd<'_>, request: Plain) -> io::Result<u32> {
@@ -652,7 +512,7 @@ impl Kernel for FakeKernel {
             }
             (What::Device(name), Plain::Reset) => {
                 state.may_fail("DEVICE_RESET")?;
-                state.devices.get_mut(&name).unwrap().resets += 1;
+                state.devices.get_mut(&name).unwrap().was_reset();
                 Ok(0)
             }
             _ => Err(io::Error::from_raw_os_error(libc::ENOTTY)),
@@ -682,7 +542,8 @@ impl Kernel for FakeKernel {
             return Err(invalid());
         }
         let none = || io::Error::from_raw_os_error(libc::ENODEV);
-        let fd = state.devices.get(name).ok_or_else(none)?.file.try_clone()?;
+        let fd = state.devices.get(name).ok_or_else(none)?.file()?;
+        state.iommufds.by_group.insert(name.to_owned());
         state.files.insert(file(fd.as_fd())?, What::Device(name.to_owned()));
         Ok(fd)
     }

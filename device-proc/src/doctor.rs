@@ -79,7 +79,9 @@ pub fn report(name: &str) -> Result<(), RoleError> {
     let known = ROLES.iter().find(|(known, _)| *known == name).map(|(_, role)| *role);
     let role = known.unwrap_or(Role::Lister);
     let says = match role {
-        Role::Connection | Role::VfioConnection => handshake::Role::Connection,
+        Role::Connection | Role::VfioConnection | Role::IommufdConnection => {
+            handshake::Role::Connection
+        }
         Role::Function | Role::VfioFunction => handshake::Role::Function,
         Role::Lister => handshake::Role::Lister,
     };

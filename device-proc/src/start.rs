@@ -7,11 +7,12 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use cordon_backend::{
-    Backend, BackendError, BackendKind, HandedFile, HandedGroup, Left, LeftFunction,
+    Backend, BackendError, BackendKind, HandedDevices, HandedFile, HandedGroup, Left, LeftFunction,
+    Source,
 };
 use ipc::wire::call::Call;
 use ipc::wire::common::{Failure, FailureKind};
-use ipc::wire::connection::{self, Escrowed};
+use ipc::wire::connection::{Escrowed, HandedFiles};
 use ipc::wire::faults::{Misbehave, Point};
 use ipc::wire::function::Handed;
 use ipc::wire::handshake::Role;
@@ -127,20 +128,29 @@ pub fn left(tube: &mut Tube) -> Result<Left, RoleError> {
     Ok(Left { functions: functions.collect(), group })
 }
 
-/// What a connection process is handed whose group a manager opened.
+/// What a connection process is handed whose group, or whose functions, a manager opened.
 ///
 /// # Errors
 /// [`RoleError`] when the VMM side hands nothing on in time, or other than it says.
-pub fn handed_group(tube: &mut Tube) -> Result<HandedGroup, RoleError> {
-    let received = tube.receive::<connection::HandedGroup>(Deadline::after(PEER_TIMEOUT))?;
-    let connection::HandedGroup { group, container } = received.message;
-    let (mut handles, expected) = (received.handles, 1 + usize::from(container.is_some()));
+pub fn handed_files(tube: &mut Tube) -> Result<Source, RoleError> {
+    let received = tube.receive::<HandedFiles>(Deadline::after(PEER_TIMEOUT))?;
+    let (files, mut handles) = (received.message, received.handles);
+    let expected = files.descriptors();
     handles.expect(expected).map_err(RoleError::Handed)?;
     let mut next = |number| {
         let none = || RoleError::Handed(ipc::handles::HandleCountError { expected, found: 0 });
         handles.next().map(|file| HandedFile { file, number }).ok_or_else(none)
     };
-    Ok(HandedGroup { group: next(group)?, container: container.map(next).transpose()? })
+    Ok(match files {
+        HandedFiles::Group { group, container } => Source::HandedGroup(HandedGroup {
+            group: next(group)?,
+            container: container.map(next).transpose()?,
+        }),
+        HandedFiles::Devices { devices, iommufd } => Source::HandedDevices(HandedDevices {
+            devices: devices.into_iter().map(&mut next).collect::<Result<_, _>>()?,
+            iommufd: iommufd.map(next).transpose()?,
+        }),
+    })
 }
 
 /// Tells the VMM side that the role is ready to serve, or why it cannot start; gives back the role's

@@ -414,7 +414,7 @@ fn a_function_of_the_group_that_nobody_uses_is_let_go_without_the_others() {
 fn a_connection_process_uses_the_files_that_a_manager_opened_again_and_again() {
     let host = Host::new();
     let [group, container] = ["7", "vfio"].map(|name| host.kernel.open(name.as_ref()).unwrap());
-    let message = con::HandedGroup { group: 5, container: Some(6) };
+    let message = con::HandedFiles::Group { group: 5, container: Some(6) };
     let files = [group.as_fd(), container.as_fd()];
     for _ in 0..2 {
         // Nothing can be opened by a path.
@@ -428,6 +428,36 @@ fn a_connection_process_uses_the_files_that_a_manager_opened_again_and_again() {
     let other = host.opened(Opening::Handed, &message, &[container.as_fd(), group.as_fd()]);
     let other = other.err().unwrap();
     assert!(other.message.contains("descriptor 5 is a container"), "{other:?}");
+    let few = host.opened(Opening::Handed, &message, &files[..1]).err().unwrap();
+    assert!(few.message.contains("1 descriptors, expected 2"), "{few:?}");
+}
+
+#[test]
+fn a_connection_process_that_has_an_iommufd_maps_no_guest_memory() {
+    let host = Host::new();
+    host.machine.cdev(NAME, 20);
+    host.kernel.add_cdev(NAME, 20);
+    let [device, iommufd] =
+        ["devices/vfio20", "iommu"].map(|name| host.kernel.open(name.as_ref()).unwrap());
+    let message = con::HandedFiles::Devices { devices: vec![5], iommufd: Some(6) };
+    let files = [device.as_fd(), iommufd.as_fd()];
+    let mut process = host.opened(Opening::Handed, &message, &files).unwrap();
+    process.attach();
+    // More than there is room for in an address space, if it were mapped.
+    let size = 1 << 46;
+    let memory = SharedMemory::create("guest", size).unwrap();
+    let region = con::AddMemory { function: 0, base: 0, size, offset: 0, writable: true };
+    process.ask::<con::Request, _>(&region, &[memory.as_fd()]).0.unwrap();
+    let entry = con::DmaEntry { key: 0x1000, address: 0x1000, size: 0x2000 };
+    process.con(&con::MapDma { function: 0, entry }).unwrap();
+    let mapped = host.kernel.mappings();
+    assert_eq!(mapped.into_iter().collect::<Vec<_>>(), [(0x1000, (0x1000, 0x2000, 7))]);
+    process.con(&con::UnmapDma { function: 0, key: 0x1000 }).unwrap();
+    assert!(host.kernel.mappings().is_empty());
+    process.end();
+    let other = host.opened(Opening::Handed, &message, &[iommufd.as_fd(), device.as_fd()]);
+    let other = other.err().unwrap();
+    assert!(other.message.contains("descriptor 5 is an iommufd"), "{other:?}");
     let few = host.opened(Opening::Handed, &message, &files[..1]).err().unwrap();
     assert!(few.message.contains("1 descriptors, expected 2"), "{few:?}");
 }

@@ -196,7 +196,7 @@ fn connection_messages() {
     use connection::{
         AbandonBatch, AddMemory, AdoptDma, Attach, Attached, BarWindow, Companion, Detach,
         DmaEntry, DmaStatistics, Escrow, Escrowed, EscrowedFunction, GetStatistics, HandOver,
-        HandedGroup, MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
+        HandedFiles, MapDma, Mapped, ReleaseDma, RemoveMemory, Request, Reset, UnmapDma,
     };
     call::<Request, _>(Attach { function: 1 }, "00000000 01");
     call::<Request, _>(Detach { function: 1 }, "01000000 01");
@@ -228,8 +228,12 @@ fn connection_messages() {
     );
     let address = identity().address;
     let one = EscrowedFunction { address, descriptors: 1, request: true };
-    let handed = HandedGroup { group: 3, container: Some(4) };
-    golden(handed, "03000000 01 04000000");
+    let handed = HandedFiles::Group { group: 3, container: Some(4) };
+    assert_eq!(handed.descriptors(), 2);
+    golden(handed, "00000000 03000000 01 04000000");
+    let handed = HandedFiles::Devices { devices: vec![3, 5], iommufd: Some(4) };
+    assert_eq!(handed.descriptors(), 3);
+    golden(handed, "01000000 0200000000000000 03000000 05000000 01 04000000");
     let escrowed = Escrowed { group: 2, functions: vec![one] };
     assert_eq!(escrowed.descriptors(), 4);
     golden(escrowed, ESCROWED);

@@ -46,6 +46,8 @@ pub enum Role {
     Lister,
     /// A connection process over Linux's VFIO: asks the kernel to map and unmap memory for DMA.
     VfioConnection,
+    /// A connection process over Linux's VFIO that maps by an iommufd instead of a container.
+    IommufdConnection,
     /// A function process over Linux's VFIO: asks the kernel for accesses of its one device, and whom to
     /// signal for its interrupts.
     VfioFunction,
@@ -53,8 +55,14 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Connection, Self::Function, Self::Lister, Self::VfioConnection, Self::VfioFunction];
+    pub const ALL: [Self; 6] = [
+        Self::Connection,
+        Self::Function,
+        Self::Lister,
+        Self::VfioConnection,
+        Self::IommufdConnection,
+        Self::VfioFunction,
+    ];
 }
 
 /// What to do about a layer that cannot be had.

@@ -32,10 +32,11 @@ pub(crate) struct DemoOptions {
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "SSSS:BB:DD.F", conflicts_with = "image")]
     vfio: Vec<ipc::PciAddress>,
-    /// With --vfio: descriptors of its IOMMU group that this program is started with, /dev/vfio/GROUP and a
-    /// /dev/vfio/vfio without a group, so that it opens neither. Repeat it for a second group.
+    /// With --vfio: descriptors that this program is started with, so that it opens none of VFIO's: group=N,
+    /// /dev/vfio/GROUP, with container=M, a /dev/vfio/vfio without a group; or device=N, /dev/vfio/devices/NAME,
+    /// with iommufd=M, a /dev/iommu that nobody else uses. Repeat it for a second group or function.
     #[cfg(target_os = "linux")]
-    #[arg(long = "vfio-fd", value_name = "group=N[,container=M]", requires = "vfio")]
+    #[arg(long = "vfio-fd", value_name = "NAME=N[,NAME=M]", requires = "vfio")]
     vfio_fds: Vec<crate::vfio_fds::VfioFds>,
     /// With --vfio: how often its function process is killed under I/O.
     #[cfg(target_os = "linux")]

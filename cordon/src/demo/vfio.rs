@@ -48,7 +48,7 @@ pub(super) type Handed = Vec<Arc<VfioGroup>>;
 
 /// Those of the command line.
 pub(super) fn handed(options: &DemoOptions) -> Result<Handed, Failure> {
-    let files = vfio_fds::take(&options.vfio_fds, &mut BTreeSet::new())?;
+    let files = vfio_fds::take(&options.vfio_fds, &[], &mut BTreeSet::new())?;
     crate::sys::handed_groups(files, &options.vfio)
 }
 

@@ -7,10 +7,11 @@ use serde::Serialize;
 use crate::{Failure, output};
 
 /// Names of what a tool may rely on: options of the command line, by their names without dashes.
-const FEATURES: [&str; 9] = [
+const FEATURES: [&str; 10] = [
     "companion-socket",
     "device",
     "fd",
+    "iommufd-fd",
     "json",
     "sealed-memory",
     "socket-dir",

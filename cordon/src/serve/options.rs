@@ -43,11 +43,16 @@ pub(crate) struct ServeOptions {
     /// socket that listens, or a client; one for each --device, in the same order.
     #[arg(long = "fd", conflicts_with = "socket_dir", value_name = "NUMBER")]
     pub(super) fds: Vec<RawFd>,
-    /// Descriptors of an IOMMU group that this program is started with: /dev/vfio/GROUP, and, if this user may
-    /// not open that, a /dev/vfio/vfio without a group. Its device processes then need no right to /dev/vfio.
-    /// Repeat it for each group.
-    #[arg(long = "vfio-fd", value_name = "group=N[,container=M]")]
+    /// Descriptors of Linux's VFIO that this program is started with, so that its device processes need no right
+    /// to /dev/vfio: group=N, /dev/vfio/GROUP, with container=M, a /dev/vfio/vfio without a group, for each group;
+    /// or device=N, /dev/vfio/devices/NAME, for each function, with iommufd=M, a /dev/iommu that nobody else uses,
+    /// once for each group. The second of each may be left out if this user may open it.
+    #[arg(long = "vfio-fd", value_name = "NAME=N[,NAME=M]")]
     pub(super) vfio_fds: Vec<VfioFds>,
+    /// The descriptor of a /dev/iommu for a group whose functions are named by --vfio-fd device=N without one. Repeat
+    /// it for each such group, in their order.
+    #[arg(long = "iommufd-fd", value_name = "NUMBER")]
+    pub(super) iommufds: Vec<RawFd>,
     /// A TOML file that says what is served, as docs/config.md has it. What the command line says too
     /// is as that says; devices of both are served.
     #[arg(long, value_name = "FILE")]

@@ -1,8 +1,8 @@
 //! Sockets that a service manager made and passed on (socket activation), and files of VFIO's that it opened: which
 //! of them is whose.
 //!
-//! A file is called `vfio-group` or `vfio-container`. Which group it is of is seen by itself; containers belong to
-//! groups in their order.
+//! A file is called `vfio-group` or `vfio-container`, or `vfio-device` or `vfio-iommufd`. Which group it is of is seen
+//! by itself; containers belong to groups in their order, and iommufds to groups of functions' own files.
 //!
 //! A name says it: that of a function is its address with `-` for `:`, as 01-00.0, or what the config file
 //! says; that of its companion has `-companion` after it. Those that nobody is named by are given to the
@@ -21,6 +21,9 @@ use crate::vfio_fds::Files;
 /// What files of groups are called, and those of containers.
 const GROUP: &str = "vfio-group";
 const CONTAINER: &str = "vfio-container";
+/// What functions' own files are called, and those of iommufds.
+const DEVICE: &str = "vfio-device";
+const IOMMUFD: &str = "vfio-iommufd";
 
 /// What was passed on, until it is somebody's.
 #[derive(Debug, Default)]
@@ -28,6 +31,8 @@ pub(super) struct Passed {
     sockets: Vec<(String, Inherited)>,
     groups: Vec<OwnedFd>,
     containers: Vec<OwnedFd>,
+    devices: Vec<OwnedFd>,
+    iommufds: Vec<OwnedFd>,
     /// Of all of them.
     numbers: BTreeSet<RawFd>,
 }
@@ -45,6 +50,8 @@ impl Passed {
             match name.as_str() {
                 GROUP => taken.groups.push(file()?),
                 CONTAINER => taken.containers.push(file()?),
+                DEVICE => taken.devices.push(file()?),
+                IOMMUFD => taken.iommufds.push(file()?),
                 _ => taken.sockets.push((name, Inherited::take(number)?)),
             }
         }
@@ -67,7 +74,11 @@ impl Passed {
             return Err(why.into());
         }
         let mut containers = self.containers.drain(..);
-        Ok(self.groups.drain(..).map(|group| (group, containers.next())).collect())
+        let groups = self.groups.drain(..).map(|group| Files::Group(group, containers.next()));
+        let mut files: Vec<Files> = groups.collect();
+        files.extend(self.devices.drain(..).map(|device| Files::Device(device, None)));
+        files.extend(self.iommufds.drain(..).map(Files::Iommufd));
+        Ok(files)
     }
 
     /// Whether there is none left.
@@ -139,7 +150,7 @@ mod tests {
         };
         for (groups, containers) in [(0, 0), (2, 0), (2, 2)] {
             let found = files(groups, containers).unwrap();
-            let with = found.iter().filter(|(_, container)| container.is_some()).count();
+            let with = found.iter().filter(|one| matches!(one, Files::Group(_, Some(_)))).count();
             assert_eq!((found.len(), with), (groups, containers));
         }
         let error = files(2, 1).unwrap_err().to_string();

@@ -78,7 +78,7 @@ impl Settings {
     pub(super) fn of(options: &ServeOptions) -> Result<Self, Failure> {
         let Said { read, wanted, common } = Said::of(options)?;
         let dext = common.dext.clone();
-        let (functions, files) = resolve(&wanted, &common, &options.vfio_fds)?;
+        let (functions, files) = resolve(&wanted, &common, (&options.vfio_fds, &options.iommufds))?;
         let groups = groups(files, &functions, &dext)?;
         let file = read.map(|read| read.file).unwrap_or_default();
         let windows = options.windows.or(file.windows.map(|choice| choice.0));

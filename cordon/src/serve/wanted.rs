@@ -225,13 +225,13 @@ impl fmt::Display for At {
 pub(super) fn resolve(
     wanted: &[Wanted],
     common: &Common,
-    vfio_fds: &[VfioFds],
+    (vfio_fds, iommufds): (&[VfioFds], &[RawFd]),
 ) -> Result<(Vec<FunctionSettings>, Vec<Files>), Failure> {
     // Before anything is opened here: see `Inherited`.
     let mut passed = Passed::take()?;
     let mut taken = passed.numbers();
     let mut files = passed.files()?;
-    files.extend(vfio_fds::take(vfio_fds, &mut taken)?);
+    files.extend(vfio_fds::take(vfio_fds, iommufds, &mut taken)?);
     let mut inherited = Vec::new();
     for one in wanted {
         let At::Descriptor(number) = one.at else {

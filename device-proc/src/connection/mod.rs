@@ -122,7 +122,7 @@ pub fn serve_on(
 fn origin(holding: Holding, tube: &mut Tube) -> Result<Origin, RoleError> {
     match holding.opening {
         Opening::Own => Ok(Origin::Own),
-        Opening::Handed => start::handed_group(tube).map(Origin::HandedGroup),
+        Opening::Handed => start::handed_files(tube),
         Opening::Adopt => start::left(tube).map(Origin::Adopted),
     }
 }
@@ -166,6 +166,7 @@ fn prepare_from(
     open.extend(functions.iter().flat_map(ClaimedFunction::descriptors));
     let role = match backend.kind() {
         BackendKind::Calls => sandbox_profiles::Role::Connection,
+        BackendKind::Vfio if group.uses_iommufd() => sandbox_profiles::Role::IommufdConnection,
         BackendKind::Vfio => sandbox_profiles::Role::VfioConnection,
     };
     let sandbox = start::confine(confinement, role, &open, later)?;

@@ -248,14 +248,36 @@ impl Escrowed {
     }
 }
 
-/// The first message to a process that is started with `--handed`: the files of its group, which a manager opened.
-/// They travel beside: that of the group, then that of the container, if there is one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HandedGroup {
-    /// The number of the group's descriptor in the process that it was handed to, for people.
-    pub group: i32,
-    /// The same of the container's; none where the process opens a container itself.
-    pub container: Option<i32>,
+/// The first message to a process that is started with `--handed`: files that a manager opened, which travel beside it in
+/// the order that they are named in. Numbers are those of the descriptors in the process that they were handed to, for
+/// people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HandedFiles {
+    /// That of its group, and that of a container.
+    Group {
+        /// The group's.
+        group: i32,
+        /// The container's; none where the process opens a container itself.
+        container: Option<i32>,
+    },
+    /// Functions' own, and that of an iommufd.
+    Devices {
+        /// The functions'.
+        devices: Vec<i32>,
+        /// The iommufd's; none where the process opens one itself.
+        iommufd: Option<i32>,
+    },
+}
+
+impl HandedFiles {
+    /// How many descriptors travel beside it.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Self::Group { container, .. } => 1 + usize::from(container.is_some()),
+            Self::Devices { devices, iommufd } => devices.len() + usize::from(iommufd.is_some()),
+        }
+    }
 }
 
 /// Registers a range for an adopted function as [`MapDma`] does, unless the predecessor has registered it

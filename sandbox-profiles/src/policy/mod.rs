@@ -18,7 +18,7 @@ pub use server::{SERVER, SERVER_NEVER, SERVER_UNKNOWN};
 
 use std::fmt;
 
-use self::vfio::{VFIO, VFIO_CONNECTION, VFIO_FUNCTION};
+use self::vfio::{IOMMUFD_CONNECTION, VFIO, VFIO_CONNECTION, VFIO_FUNCTION};
 use crate::Role;
 pub use crate::limits::MAX_DESCRIPTORS;
 pub use crate::limits::MAX_STACK;
@@ -87,6 +87,7 @@ pub fn tables(role: Role) -> &'static [&'static [Syscall]] {
         Role::Function => &[COMMON, MEMORY, FUNCTION],
         Role::Lister => &[COMMON],
         Role::VfioConnection => &[COMMON, MEMORY, CONNECTION, VFIO, VFIO_CONNECTION],
+        Role::IommufdConnection => &[COMMON, MEMORY, CONNECTION, VFIO, IOMMUFD_CONNECTION],
         Role::VfioFunction => &[COMMON, MEMORY, FUNCTION, VFIO, VFIO_FUNCTION],
     }
 }
@@ -114,7 +115,9 @@ pub fn distinct(rows: &[Syscall]) -> usize {
 #[must_use]
 pub fn private_memory(role: Role) -> u64 {
     match role {
-        Role::Connection | Role::VfioConnection => crate::limits::MAX_CONNECTION_MEMORY,
+        Role::Connection | Role::VfioConnection | Role::IommufdConnection => {
+            crate::limits::MAX_CONNECTION_MEMORY
+        }
         Role::Function | Role::Lister | Role::VfioFunction => crate::limits::MAX_FUNCTION_MEMORY,
     }
 }
@@ -128,7 +131,7 @@ mod tests {
         let counts = Role::ALL.map(count);
         // A build with debug assertions has no call more: fcntl is on the list for seals too, except of a lister.
         let lister = if cfg!(debug_assertions) { 13 } else { 12 };
-        assert_eq!(counts, [15, 17, lister, 18, 20]);
+        assert_eq!(counts, [15, 17, lister, 18, 18, 20]);
     }
 
     #[test]
@@ -247,6 +250,9 @@ mod tests {
             assert_eq!(requests(role), [0; 0]);
         }
         assert_eq!(requests(Role::VfioConnection), [vfio::RESET, vfio::MAP_DMA, vfio::UNMAP_DMA]);
+        let iommufd =
+            [vfio::RESET, vfio::RESET_BUS, vfio::MAP_FILE_IOAS, vfio::MAP_IOAS, vfio::UNMAP_IOAS];
+        assert_eq!(requests(Role::IommufdConnection), iommufd);
         assert_eq!(requests(Role::VfioFunction), [vfio::RESET, vfio::SET_INTERRUPTS]);
     }
 }

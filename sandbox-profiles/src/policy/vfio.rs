@@ -13,6 +13,15 @@ pub const MAP_DMA: u64 = 0x3b71;
 /// Take it back.
 pub const UNMAP_DMA: u64 = 0x3b72;
 
+/// Reset the bus of a device. On a container the same number maps memory.
+pub const RESET_BUS: u64 = 0x3b71;
+/// Map memory of this process for DMA, by an iommufd.
+pub const MAP_IOAS: u64 = 0x3b85;
+/// Take what an iommufd has mapped back.
+pub const UNMAP_IOAS: u64 = 0x3b86;
+/// Map memory of a file for DMA, by an iommufd.
+pub const MAP_FILE_IOAS: u64 = 0x3b8f;
+
 /// Added for connection and function processes.
 pub const VFIO: &[Syscall] = &[
     Syscall {
@@ -50,6 +59,35 @@ pub const VFIO_CONNECTION: &[Syscall] = &[
         number: libc::SYS_ioctl,
         conditions: &[(1, Condition::Is(UNMAP_DMA))],
         needed_by: "container: guest memory that goes",
+    },
+];
+
+/// Added for connection processes that have an iommufd. A reset of a bus takes no descriptors then: the kernel looks
+/// whether the iommufd has all devices of it.
+pub const IOMMUFD_CONNECTION: &[Syscall] = &[
+    Syscall {
+        name: "ioctl",
+        number: libc::SYS_ioctl,
+        conditions: &[(1, Condition::Is(RESET_BUS))],
+        needed_by: "device: a reset of its bus",
+    },
+    Syscall {
+        name: "ioctl",
+        number: libc::SYS_ioctl,
+        conditions: &[(1, Condition::Is(MAP_FILE_IOAS))],
+        needed_by: "iommufd: guest memory for the device",
+    },
+    Syscall {
+        name: "ioctl",
+        number: libc::SYS_ioctl,
+        conditions: &[(1, Condition::Is(MAP_IOAS))],
+        needed_by: "iommufd: guest memory for the device, where the kernel maps no files (before Linux 6.13)",
+    },
+    Syscall {
+        name: "ioctl",
+        number: libc::SYS_ioctl,
+        conditions: &[(1, Condition::Is(UNMAP_IOAS))],
+        needed_by: "iommufd: guest memory that goes",
     },
 ];
 

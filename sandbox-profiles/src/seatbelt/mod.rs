@@ -22,7 +22,9 @@ use crate::Role;
 pub fn profile(role: Role) -> &'static str {
     match role {
         // There is no VFIO where there is Seatbelt: what it adds to a role is nothing.
-        Role::Connection | Role::VfioConnection => include_str!("../../profiles/connection.sb"),
+        Role::Connection | Role::VfioConnection | Role::IommufdConnection => {
+            include_str!("../../profiles/connection.sb")
+        }
         Role::Function | Role::VfioFunction => include_str!("../../profiles/function.sb"),
         Role::Lister => include_str!("../../profiles/lister.sb"),
     }
@@ -32,7 +34,7 @@ pub fn profile(role: Role) -> &'static str {
 #[must_use]
 pub fn fallback(role: Role) -> &'static str {
     match role {
-        Role::Connection | Role::VfioConnection => {
+        Role::Connection | Role::VfioConnection | Role::IommufdConnection => {
             include_str!("../../profiles/version-1/connection.sb")
         }
         Role::Function | Role::VfioFunction => include_str!("../../profiles/version-1/function.sb"),

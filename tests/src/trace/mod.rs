@@ -146,6 +146,7 @@ pub fn role(word: &str) -> Option<Role> {
         "connection" => Some(Role::Connection),
         "function" => Some(Role::Function),
         "lister" => Some(Role::Lister),
+        "iommufd-connection" => Some(Role::IommufdConnection),
         "vfio-connection" => Some(Role::VfioConnection),
         "vfio-function" => Some(Role::VfioFunction),
         _ => None,

@@ -17,7 +17,8 @@ use cordon_vmm::child::{ConnectionProtocol, Death, FunctionProtocol, ListerProto
 use cordon_vmm::supervisor::Supervisor;
 
 /// The roles, by the words that start them.
-const ROLES: [&str; 5] = ["connection", "function", "lister", "vfio-connection", "vfio-function"];
+const ROLES: [&str; 6] =
+    ["connection", "function", "lister", "vfio-connection", "iommufd-connection", "vfio-function"];
 
 /// What is tried in a role, by number.
 fn tries(role: &str) -> Vec<String> {
@@ -34,12 +35,14 @@ fn try_one(role: &str, number: usize) -> Arc<Death> {
 
 /// [`try_one`] of another program that does the same.
 fn try_one_of(probe: &Path, role: &str, number: usize) -> Arc<Death> {
-    let over_vfio = role.strip_prefix("vfio-");
+    let by_iommufd = role.strip_prefix("iommufd-");
+    let over_vfio = by_iommufd.or_else(|| role.strip_prefix("vfio-"));
     let dext = if over_vfio.is_some() { "vfio" } else { "sim:/nowhere" };
     let config = HostConfig::new(probe, dext);
     let mut spec = config.spec(Some(address("01:00.0")));
     spec.expendable = true;
     spec.arguments.push(format!("--try={number}").into());
+    spec.arguments.extend(by_iommufd.map(|_| "--iommufd".into()));
     // It never says that it is ready: its end is all that there is of it.
     let death = match over_vfio.unwrap_or(role) {
         "connection" => Supervisor::<ConnectionProtocol>::start(&spec).err(),

@@ -6,16 +6,23 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
-use ipc::wire::connection::HandedGroup;
+use ipc::wire::connection::HandedFiles;
 use ipc::{Deadline, PciAddress, Tube, TubeError};
 
-/// A group whose files were handed. Made by [`VfioGroup::new`].
+/// A group whose files were handed, or those of functions of it. Made by [`VfioGroup::new`] and
+/// [`VfioGroup::of_devices`].
 #[derive(Debug)]
 pub struct VfioGroup {
     pub(super) number: u32,
     pub(super) members: Vec<PciAddress>,
-    pub(super) file: OwnedFd,
-    pub(super) container: Option<OwnedFd>,
+    pub(super) files: Files,
+}
+
+/// What was handed.
+#[derive(Debug)]
+pub(super) enum Files {
+    Group { file: OwnedFd, container: Option<OwnedFd> },
+    Devices { devices: Vec<OwnedFd>, iommufd: Option<OwnedFd> },
 }
 
 /// Why descriptors are no group to be served.
@@ -31,6 +38,37 @@ pub enum VfioGroupError {
         wanted: &'static str,
         /// What it is, for people.
         is: String,
+    },
+    /// A function's file was handed before.
+    #[error("Descriptor {number} is function {function}, which was handed twice")]
+    Twice {
+        /// Its number.
+        number: i32,
+        /// The function.
+        function: PciAddress,
+    },
+    /// Functions that reach different memory.
+    #[error(
+        "Descriptor {number} is function {function} of IOMMU group {}, and those before it are of group {}", groups[1], groups[0]
+    )]
+    Groups {
+        /// Its number.
+        number: i32,
+        /// The function.
+        function: PciAddress,
+        /// The group of those before it, and its own.
+        groups: [u32; 2],
+    },
+    /// No function at all.
+    #[error("No file of a device was handed")]
+    NoDevice,
+    /// More than travel beside a message.
+    #[error("{count} files of devices were handed, {most} of one group is the most")]
+    TooMany {
+        /// How many.
+        count: usize,
+        /// Most.
+        most: usize,
     },
     /// It, or what /sys says of it, cannot be read.
     #[error("Descriptor {number} cannot be looked at")]
@@ -50,7 +88,8 @@ impl VfioGroup {
         self.number
     }
 
-    /// Whether a function was in the group when this was made.
+    /// Whether a function is served by these files: it was in the group when this was made, and where functions' own
+    /// files were handed, its file is among them.
     #[must_use]
     pub fn has(&self, address: PciAddress) -> bool {
         self.members.contains(&address)
@@ -58,7 +97,11 @@ impl VfioGroup {
 
     /// What must stay open.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [Some(&self.file), self.container.as_ref()].into_iter().flatten().map(OwnedFd::as_fd)
+        let (files, other) = match &self.files {
+            Files::Group { file, container } => (std::slice::from_ref(file), container),
+            Files::Devices { devices, iommufd } => (devices.as_slice(), iommufd),
+        };
+        files.iter().chain(other).map(OwnedFd::as_fd)
     }
 
     /// Hands the files to a process that has just been started.
@@ -67,16 +110,27 @@ impl VfioGroup {
     /// [`TubeError`].
     pub(crate) fn send(&self, tube: &mut Tube, deadline: Deadline) -> Result<(), TubeError> {
         let number = |file: &OwnedFd| file.as_raw_fd();
-        let (group, container) = (number(&self.file), self.container.as_ref().map(number));
+        let said = match &self.files {
+            Files::Group { file, container } => {
+                let (group, container) = (number(file), container.as_ref().map(number));
+                HandedFiles::Group { group, container }
+            }
+            Files::Devices { devices, iommufd } => HandedFiles::Devices {
+                devices: devices.iter().map(number).collect(),
+                iommufd: iommufd.as_ref().map(number),
+            },
+        };
         let handles: Vec<BorrowedFd<'_>> = self.descriptors().collect();
-        tube.send(0, &HandedGroup { group, container }, &handles, deadline)
+        tube.send(0, &said, &handles, deadline)
     }
 }
 
 #[cfg(target_os = "linux")]
 mod taken {
+    use std::io;
     use std::path::Path;
 
+    use ipc::tube::MAX_HANDLES;
     use ipc::vfio_file::VfioFile;
 
     use super::*;
@@ -119,8 +173,86 @@ mod taken {
                 .flatten()
                 .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
                 .collect();
-            Ok(Self { number, members, file, container })
+            let files = Files::Group { file, container };
+            Ok(Self { number, members, files })
         }
+
+        /// Functions of one group by files of their own, each `/dev/vfio/devices/NAME` opened to read and write, and
+        /// bound to nothing. `iommufd`, if there is one, is `/dev/iommu` opened for these functions alone. Without it,
+        /// connection processes open one themselves, which takes the right to do so.
+        ///
+        /// # Errors
+        /// [`VfioGroupError`]: a descriptor is something else, functions are of several groups, or there are more than
+        /// travel beside one message.
+        pub fn of_devices(
+            devices: Vec<OwnedFd>,
+            iommufd: Option<OwnedFd>,
+        ) -> Result<Self, VfioGroupError> {
+            Self::of_devices_beneath(Path::new(SYS), devices, iommufd)
+        }
+
+        fn of_devices_beneath(
+            sys: &Path,
+            devices: Vec<OwnedFd>,
+            iommufd: Option<OwnedFd>,
+        ) -> Result<Self, VfioGroupError> {
+            if devices.len() >= MAX_HANDLES {
+                return Err(VfioGroupError::TooMany {
+                    count: devices.len(),
+                    most: MAX_HANDLES - 1,
+                });
+            }
+            if let Some(one) = &iommufd {
+                match look(sys, one)? {
+                    VfioFile::Iommufd => {}
+                    is => return Err(other(one, "an iommufd (/dev/iommu)", &is)),
+                }
+            }
+            let (mut members, mut group) = (Vec::new(), None);
+            for file in &devices {
+                let descriptor = file.as_raw_fd();
+                let name = match look(sys, file)? {
+                    VfioFile::Device(name) => name,
+                    is => {
+                        let wanted = "the file of a device (/dev/vfio/devices/NAME)";
+                        return Err(other(file, wanted, &is));
+                    }
+                };
+                let (function, number) = function_of(sys, &name)
+                    .map_err(|source| VfioGroupError::Look { number: descriptor, source })?;
+                if members.contains(&function) {
+                    return Err(VfioGroupError::Twice { number: descriptor, function });
+                }
+                match group.replace(number) {
+                    Some(before) if before != number => {
+                        let groups = [before, number];
+                        return Err(VfioGroupError::Groups {
+                            number: descriptor,
+                            function,
+                            groups,
+                        });
+                    }
+                    _ => members.push(function),
+                }
+            }
+            let number = group.ok_or(VfioGroupError::NoDevice)?;
+            Ok(Self { number, members, files: Files::Devices { devices, iommufd } })
+        }
+    }
+
+    /// The function of a device's own file, and its group.
+    fn function_of(sys: &Path, name: &str) -> io::Result<(PciAddress, u32)> {
+        let device = sys.join("class/vfio-dev").join(name).join("device");
+        let last = |link: &Path| -> io::Result<String> {
+            let to = std::fs::read_link(link)?;
+            Ok(to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
+        };
+        let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        let (function, group) = (last(&device)?, last(&device.join("iommu_group"))?);
+        let address =
+            function.parse().map_err(|_| invalid(format!("'{function}' is no PCI function")))?;
+        let group = group.parse().map_err(|_| invalid(format!("'{group}' is no IOMMU group")))?;
+        Ok((address, group))
     }
 
     fn look(sys: &Path, file: &OwnedFd) -> Result<VfioFile, VfioGroupError> {
@@ -166,9 +298,9 @@ mod taken {
             let (mut ours, mut theirs) = Tube::pair().unwrap();
             let deadline = Deadline::after(std::time::Duration::from_secs(5));
             group.send(&mut ours, deadline).unwrap();
-            let received = theirs.receive::<HandedGroup>(deadline).unwrap();
-            let number = group.file.as_raw_fd();
-            assert_eq!(received.message, HandedGroup { group: number, container: None });
+            let received = theirs.receive::<HandedFiles>(deadline).unwrap();
+            let number = group.descriptors().next().unwrap().as_raw_fd();
+            assert_eq!(received.message, HandedFiles::Group { group: number, container: None });
             received.handles.expect(1).unwrap();
         }
 
@@ -184,8 +316,8 @@ mod taken {
             };
             for (device, says) in [
                 ("virtual/misc/vfio", "is a container (/dev/vfio/vfio), and not the file of an"),
-                ("virtual/misc/iommu", "an iommufd (/dev/iommu), which this build does not know"),
-                ("x/vfio-dev/vfio3", "a device (/dev/vfio/devices/vfio3), which this build does"),
+                ("virtual/misc/iommu", "is an iommufd (/dev/iommu), and not the file of an"),
+                ("x/vfio-dev/vfio3", "is the file of a device (/dev/vfio/devices/vfio3), and not"),
                 ("virtual/vfio/noiommu-4", "noiommu-4, a group without an IOMMU"),
                 ("virtual/mem/null", "the character device 1:3 (mem/null)"),
             ] {
@@ -194,6 +326,86 @@ mod taken {
             }
             let error = refused("virtual/vfio/12", true);
             assert!(error.contains("group 12, and not a container"), "{error}");
+        }
+
+        /// What is called vfio3 and vfio4, a function of group 12 and one of another.
+        fn devices() -> tempfile::TempDir {
+            let sys = sys("pci0000:00/0000:01:00.0/vfio-dev/vfio3");
+            let at = |path: &str| sys.path().join(path);
+            let link = |to: &str, path: &str| {
+                std::fs::create_dir_all(at(path).parent().unwrap()).unwrap();
+                std::os::unix::fs::symlink(to, at(path)).unwrap();
+            };
+            // As /dev/zero.
+            link("../../devices/pci0000:00/0000:02:00.0/vfio-dev/vfio4", "dev/char/1:5");
+            link("../../devices/virtual/misc/iommu", "dev/char/1:7");
+            for (name, function, group) in
+                [("vfio3", "0000:01:00.0", 12), ("vfio4", "0000:02:00.0", 13)]
+            {
+                let class = format!("class/vfio-dev/{name}");
+                let (from, device) = (format!("{class}/device"), format!("devices/{function}"));
+                link(&format!("../../../{device}"), &from);
+                link(
+                    &format!("../../kernel/iommu_groups/{group}"),
+                    &format!("{device}/iommu_group"),
+                );
+            }
+            sys
+        }
+
+        fn file(name: &str) -> OwnedFd {
+            File::open(name).unwrap().into()
+        }
+
+        #[test]
+        fn functions_are_handed_by_their_own_files_with_their_iommufd() {
+            let sys = devices();
+            // /dev/full is what this /sys has for an iommufd.
+            let [device, iommufd] = ["/dev/null", "/dev/full"].map(file);
+            let numbers = [device.as_raw_fd(), iommufd.as_raw_fd()];
+            let group =
+                VfioGroup::of_devices_beneath(sys.path(), vec![device], Some(iommufd)).unwrap();
+            assert_eq!(group.number(), 12);
+            let has = |text: &str| group.has(text.parse().unwrap());
+            assert!(has("01:00.0") && !has("01:00.1"), "of its group only what was handed");
+            let (mut ours, mut theirs) = Tube::pair().unwrap();
+            let deadline = Deadline::after(std::time::Duration::from_secs(5));
+            group.send(&mut ours, deadline).unwrap();
+            let received = theirs.receive::<HandedFiles>(deadline).unwrap();
+            let expected =
+                HandedFiles::Devices { devices: vec![numbers[0]], iommufd: Some(numbers[1]) };
+            assert_eq!(received.message, expected);
+            received.handles.expect(2).unwrap();
+        }
+
+        #[test]
+        fn functions_of_several_groups_and_files_that_are_mixed_up_are_refused() {
+            let sys = devices();
+            let refused = |devices: &[&str], iommufd: Option<&str>| {
+                let devices = devices.iter().map(|name| file(name)).collect();
+                VfioGroup::of_devices_beneath(sys.path(), devices, iommufd.map(file))
+                    .unwrap_err()
+                    .to_string()
+            };
+            for (devices, iommufd, says) in [
+                (
+                    &["/dev/null", "/dev/zero"][..],
+                    None,
+                    "02:00.0 of IOMMU group 13, and those before it are of group 12",
+                ),
+                (&["/dev/null", "/dev/null"], None, "is function 01:00.0, which was handed twice"),
+                (&["/dev/full"], None, "is an iommufd (/dev/iommu), and not the file of a device"),
+                (&["/dev/null"], Some("/dev/zero"), "and not an iommufd (/dev/iommu)"),
+                (&[], None, "No file of a device"),
+                (
+                    &["/dev/null"; MAX_HANDLES],
+                    None,
+                    "32 files of devices were handed, 31 of one group",
+                ),
+            ] {
+                let error = refused(devices, iommufd);
+                assert!(error.contains(says), "{error}");
+            }
         }
     }
 }

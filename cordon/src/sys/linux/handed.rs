@@ -1,10 +1,11 @@
 //! IOMMU groups whose files were handed to this program.
 
-use std::os::fd::AsRawFd as _;
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use cordon_vmm::VfioGroup;
+use cordon_vmm::{VfioGroup, VfioGroupError};
 use ipc::PciAddress;
 
 use crate::Failure;
@@ -16,14 +17,8 @@ pub(crate) fn handed_groups(
     functions: &[PciAddress],
 ) -> Result<Vec<Arc<VfioGroup>>, Failure> {
     let mut groups: Vec<Arc<VfioGroup>> = Vec::new();
-    for (file, container) in files {
-        let descriptor = file.as_raw_fd();
-        let group = VfioGroup::new(file, container)?;
-        let number = group.number();
-        let first = |group: &Arc<VfioGroup>| {
-            let first = group.descriptors().next().map(|fd| fd.as_raw_fd());
-            first.unwrap_or_default()
-        };
+    for group in made(files)? {
+        let (number, descriptor) = (group.number(), first(&group));
         if let Some(before) = groups.iter().find(|one| one.number() == number) {
             let before = first(before);
             let why = format!(
@@ -38,8 +33,7 @@ pub(crate) fn handed_groups(
             };
             let others: Vec<String> = functions.iter().map(of).collect();
             let why = format!(
-                "Descriptor {descriptor} is the file of IOMMU group {number}, which has none of the functions that \
-                 are served: {}",
+                "Descriptor {descriptor} is of IOMMU group {number}, and of none of the functions that are served: {}",
                 others.join(", ")
             );
             return Err(why.into());
@@ -47,6 +41,73 @@ pub(crate) fn handed_groups(
         groups.push(Arc::new(group));
     }
     Ok(groups)
+}
+
+/// The number of the first descriptor of a group, which people know it by.
+fn first(group: &VfioGroup) -> i32 {
+    group.descriptors().next().map(|fd| fd.as_raw_fd()).unwrap_or_default()
+}
+
+/// Functions' own files of one group, and its iommufd.
+type Devices = (Vec<OwnedFd>, Option<OwnedFd>);
+
+/// Groups by their files; functions by their own, those of one group together.
+fn made(files: Vec<Files>) -> Result<Vec<VfioGroup>, Failure> {
+    let (mut groups, mut devices) = (Vec::new(), BTreeMap::<u32, Devices>::new());
+    let (mut order, mut iommufds) = (Vec::new(), VecDeque::new());
+    for one in files {
+        match one {
+            Files::Group(file, container) => groups.push(VfioGroup::new(file, container)?),
+            Files::Iommufd(file) => iommufds.push_back(file),
+            Files::Device(file, iommufd) => {
+                // Alone, for what it is.
+                let alone = VfioGroup::of_devices(vec![file.try_clone()?], None);
+                let number = alone.map_err(|error| with_number(error, &file))?.number();
+                let its = devices.entry(number).or_default();
+                if its.0.is_empty() {
+                    order.push(number);
+                }
+                if let (Some(iommufd), Some(before)) = (&iommufd, &its.1) {
+                    let why = format!(
+                        "IOMMU group {number} has two iommufds, descriptors {} and {}: its functions have one \
+                         together",
+                        before.as_raw_fd(),
+                        iommufd.as_raw_fd()
+                    );
+                    return Err(why.into());
+                }
+                its.0.push(file);
+                its.1 = its.1.take().or(iommufd);
+            }
+        }
+    }
+    let without = devices.values().filter(|(_, iommufd)| iommufd.is_none()).count();
+    if !iommufds.is_empty() && iommufds.len() != without {
+        let why = format!(
+            "{} iommufds were passed on by themselves, and {without} groups of functions have none: one for each \
+             group, in the same order, or none",
+            iommufds.len()
+        );
+        return Err(why.into());
+    }
+    for number in order {
+        let Some((files, iommufd)) = devices.remove(&number) else { continue };
+        let iommufd = iommufd.or_else(|| iommufds.pop_front());
+        groups.push(VfioGroup::of_devices(files, iommufd)?);
+    }
+    Ok(groups)
+}
+
+/// An error about a duplicate, by the number of the descriptor itself.
+fn with_number(error: VfioGroupError, file: &OwnedFd) -> VfioGroupError {
+    let own = file.as_raw_fd();
+    match error {
+        VfioGroupError::OtherFile { wanted, is, .. } => {
+            VfioGroupError::OtherFile { number: own, wanted, is }
+        }
+        VfioGroupError::Look { source, .. } => VfioGroupError::Look { number: own, source },
+        other => other,
+    }
 }
 
 /// The IOMMU group of a function.

@@ -58,6 +58,8 @@ struct Attempt {
     victim: Option<i32>,
     /// To list what is tried of the policy.
     tries: bool,
+    /// Over VFIO as a process that has an iommufd.
+    iommufd: bool,
     /// One of those.
     number: Option<usize>,
 }
@@ -72,6 +74,7 @@ impl Attempt {
                 Arg::Long("address") => attempt.address = Some(parser.value()?.parse()?),
                 Arg::Long("attempt") => attempt.name = Some(parser.value()?.string()?),
                 Arg::Long("victim") => attempt.victim = Some(parser.value()?.parse()?),
+                Arg::Long("iommufd") => attempt.iommufd = true,
                 Arg::Long("tries") => attempt.tries = true,
                 Arg::Long("try") => attempt.number = Some(parser.value()?.parse()?),
                 Arg::Long(name) => {
@@ -112,7 +115,7 @@ fn main() -> ExitCode {
 }
 
 fn run(attempt: Attempt) -> Result<(), UsageError> {
-    let Attempt { role, address, common, name, victim, tries, number } = attempt;
+    let Attempt { role, address, common, name, victim, tries, iommufd, number } = attempt;
     if role == "list" {
         attempts().for_each(|(name, _)| print(name));
         return Ok(());
@@ -124,7 +127,11 @@ fn run(attempt: Attempt) -> Result<(), UsageError> {
     if let Some(number) = number {
         let common = common.finish()?;
         // As a role of that name does over that backend.
-        let over = if common.dext == Endpoint::Vfio { "vfio-" } else { "" };
+        let over = match common.dext {
+            Endpoint::Vfio if iommufd => "iommufd-",
+            Endpoint::Vfio => "vfio-",
+            _ => "",
+        };
         confine_and_try(policy_of(&format!("{over}{role}"))?, &common, number)
     }
     let name = name.ok_or(UsageError::Missing("--attempt"))?;
@@ -153,6 +160,7 @@ fn policy_of(role: &str) -> Result<sandbox_profiles::Role, UsageError> {
         "connection" => Ok(sandbox_profiles::Role::Connection),
         "function" => Ok(sandbox_profiles::Role::Function),
         "lister" => Ok(sandbox_profiles::Role::Lister),
+        "iommufd-connection" => Ok(sandbox_profiles::Role::IommufdConnection),
         "vfio-connection" => Ok(sandbox_profiles::Role::VfioConnection),
         "vfio-function" => Ok(sandbox_profiles::Role::VfioFunction),
         _ => Err(UsageError::Role(role.to_owned())),

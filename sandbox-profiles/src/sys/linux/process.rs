@@ -112,12 +112,13 @@ pub(super) fn pid_namespace() -> LayerState {
 
 /// Limits that hold even against code that gets past everything else.
 pub(super) fn limits(role: Role) -> LayerState {
+    // What is mapped for DMA is locked, of whom it is mapped by.
+    let maps = matches!(role, Role::VfioConnection | Role::IommufdConnection);
     let limits = [
         (Resource::Core, 0),
         (Resource::Nproc, 0),
         (Resource::Fsize, 0),
-        // What is mapped for DMA is locked, of whom it is mapped by.
-        (Resource::Memlock, if role == Role::VfioConnection { u64::MAX } else { 0 }),
+        (Resource::Memlock, if maps { u64::MAX } else { 0 }),
         (Resource::Msgqueue, 0),
         (Resource::Nofile, MAX_DESCRIPTORS),
         (Resource::Data, policy::private_memory(role)),

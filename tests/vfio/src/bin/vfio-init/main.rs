@@ -95,8 +95,11 @@ fn serve(reporter: &Reporter) -> Result<(), String> {
     Ok(())
 }
 
-/// Loads every module of the initramfs, in the order of their names.
+/// Loads every module of the initramfs, in the order of their names. A kernel that has VFIO built in comes without.
 fn load_modules() -> Result<(), String> {
+    if !fs::exists(MODULES).unwrap_or(true) {
+        return Ok(());
+    }
     let entries = fs::read_dir(MODULES).map_err(|error| format!("{MODULES}: {error}"))?;
     let mut modules: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     modules.sort();

@@ -33,6 +33,8 @@ pub(crate) struct Group {
     pub(crate) members: Vec<Member>,
     /// Its file, which there is while a function of it is VFIO's.
     pub(crate) file: Option<GroupFile>,
+    /// Whether its functions are opened by files of their own, for an iommufd: this user may use all of them.
+    pub(crate) iommufd: bool,
     /// What keeps it from being served; nothing if it could be.
     pub(crate) obstacle: Option<Obstacle>,
 }
@@ -124,6 +126,9 @@ impl Group {
             lines.push(member.reset.to_string());
         }
         lines.push(match &self.obstacle {
+            None if self.iommufd => {
+                "VFIO could serve it, by its own file and an iommufd".to_owned()
+            }
             None => "VFIO could serve it".to_owned(),
             Some(Obstacle { cause, cure }) => format!("VFIO could not serve it: {cause}: {cure}"),
         });

@@ -222,6 +222,11 @@ pub(crate) fn open_handed(
     let HandedDevices { devices, iommufd } = handed;
     let number = group::bound(places, address)?;
     places.file(number)?;
+    if devices.is_empty() {
+        return Err(VfioError::Unsupported(
+            "its file was closed when the kernel took it back: whoever handed it must open it again, and hand that",
+        ));
+    }
     let of_group = members(places, number)?;
     let mut files: Vec<(PciAddress, HandedFile)> = Vec::new();
     for file in devices {

@@ -282,7 +282,7 @@ fn files_that_are_mixed_up_are_refused_by_their_numbers() {
             "descriptor 3 is the file of IOMMU group 7, and was handed as the file of a device",
         ),
         (&[&own, &own], None, "descriptor 4 is 01:00.0, which was handed twice"),
-        (&[], None, "the file of 01:00.0 was not handed"),
+        (&[], None, "whoever handed it must open it again"),
         (
             &[&own],
             Some(&group),

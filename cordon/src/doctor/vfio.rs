@@ -7,8 +7,8 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::line::Line;
-use crate::host::{GroupFile, Obstacle};
-use crate::sys::vfio::{Vfio, is_vfio};
+use crate::host::{Group, GroupFile, Obstacle};
+use crate::sys::vfio::{IOMMUFD, Vfio, is_vfio};
 
 /// The modules that are asked for, and what each is for.
 const MODULES: [&str; 2] = ["vfio_pci", "vfio_iommu_type1"];
@@ -21,8 +21,13 @@ const LEAST: u64 = 64 << 20;
 
 /// All of them. `named` is whether VFIO is what functions are to be served by.
 pub(super) fn lines(vfio: &Vfio, named: bool) -> Vec<Line> {
-    let mut lines = vec![iommu(vfio), modules(vfio), container(vfio)];
-    lines.extend(groups(vfio));
+    let bound = bound(vfio);
+    // Where every function is opened by its own file, nothing of the older way is needed.
+    let new_way = !bound.is_empty() && bound.iter().all(|group| group.iommufd);
+    let older = |line: Line| if new_way { line.optional() } else { line };
+    let mut lines = vec![iommu(vfio), modules(vfio, new_way), older(container(vfio))];
+    lines.push(iommufd(vfio).optional());
+    lines.extend(groups(bound));
     lines.push(pinned_memory(privileged(), getrlimit(Resource::Memlock).current));
     if named { lines } else { lines.into_iter().map(Line::optional).collect() }
 }
@@ -44,13 +49,14 @@ fn iommu(vfio: &Vfio) -> Line {
     }
 }
 
-fn modules(vfio: &Vfio) -> Line {
+fn modules(vfio: &Vfio, new_way: bool) -> Line {
     let check = "VFIO: the kernel's modules";
-    let missing: Vec<&str> = MODULES.into_iter().filter(|name| !vfio.has_module(name)).collect();
+    let needed = if new_way { &MODULES[..1] } else { &MODULES };
+    let missing: Vec<&str> = needed.iter().copied().filter(|name| !vfio.has_module(name)).collect();
     if !missing.is_empty() {
         return Line::missing(check, format!("not loaded: {}", missing.join(", ")), LOAD);
     }
-    Line::ok(check, format!("{} are there", MODULES.join(" and ")))
+    Line::ok(check, format!("there: {}", needed.join(", ")))
 }
 
 fn container(vfio: &Vfio) -> Line {
@@ -69,20 +75,40 @@ fn container(vfio: &Vfio) -> Line {
     }
 }
 
-/// A line for each group that has a function of VFIO's, or one that says that there is none.
-fn groups(vfio: &Vfio) -> Vec<Line> {
+/// Whether memory is mapped by an iommufd, which is not needed.
+fn iommufd(vfio: &Vfio) -> Line {
+    let check = "VFIO: an iommufd";
+    let cure = "nothing is lost by that: memory is mapped by containers (the other way is Linux 6.6 and later, with \
+                CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV)";
+    match vfio.may_use(IOMMUFD) {
+        Ok(()) => Line::ok(check, format!("{IOMMUFD} can be read and written")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Line::missing(check, format!("there is no {IOMMUFD}"), cure)
+        }
+        Err(error) => {
+            Line::missing(check, format!("this user may not use {IOMMUFD}: {error}"), cure)
+        }
+    }
+}
+
+/// Groups that have a function of VFIO's.
+fn bound(vfio: &Vfio) -> Vec<Group> {
     let numbers = vfio.groups().unwrap_or_default();
-    let bound: Vec<_> = numbers
+    numbers
         .into_iter()
         .map(|number| vfio.group(number))
         .filter(|group| group.members.iter().any(|one| one.driver.as_deref().is_some_and(is_vfio)))
-        .collect();
+        .collect()
+}
+
+/// A line for each group that has a function of VFIO's, or one that says that there is none.
+fn groups(bound: Vec<Group>) -> Vec<Line> {
     if bound.is_empty() {
         let cure = "bind the function, for example with driverctl set-override 0000:01:00.0 vfio-pci \
                     ('cordon devices --all' lists what there is)";
         return vec![Line::missing("VFIO: functions", "none is bound to vfio-pci", cure)];
     }
-    let line = |group: crate::host::Group| {
+    let line = |group: Group| {
         let check = format!("VFIO: IOMMU group {}", group.number);
         let members: Vec<String> = group.members.iter().map(ToString::to_string).collect();
         let members = members.join(", ");
@@ -90,8 +116,11 @@ fn groups(vfio: &Vfio) -> Vec<Line> {
             (Some(Obstacle { cause, cure }), _) => {
                 Line::missing(&check, format!("{members}: {cause}"), cure)
             }
-            (None, Some(GroupFile { path, held_by: Some(holder), .. })) => {
-                Line::ok(&check, format!("{members}; {path} is open in {holder}"))
+            (None, Some(GroupFile { held_by: Some(holder), .. })) => {
+                Line::ok(&check, format!("{members}; it is open in {holder}"))
+            }
+            (None, _) if group.iommufd => {
+                Line::ok(&check, format!("{members}; their own files are used, and {IOMMUFD}"))
             }
             (None, Some(GroupFile { path, mode, .. })) => {
                 Line::ok(&check, format!("{members}; {path} (mode {mode}) can be read and written"))
@@ -140,7 +169,8 @@ mod tests {
 
     fn states(host: &Host) -> Vec<(String, State)> {
         let lines = lines(&host.vfio(), true);
-        assert!(lines.iter().all(|line| line.required));
+        let not_needed = |line: &Line| line.check == "VFIO: an iommufd";
+        assert!(lines.iter().all(|line| line.required != not_needed(line)));
         let asked = lines.iter().take(lines.len() - 1);
         asked.map(|line| (line.check.clone(), line.state)).collect()
     }
@@ -164,13 +194,33 @@ mod tests {
             ("VFIO: the IOMMU is on", State::Ok),
             ("VFIO: the kernel's modules", State::Ok),
             ("VFIO: the container's file", State::Ok),
+            ("VFIO: an iommufd", State::Missing),
             ("VFIO: IOMMU group 7", State::Missing),
             ("VFIO: IOMMU group 8", State::Ok),
         ];
         assert_eq!(found, expected.map(|(check, state)| (check.to_owned(), state)));
-        let line = &lines(&host.vfio(), true)[3];
+        let line = &lines(&host.vfio(), true)[4];
         assert!(line.found.contains("0000:01:00.1 (snd_hda_intel)"), "{line:?}");
         assert!(line.cure.as_ref().unwrap().contains("set-override 0000:01:00.1"), "{line:?}");
+    }
+
+    #[test]
+    fn a_kernel_without_containers_will_do_where_every_function_has_a_file_of_its_own() {
+        let host = Host::new();
+        host.write("/sys/module/vfio_pci/refcnt", "0\n");
+        host.function("0000:01:00.0", 7, Some("vfio-pci"));
+        host.write("/sys/bus/pci/devices/0000:01:00.0/vfio-dev/vfio0/dev", "");
+        host.write("/dev/vfio/devices/vfio0", "");
+        let ok = |lines: &[Line]| {
+            let mut required = lines.iter().take(lines.len() - 1).filter(|line| line.required);
+            required.all(|line| line.state == State::Ok)
+        };
+        assert!(!ok(&lines(&host.vfio(), true)));
+        host.write(IOMMUFD, "");
+        let lines = lines(&host.vfio(), true);
+        assert!(ok(&lines), "{lines:?}");
+        let group = lines.iter().find(|line| line.check == "VFIO: IOMMU group 7").unwrap();
+        assert!(group.found.contains("their own files are used"), "{group:?}");
     }
 
     #[test]

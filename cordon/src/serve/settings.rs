@@ -1,7 +1,7 @@
 //! What is served where: all that the command line says, made sense of before anything is started.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -151,7 +151,7 @@ impl Settings {
             Place::Inherited(socket) => Some(socket.number()),
         });
         let of_groups = self.groups.iter().flat_map(|group| group.descriptors());
-        inherited.chain(of_groups.map(|file| file.as_raw_fd())).collect()
+        inherited.chain(of_groups).collect()
     }
 
     /// How each function is served: every server, of a function or a companion, has an equal share

@@ -58,6 +58,8 @@ pub struct Descriptor {
 pub enum Opened {
     /// That of the IOMMU group of the function at this address.
     GroupOf(String),
+    /// The own file of the function at this address, where the kernel makes one.
+    DeviceOf(String),
     /// Any other, by its path; to read and write if that is allowed.
     Path(String),
 }
@@ -67,6 +69,12 @@ impl Descriptor {
     #[must_use]
     pub fn group_of(address: &str) -> Self {
         Self { name: None, file: Opened::GroupOf(address.to_owned()) }
+    }
+
+    /// A function's own file.
+    #[must_use]
+    pub fn device_of(address: &str) -> Self {
+        Self { name: None, file: Opened::DeviceOf(address.to_owned()) }
     }
 
     /// A file.

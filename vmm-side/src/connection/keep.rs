@@ -82,6 +82,9 @@ fn keep(shared: &ConnectionShared, keeper: &mut Keeper<ConnectionProtocol>) {
         let (noticed, kind) = (Instant::now(), ProcessKind::Connection);
         let died = Arc::clone(&death);
         if death.is_requested() {
+            if let Some(group) = &shared.spec.group {
+                group.give_back();
+            }
             let death = Arc::clone(&death);
             shared.spec.tell(|address| Happening::Requested { address, death });
         }

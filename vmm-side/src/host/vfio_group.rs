@@ -1,13 +1,15 @@
 //! An IOMMU group whose files a manager opened for a VMM that may open none itself (Linux's VFIO).
 //!
 //! The files are kept for as long as the configuration that has them, and with duplicates of them every connection
-//! process of the group is started. They keep no device: the kernel takes one back while they are open, and then
-//! they are of no use any more.
+//! process of the group is started. Those of a group keep no device: the kernel takes one back while they are open, and
+//! then they are of no use any more. Functions' own do: the kernel waits until every duplicate is closed. So they are
+//! closed here once the kernel wants a function back that is served, and whoever handed them must close its own.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use ipc::wire::connection::HandedFiles;
 use ipc::{Deadline, PciAddress, Tube, TubeError};
+use parking_lot::Mutex;
 
 /// A group whose files were handed, or those of functions of it. Made by [`VfioGroup::new`] and
 /// [`VfioGroup::of_devices`].
@@ -15,7 +17,7 @@ use ipc::{Deadline, PciAddress, Tube, TubeError};
 pub struct VfioGroup {
     pub(super) number: u32,
     pub(super) members: Vec<PciAddress>,
-    pub(super) files: Files,
+    pub(super) files: Mutex<Files>,
 }
 
 /// What was handed.
@@ -23,6 +25,16 @@ pub struct VfioGroup {
 pub(super) enum Files {
     Group { file: OwnedFd, container: Option<OwnedFd> },
     Devices { devices: Vec<OwnedFd>, iommufd: Option<OwnedFd> },
+}
+
+impl Files {
+    fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let (files, other) = match self {
+            Self::Group { file, container } => (std::slice::from_ref(file), container),
+            Self::Devices { devices, iommufd } => (devices.as_slice(), iommufd),
+        };
+        files.iter().chain(other).map(OwnedFd::as_fd)
+    }
 }
 
 /// Why descriptors are no group to be served.
@@ -95,13 +107,17 @@ impl VfioGroup {
         self.members.contains(&address)
     }
 
-    /// What must stay open.
-    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let (files, other) = match &self.files {
-            Files::Group { file, container } => (std::slice::from_ref(file), container),
-            Files::Devices { devices, iommufd } => (devices.as_slice(), iommufd),
-        };
-        files.iter().chain(other).map(OwnedFd::as_fd)
+    /// The numbers of the descriptors that must stay open, as things are now.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        self.files.lock().all().map(|file| file.as_raw_fd()).collect()
+    }
+
+    /// Closes what keeps the kernel from taking a function back that it wants.
+    pub(crate) fn give_back(&self) {
+        if let Files::Devices { devices, .. } = &mut *self.files.lock() {
+            devices.clear();
+        }
     }
 
     /// Hands the files to a process that has just been started.
@@ -110,7 +126,8 @@ impl VfioGroup {
     /// [`TubeError`].
     pub(crate) fn send(&self, tube: &mut Tube, deadline: Deadline) -> Result<(), TubeError> {
         let number = |file: &OwnedFd| file.as_raw_fd();
-        let said = match &self.files {
+        let files = self.files.lock();
+        let said = match &*files {
             Files::Group { file, container } => {
                 let (group, container) = (number(file), container.as_ref().map(number));
                 HandedFiles::Group { group, container }
@@ -120,7 +137,7 @@ impl VfioGroup {
                 iommufd: iommufd.as_ref().map(number),
             },
         };
-        let handles: Vec<BorrowedFd<'_>> = self.descriptors().collect();
+        let handles: Vec<BorrowedFd<'_>> = files.all().collect();
         tube.send(0, &said, &handles, deadline)
     }
 }
@@ -173,7 +190,7 @@ mod taken {
                 .flatten()
                 .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
                 .collect();
-            let files = Files::Group { file, container };
+            let files = Mutex::new(Files::Group { file, container });
             Ok(Self { number, members, files })
         }
 
@@ -236,7 +253,8 @@ mod taken {
                 }
             }
             let number = group.ok_or(VfioGroupError::NoDevice)?;
-            Ok(Self { number, members, files: Files::Devices { devices, iommufd } })
+            let files = Mutex::new(Files::Devices { devices, iommufd });
+            Ok(Self { number, members, files })
         }
     }
 
@@ -299,7 +317,7 @@ mod taken {
             let deadline = Deadline::after(std::time::Duration::from_secs(5));
             group.send(&mut ours, deadline).unwrap();
             let received = theirs.receive::<HandedFiles>(deadline).unwrap();
-            let number = group.descriptors().next().unwrap().as_raw_fd();
+            let number = group.descriptors()[0];
             assert_eq!(received.message, HandedFiles::Group { group: number, container: None });
             received.handles.expect(1).unwrap();
         }
@@ -376,6 +394,14 @@ mod taken {
                 HandedFiles::Devices { devices: vec![numbers[0]], iommufd: Some(numbers[1]) };
             assert_eq!(received.message, expected);
             received.handles.expect(2).unwrap();
+            // What the kernel wants is closed, and still nobody opens it by its path.
+            group.give_back();
+            assert_eq!(group.descriptors(), [numbers[1]]);
+            assert!(has("01:00.0"));
+            group.send(&mut ours, deadline).unwrap();
+            let received = theirs.receive::<HandedFiles>(deadline).unwrap();
+            let nothing = HandedFiles::Devices { devices: vec![], iommufd: Some(numbers[1]) };
+            assert_eq!(received.message, nothing);
         }
 
         #[test]

@@ -45,7 +45,7 @@ pub(crate) fn handed_groups(
 
 /// The number of the first descriptor of a group, which people know it by.
 fn first(group: &VfioGroup) -> i32 {
-    group.descriptors().next().map(|fd| fd.as_raw_fd()).unwrap_or_default()
+    group.descriptors().first().copied().unwrap_or_default()
 }
 
 /// Functions' own files of one group, and its iommufd.

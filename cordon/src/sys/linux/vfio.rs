@@ -14,6 +14,9 @@ use crate::host::{Group, GroupFile, Member, Obstacle, ResetReach};
 /// Drivers that keep no group from being served, beside VFIO's own: bridges have none to give.
 const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
 
+/// The file of iommufds.
+pub(crate) const IOMMUFD: &str = "/dev/iommu";
+
 /// The kernel's files, beneath `/` or, in tests, a folder.
 #[derive(Clone, Debug)]
 pub(crate) struct Vfio {
@@ -86,15 +89,30 @@ impl Vfio {
         };
         let members: Vec<Member> = devices.unwrap_or_default().into_iter().map(member).collect();
         let path = format!("/dev/vfio/{number}");
-        let obstacle = self.obstacle(number, &members, &path);
+        let own = self.own_files(&members);
+        let iommufd = own.is_some();
+        let obstacle = self.obstacle(number, &members, &path, iommufd);
+        let held = || own.iter().flatten().find_map(|path| self.holder(path));
         let file = std::fs::metadata(self.at(&path)).ok().map(|found| GroupFile {
             mode: format!("{:04o}", found.mode() & 0o7777),
             uid: found.uid(),
             gid: found.gid(),
-            held_by: self.holder(&path),
+            held_by: self.holder(&path).or_else(held),
             path,
         });
-        Group { number, members, file, obstacle }
+        Group { number, members, file, iommufd, obstacle }
+    }
+
+    /// The files of their own of all functions that are VFIO's; none unless this user may use each, and an iommufd.
+    fn own_files(&self, members: &[Member]) -> Option<Vec<String>> {
+        let bound = members.iter().filter(|one| one.driver.as_deref().is_some_and(is_vfio));
+        let own = bound.map(|one| {
+            let names = self.names(&format!("/sys/bus/pci/devices/{}/vfio-dev", one.address));
+            let path = format!("/dev/vfio/devices/{}", names.ok()?.first()?);
+            self.may_use(&path).ok().map(|()| path)
+        });
+        let own: Vec<String> = own.collect::<Option<_>>()?;
+        (!own.is_empty() && self.may_use(IOMMUFD).is_ok()).then_some(own)
     }
 
     /// What a reset of a function of a group would reach. The kernel names the ways that it has of resetting it alone,
@@ -118,7 +136,13 @@ impl Vfio {
     }
 
     /// What keeps a group from being served that somebody wants to be, the first thing first.
-    fn obstacle(&self, number: u32, members: &[Member], path: &str) -> Option<Obstacle> {
+    fn obstacle(
+        &self,
+        number: u32,
+        members: &[Member],
+        path: &str,
+        iommufd: bool,
+    ) -> Option<Obstacle> {
         let found = |cause: String, cure: String| Some(Obstacle { cause, cure });
         let name = self.at(&format!("/sys/kernel/iommu_groups/{number}/name"));
         let name = std::fs::read_to_string(name).unwrap_or_default();
@@ -161,6 +185,7 @@ impl Vfio {
         }
         match self.may_use(path) {
             Ok(()) => None,
+            Err(_) if iommufd => None,
             Err(error) if error.kind() == io::ErrorKind::NotFound => found(
                 format!("there is no {path}"),
                 "is the module vfio-pci loaded, and is this the host's /dev?".to_owned(),
@@ -270,8 +295,31 @@ pub(crate) mod tests {
         host.function("0000:03:00.2", 15, None);
         assert_eq!(resets(14), [ResetReach::None, ResetReach::Function]);
 
+        // By files of their own where all are there, and the group's own file is not needed then.
+        host.function("0000:05:00.0", 16, Some("vfio-pci"));
+        host.function("0000:05:00.1", 16, Some("vfio-pci"));
+        let by_iommufd = || {
+            let group = host.vfio().group(16);
+            (group.iommufd, group.obstacle.is_none())
+        };
+        for (path, expected) in [
+            ("/dev/iommu", (false, false)),
+            ("/sys/bus/pci/devices/0000:05:00.0/vfio-dev/vfio0/dev", (false, false)),
+            ("/sys/bus/pci/devices/0000:05:00.1/vfio-dev/vfio1/dev", (false, false)),
+            ("/dev/vfio/devices/vfio0", (false, false)),
+            ("/dev/vfio/devices/vfio1", (true, true)),
+        ] {
+            host.write(path, "");
+            assert_eq!(by_iommufd(), expected, "{path}");
+        }
+        let own = host.vfio().at("/dev/vfio/devices/vfio1");
+        std::os::unix::fs::symlink(own, host.vfio().at("/proc/7/fd/10")).unwrap();
+        host.write("/dev/vfio/16", "");
+        let held = host.vfio().group(16).file.unwrap().held_by;
+        assert_eq!(held.as_deref(), Some("qemu [7]"));
+
         host.write("/sys/kernel/iommu_groups/14/name", "vfio-noiommu\n");
         assert!(obstacle(&host, 14).0.contains("no IOMMU"));
-        assert_eq!(host.vfio().groups().unwrap(), [12, 13, 14, 15]);
+        assert_eq!(host.vfio().groups().unwrap(), [12, 13, 14, 15, 16]);
     }
 }

@@ -33,6 +33,15 @@ pub(crate) fn group_file(address: &str) -> Result<PathBuf, String> {
     Ok(Path::new("/dev/vfio").join(group))
 }
 
+/// A function's own file.
+pub(crate) fn own_file(address: &str) -> Result<PathBuf, String> {
+    let folder = Path::new(DEVICES).join(address).join("vfio-dev");
+    let mut names =
+        fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let name = names.next().and_then(Result::ok).ok_or_else(|| format!("{address} has no file"))?;
+    Ok(Path::new("/dev/vfio/devices").join(name.file_name()))
+}
+
 /// Every function, by address.
 pub(crate) fn all() -> Result<Vec<Function>, String> {
     let entries = fs::read_dir(DEVICES).map_err(|error| format!("{DEVICES}: {error}"))?;

@@ -68,6 +68,7 @@ pub(crate) fn run(step: Step) -> String {
 fn open(descriptor: &Descriptor) -> Result<File, String> {
     let path = match &descriptor.file {
         Opened::GroupOf(address) => functions::group_file(address)?,
+        Opened::DeviceOf(address) => functions::own_file(address)?,
         Opened::Path(path) => path.into(),
     };
     let opened = File::options().read(true).write(true).open(&path);

@@ -84,7 +84,6 @@ fn an_nvme_is_alone_in_its_group_with_the_kernels_vfio() {
         ("viable", json!(true)),
         // Without an IOMMU nothing would keep a device in its place.
         ("noiommu_offered", json!(false)),
-        ("iommufd", json!(false)),
         ("second_holder", json!("ResourceBusy")),
         ("pci", json!(true)),
     ] {

@@ -164,7 +164,7 @@ fn what_is_no_file_of_the_functions_group_is_refused_with_its_number_and_what_it
     assert_refused(
         "other group",
         &[
-            &format!("Descriptor 3 is the file of IOMMU group {other}"),
+            &format!("Descriptor 3 is of IOMMU group {other}"),
             &format!("01:00.0 is in group {own}"),
         ],
     );

@@ -26,8 +26,21 @@ mod tests {
             vfio_client::DEVICE_RESET,
             vfio_client::IOMMU_MAP_DMA,
             vfio_client::IOMMU_UNMAP_DMA,
+            vfio_client::DEVICE_PCI_HOT_RESET,
+            vfio_client::IOMMU_IOAS_MAP,
+            vfio_client::IOMMU_IOAS_MAP_FILE,
+            vfio_client::IOMMU_IOAS_UNMAP,
         ];
-        let allowed = [vfio::SET_INTERRUPTS, vfio::RESET, vfio::MAP_DMA, vfio::UNMAP_DMA];
+        let allowed = [
+            vfio::SET_INTERRUPTS,
+            vfio::RESET,
+            vfio::MAP_DMA,
+            vfio::UNMAP_DMA,
+            vfio::RESET_BUS,
+            vfio::MAP_IOAS,
+            vfio::MAP_FILE_IOAS,
+            vfio::UNMAP_IOAS,
+        ];
         assert_eq!(asked.map(u64::from), allowed);
     }
 }

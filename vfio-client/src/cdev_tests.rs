@@ -317,3 +317,43 @@ fn objects_beyond_those_that_are_looked_at_are_not_taken_for_spaces() {
     ioas::clear(&host.kernel, iommufd.as_fd()).unwrap();
     assert_eq!(host.kernel.spaces(), 1);
 }
+
+/// Names this test to the process that it starts of its own program, which has the file as standard input.
+const HOLDS: &str = "CORDON_TEST_HOLDS_A_LOCK";
+
+#[test]
+fn a_function_that_another_process_serves_is_refused_while_that_lives() {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    use std::process::{Command, Stdio};
+
+    if std::env::var_os(HOLDS).is_some() {
+        let lock = FlockOperation::NonBlockingLockExclusive;
+        fcntl_lock(rustix::stdio::stdin(), lock).unwrap();
+        println!("locked");
+        // Until it is killed.
+        std::thread::sleep(std::time::Duration::from_secs(60));
+        return;
+    }
+    let host = Host::new();
+    let own = host.file("vfio/devices/vfio20");
+    let mut other = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "--nocapture",
+            "cdev::tests::a_function_that_another_process_serves_is_refused_while_that_lives",
+        ])
+        .env(HOLDS, "1")
+        .stdin(own.try_clone().unwrap())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(other.stdout.take().unwrap());
+    let mut lines = said.by_ref().lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.ends_with("locked")));
+    let busy = refused(host.hand(&[&own], None));
+    assert_eq!(busy.kind, ErrorKind::Busy);
+    assert!(busy.text.contains("descriptor 3 is in use"), "{busy}");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    host.hand(&[&own], None).unwrap();
+}

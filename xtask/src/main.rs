@@ -11,6 +11,7 @@ mod firmware;
 mod fuzz;
 mod guest;
 mod guide;
+mod iommufd;
 mod licences;
 mod macho;
 mod macos;
@@ -62,6 +63,9 @@ enum Task {
         #[arg(long, conflicts_with = "prepare", num_args = 1.., allow_hyphen_values = true)]
         vfio: Option<Vec<OsString>>,
     },
+    /// Build a kernel that has iommufd, which Debian's have not, and run the suites of the machine with kernel VFIO on
+    /// it. Not a part of `test`: it takes a quarter of an hour at first, and some minutes then. Linux only.
+    Iommufd,
     /// Render the user guide, check its links, and run the commands that it marks.
     Guide {
         /// Draw its picture anew, and nothing else.
@@ -142,6 +146,7 @@ fn carry_out(task: Task) -> Result {
         Task::Guest { prepare: true, .. } => Ok(say!("{}", guest::folder()?.display())?),
         Task::Guest { vfio: Some(arguments), .. } => guest::vfio(&arguments),
         Task::Guest { .. } => guest::interactive(),
+        Task::Iommufd => iommufd::check(),
         Task::Guide { draw: true, .. } => guide::draw(),
         Task::Guide { measure: true, .. } => {
             run("building the programs", programs())?;

@@ -3,7 +3,7 @@
 //! as one that broke its sandbox, after which another one has to open the group by the files again.
 
 use std::fs::File;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -23,6 +23,18 @@ pub(crate) fn become_server(words: &[String]) -> Failure {
     let mut command = Command::new(CORDON);
     command.args(words).env("LISTEN_PID", std::process::id().to_string());
     format!("{CORDON}: {}", command.exec()).into()
+}
+
+/// Closes what this program was started with, as a manager does that has handed it on: a function's own file keeps the
+/// device for as long as it is open.
+#[expect(unsafe_code, reason = "descriptors are taken by their numbers")]
+fn let_go() {
+    let count = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+    for number in (3..).take(count) {
+        // SAFETY: this program was started with these, as whoever set the variable says, and nothing of it has used
+        // them; they are taken here, once.
+        drop(unsafe { OwnedFd::from_raw_fd(number) });
+    }
 }
 
 fn process(event: &Value, name: &str) -> Result<Pid, Failure> {
@@ -49,6 +61,7 @@ pub(crate) fn check(address: &str, taken_back: bool) -> Result<Value, Failure> {
     let calls = serve.until("confined")?["syscalls"].as_u64();
     let first = process(&serve.until("listening")?, "connection_process")?;
     serve.until("ready")?;
+    let_go();
     let mut client = Client::negotiated(Path::new(SOCKETS[0]));
     let memory = ram(SIZE);
     let mapped = client.ask(DMA_MAP, &map(READ_WRITE, 0, BASE, SIZE), &[memory.as_fd()]);

@@ -64,8 +64,9 @@ pub enum Source {
 pub struct HandedDevices {
     /// The functions', in any order.
     pub devices: Vec<HandedFile>,
-    /// That of an iommufd which nobody else uses; without one, the process opens one itself.
-    pub iommufd: Option<HandedFile>,
+    /// That of an iommufd which nobody else uses. It is the same one for each process: the kernel keeps a function with
+    /// the one that it is bound to until the last duplicate of its file is closed.
+    pub iommufd: HandedFile,
 }
 
 /// Files of a group that a manager opened.
@@ -89,6 +90,9 @@ pub struct HandedFile {
 /// What a dead process left of an open group.
 #[derive(Debug, Default)]
 pub struct Left {
+    /// Files of functions' own that a manager opened, those of what was left among them; without them, functions of the
+    /// group that were not claimed are opened by paths.
+    pub handed: Option<HandedDevices>,
     /// Of the group itself ([`Survives::Descriptors`]).
     pub group: Vec<OwnedFd>,
     /// Of those of its functions that were claimed ([`GroupFunction::survives`]). The others are opened anew.

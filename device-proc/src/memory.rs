@@ -105,6 +105,13 @@ impl MemoryTable {
         let mapped = SharedMemory::from_trusted(fd, needed);
         let mapped = mapped.map_err(|error| refuse(&ipc::chain(&error))).and_then(|memory| {
             if !self.mapped {
+                // The kernel pins memory of a file for a device whatever the descriptor allows, and whatever the file is
+                // sealed against. A mapping is where it looks.
+                let page = u64::try_from(rustix::param::page_size()).unwrap_or(size);
+                let one =
+                    usize::try_from(size.min(page)).map_err(|error| refuse(&error.to_string()))?;
+                let tried = memory.map(offset - offset % page, one, access);
+                drop(tried.map_err(|error| refuse(&ipc::chain(&error)))?);
                 return Ok((memory, None));
             }
             let length = usize::try_from(size).map_err(|error| refuse(&error.to_string()))?;

@@ -135,6 +135,8 @@ pub enum Opening {
     Handed,
     /// It takes it over from a process that is dead, as it is.
     Adopt,
+    /// It takes it over, and is handed the files of its functions that a manager opened.
+    AdoptHanded,
 }
 
 impl From<Windows> for Holding {
@@ -317,8 +319,14 @@ impl Command {
                     ];
                     holding.windows = one_of(&mut parser, known)?;
                 }
-                ("connection", "adopt") => holding.opening = Opening::Adopt,
-                ("connection", "handed") => holding.opening = Opening::Handed,
+                ("connection", word @ ("adopt" | "handed")) => {
+                    holding.opening = match (holding.opening, word) {
+                        (Opening::Handed | Opening::AdoptHanded, "adopt") => Opening::AdoptHanded,
+                        (Opening::Adopt | Opening::AdoptHanded, "handed") => Opening::AdoptHanded,
+                        (_, "adopt") => Opening::Adopt,
+                        _ => Opening::Handed,
+                    };
+                }
                 ("function", "standby") => serving.standby = true,
                 ("function", "known") => {
                     let text = parser.value()?.string()?;
@@ -391,7 +399,12 @@ mod tests {
             ),
             Ok(Command::Connection { address, holding: Windows::Trapped.into(), common: relaxed })
         );
-        for (word, opening) in [("adopt", Opening::Adopt), ("handed", Opening::Handed)] {
+        for (word, opening) in [
+            ("adopt", Opening::Adopt),
+            ("handed", Opening::Handed),
+            ("adopt --handed", Opening::AdoptHanded),
+            ("handed --adopt", Opening::AdoptHanded),
+        ] {
             let holding = Holding { windows: Windows::Handed, opening };
             assert_eq!(
                 parse(&format!("connection --address 01:00.1 --dext sim:/run/dext --{word}")),

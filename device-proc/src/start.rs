@@ -125,7 +125,19 @@ pub fn left(tube: &mut Tube) -> Result<Left, RoleError> {
         descriptors: next(one.descriptors),
         request: next(one.request.into()).pop(),
     });
-    Ok(Left { functions: functions.collect(), group })
+    Ok(Left { functions: functions.collect(), group, handed: None })
+}
+
+/// [`left`] of functions whose own files a manager opened, which come beside.
+///
+/// # Errors
+/// [`RoleError`].
+pub fn left_and_handed(tube: &mut Tube) -> Result<Left, RoleError> {
+    let left = left(tube)?;
+    match handed_files(tube)? {
+        Source::HandedDevices(handed) => Ok(Left { handed: Some(handed), ..left }),
+        _ => Ok(left),
+    }
 }
 
 /// What a connection process is handed whose group, or whose functions, a manager opened.
@@ -148,7 +160,7 @@ pub fn handed_files(tube: &mut Tube) -> Result<Source, RoleError> {
         }),
         HandedFiles::Devices { devices, iommufd } => Source::HandedDevices(HandedDevices {
             devices: devices.into_iter().map(&mut next).collect::<Result<_, _>>()?,
-            iommufd: iommufd.map(next).transpose()?,
+            iommufd: next(iommufd)?,
         }),
     })
 }

@@ -1,7 +1,7 @@
 //! Both roles as threads over VFIO and a fake kernel, driven as a VMM side drives them: the connection process
 //! opens the group and hands its function on, function processes serve what they are handed.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -439,7 +439,7 @@ fn a_connection_process_that_has_an_iommufd_maps_no_guest_memory() {
     host.kernel.add_cdev(NAME, 20);
     let [device, iommufd] =
         ["devices/vfio20", "iommu"].map(|name| host.kernel.open(name.as_ref()).unwrap());
-    let message = con::HandedFiles::Devices { devices: vec![5], iommufd: Some(6) };
+    let message = con::HandedFiles::Devices { devices: vec![5], iommufd: 6 };
     let files = [device.as_fd(), iommufd.as_fd()];
     let mut process = host.opened(Opening::Handed, &message, &files).unwrap();
     process.attach();
@@ -454,6 +454,22 @@ fn a_connection_process_that_has_an_iommufd_maps_no_guest_memory() {
     assert_eq!(mapped.into_iter().collect::<Vec<_>>(), [(0x1000, (0x1000, 0x2000, 7))]);
     process.con(&con::UnmapDma { function: 0, key: 0x1000 }).unwrap();
     assert!(host.kernel.mappings().is_empty());
+
+    // Nor does a device write what the descriptor that was given does not allow to be written, or nobody may write.
+    let add =
+        |base, writable| con::AddMemory { function: 0, base, size: 0x1000, offset: 0, writable };
+    let memory = SharedMemory::create("readable", 0x1000).unwrap();
+    let own = format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd());
+    let readable = std::fs::File::open(own).unwrap();
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let sealed = rustix::fs::memfd_create("sealed", flags).unwrap();
+    rustix::fs::ftruncate(&sealed, 0x1000).unwrap();
+    rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::WRITE).unwrap();
+    for (at, file) in [(1 << 47, readable.as_fd()), ((1 << 47) + 0x1000, sealed.as_fd())] {
+        let refused = process.ask::<con::Request, _>(&add(at, true), &[file]).0.unwrap_err();
+        assert!(refused.message.contains("cannot be mapped"), "{refused:?}");
+        process.ask::<con::Request, _>(&add(at, false), &[file]).0.unwrap();
+    }
     process.end();
     let other = host.opened(Opening::Handed, &message, &[iommufd.as_fd(), device.as_fd()]);
     let other = other.err().unwrap();

@@ -231,9 +231,9 @@ fn connection_messages() {
     let handed = HandedFiles::Group { group: 3, container: Some(4) };
     assert_eq!(handed.descriptors(), 2);
     golden(handed, "00000000 03000000 01 04000000");
-    let handed = HandedFiles::Devices { devices: vec![3, 5], iommufd: Some(4) };
+    let handed = HandedFiles::Devices { devices: vec![3, 5], iommufd: 4 };
     assert_eq!(handed.descriptors(), 3);
-    golden(handed, "01000000 0200000000000000 03000000 05000000 01 04000000");
+    golden(handed, "01000000 0200000000000000 03000000 05000000 04000000");
     let escrowed = Escrowed { group: 2, functions: vec![one] };
     assert_eq!(escrowed.descriptors(), 4);
     golden(escrowed, ESCROWED);

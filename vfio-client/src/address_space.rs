@@ -195,7 +195,11 @@ impl AddressSpace {
         let failed = |error: VfioError| match error {
             VfioError::Refused { request, source } => match source.raw_os_error() {
                 Some(libc::EEXIST) => VfioError::Mapped { address: at, size },
-                Some(libc::ENOMEM) => VfioError::Locked { size, limit: written(self.limit) },
+                Some(libc::ENOMEM) => VfioError::Locked {
+                    size,
+                    limit: written(self.limit),
+                    of_user: matches!(self.mapper, Mapper::Ioas(_)),
+                },
                 _ => VfioError::Refused { request, source },
             },
             other => other,

@@ -198,7 +198,7 @@ fn left(group: &OpenGroup, claimed: &[usize]) -> Left {
         let request = copy(request.into_iter().collect()).pop();
         LeftFunction { address, descriptors, request }
     });
-    Left { functions: functions.collect(), group: copy(of_group) }
+    Left { functions: functions.collect(), group: copy(of_group), handed: None }
 }
 
 #[test]

@@ -103,7 +103,9 @@ pub(crate) fn may_reset(
         Owner::Iommufd => None,
         Owner::Group(own) if own == group => None,
         Owner::Group(other) => Some(format!("{} of IOMMU group {other}", one.address)),
-        Owner::Other => Some(format!("{} of another IOMMU group", one.address)),
+        Owner::Other => {
+            Some(format!("{}, which is of another IOMMU group or not vfio-pci's", one.address))
+        }
     });
     let foreign: Vec<String> = foreign.collect();
     if !foreign.is_empty() {

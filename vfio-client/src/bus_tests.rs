@@ -66,6 +66,7 @@ fn what_a_dead_process_claimed_is_in_use_before_it_is_claimed_again() {
     };
     let one = &group.functions[1];
     let left = cordon_backend::Left {
+        handed: None,
         group: owned(group.group.descriptors()),
         functions: vec![cordon_backend::LeftFunction {
             address: one.address(),

@@ -20,6 +20,7 @@ use vfio_bindings::bindings::vfio::{vfio_device_bind_iommufd, vfio_device_detach
 
 use crate::abi::Structure;
 use crate::address_space::{AddressSpace, Mapper};
+use crate::bus;
 use crate::device::Device;
 use crate::error::VfioError;
 use crate::group::{self, CLEANUP, LOOK, Opened, OpenedDevice};
@@ -29,6 +30,8 @@ use crate::kernel::{Described, Kernel};
 use crate::limits::MAX_FUNCTIONS;
 use crate::sysfs::{Places, is_vfio, name};
 
+/// The request by which a function is bound.
+pub(crate) const BIND: &str = "DEVICE_BIND_IOMMUFD";
 /// Kinds of interrupts that a driver switches on.
 const SWITCHED: [u32; 3] = [0, 1, 2];
 
@@ -56,17 +59,24 @@ pub(crate) fn open(
     };
     let mut files: Vec<Own> = Vec::new();
     for (function, path) in members(places, number)? {
+        let Some(path) = path else { return Ok(None) };
         match within_reach(kernel.open(&path), &path)? {
             Some(file) => files.push((function, file)),
             None => return Ok(None),
         }
     }
-    let mut devices = Vec::new();
-    for (function, file) in files {
-        bind(kernel.as_ref(), places, (function, number), &file, iommufd.as_fd())?;
-        devices.push((function, file));
+    for (at, (function, file)) in files.iter().enumerate() {
+        match bind(kernel.as_ref(), places, (*function, number), file, iommufd.as_fd()) {
+            // The kernel has a switch of its own for machines without interrupt remapping, beside that of containers.
+            Err(VfioError::Refused { source, .. })
+                if at == 0 && source.raw_os_error() == Some(libc::EPERM) =>
+            {
+                return Ok(None);
+            }
+            other => other?,
+        }
     }
-    enter(kernel, number, iommufd, devices).map(Some)
+    enter(kernel, number, iommufd, files).map(Some)
 }
 
 /// A file that was opened; `None` of one that there is not, or that others may use.
@@ -85,17 +95,17 @@ fn within_reach(
     }
 }
 
-/// The functions of a group that are VFIO's and have files of their own.
-fn members(places: &Places, group: u32) -> Result<Vec<(PciAddress, PathBuf)>, VfioError> {
+/// The functions of a group that are VFIO's, and their own files, as far as they are here.
+fn members(places: &Places, group: u32) -> Result<Vec<(PciAddress, Option<PathBuf>)>, VfioError> {
     let mut found = Vec::new();
     for member in places.members(group)? {
         let Ok(function) = member.parse::<PciAddress>() else { continue };
         let is_bound = places.driver(&member)?.as_deref().is_some_and(is_vfio);
-        if let Some(path) = places.cdev(&member).filter(|_| is_bound) {
+        if is_bound {
             if found.len() >= MAX_FUNCTIONS {
                 return Err(VfioError::TooMany { group, most: MAX_FUNCTIONS });
             }
-            found.push((function, path));
+            found.push((function, places.cdev(&member)));
         }
     }
     found.sort_unstable_by_key(|(function, _)| *function);
@@ -110,6 +120,16 @@ fn enter(
     files: Vec<Own>,
 ) -> Result<Opened, VfioError> {
     let ioas = Ioas::allocate(Arc::clone(kernel), iommufd)?;
+    attached(kernel, number, ioas, files)
+}
+
+/// [`enter`] with an address space that nothing is mapped in.
+fn attached(
+    kernel: &Arc<dyn Kernel>,
+    number: u32,
+    ioas: Ioas,
+    files: Vec<Own>,
+) -> Result<Opened, VfioError> {
     let mut devices = Vec::new();
     for (function, file) in files {
         ioas.attach(file.as_fd())?;
@@ -147,9 +167,10 @@ fn bind(
             Ok(()) => return Ok(()),
             Err(source) => source,
         };
-        let is_held = source.raw_os_error().is_some_and(|one| HELD.contains(&one));
-        if !is_held {
-            return Err(VfioError::Refused { request: "DEVICE_BIND_IOMMUFD", source });
+        let errno = source.raw_os_error();
+        let refused = |source| VfioError::Refused { request: BIND, source };
+        if !errno.is_some_and(|one| HELD.contains(&one)) {
+            return Err(refused(source));
         }
         let obstacles = places.obstacles(group);
         if !obstacles.is_empty() {
@@ -159,49 +180,75 @@ fn bind(
             let members = places.members(group).unwrap_or_default().join(", ");
             let own = places.cdev(&name(function)).and_then(|path| places.holder(&path));
             let by_group = || places.file(group).ok().and_then(|path| places.holder(&path));
-            return Err(VfioError::Held { group, holder: own.or_else(by_group), members });
+            let holder = own.or_else(by_group);
+            // Also what the kernel says of a machine without interrupt remapping.
+            if errno == Some(libc::EPERM) && holder.is_none() {
+                return Err(refused(source));
+            }
+            return Err(VfioError::Held { group, holder, members });
         }
         std::thread::sleep(LOOK);
     }
 }
 
 /// Takes over what a process left that is dead, as [`group::adopt`] does. Functions of the group that it had not
-/// claimed are opened if they can be; where they cannot, they are left out.
+/// claimed are opened if they can be, by their paths or, where files were handed, by those only; others are left out.
 ///
 /// # Errors
-/// [`VfioError`] when it is something else than an iommufd with an address space, and devices.
+/// [`VfioError`] when it is something else than an iommufd with an address space, and devices; or when another process of
+/// ours has been handed one of them meanwhile.
 pub(crate) fn adopt(
     kernel: &Arc<dyn Kernel>,
     places: &Places,
     address: PciAddress,
-    iommufd: OwnedFd,
-    functions: Vec<LeftFunction>,
+    (iommufd, functions): (OwnedFd, Vec<LeftFunction>),
+    handed: Option<HandedDevices>,
 ) -> Result<Opened, VfioError> {
     let number = places.group(address)?;
+    for one in &functions {
+        // Before anything is looked at that somebody else may have made since.
+        if let Some(file) = one.descriptors.first() {
+            lock(file, -1).map_err(|_| VfioError::TakenMeanwhile(one.address))?;
+        }
+    }
     let ioas = Ioas::find(Arc::clone(kernel), iommufd)?;
     let mut devices = group::left(kernel, functions)?;
-    for (function, path) in members(places, number)? {
-        let is_open = devices.iter().any(|one| one.device.identity().address == function);
-        if is_open {
+    let is_open = |devices: &[OpenedDevice], function| {
+        devices.iter().any(|one| one.device.identity().address == function)
+    };
+    let others: Vec<(Own, bool)> = match handed {
+        Some(handed) => {
+            let files = functions_of(kernel.as_ref(), places, address, number, handed.devices)?;
+            let others = files.into_iter().filter(|(function, _)| !is_open(&devices, *function));
+            let mut bound = Vec::new();
+            for (function, file) in others {
+                lock(&file.file, file.number)?;
+                let was_bound = take_back(kernel.as_ref(), &file.file)?;
+                bound.push(((function, file.file), was_bound));
+            }
+            bound
+        }
+        None => members(places, number)?
+            .into_iter()
+            .filter(|(function, _)| !is_open(&devices, *function))
+            .filter_map(|(function, path)| Some(((function, kernel.open(&path?).ok()?), false)))
+            .collect(),
+    };
+    for ((function, file), was_bound) in others {
+        let iommufd = ioas.descriptor();
+        let is_bound =
+            was_bound || try_bind(kernel.as_ref(), file.as_fd(), iommufd.as_fd()).is_ok();
+        if !is_bound || ioas.attach(file.as_fd()).is_err() {
             continue;
         }
-        let iommufd = ioas.descriptor();
-        let opened = kernel.open(&path).and_then(|file| {
-            try_bind(kernel.as_ref(), file.as_fd(), iommufd.as_fd())?;
-            Ok(file)
-        });
-        if let Ok(file) = opened
-            && ioas.attach(file.as_fd()).is_ok()
-        {
-            let device = Device::new(Arc::clone(kernel), file, function)?;
-            devices.push(OpenedDevice { device, request: None, claimed: false });
+        let device = Device::new(Arc::clone(kernel), file, function)?;
+        if was_bound {
+            quiet(&device)?;
+            device.is_resettable().then(|| device.reset()).transpose()?;
         }
+        devices.push(OpenedDevice { device, request: None, claimed: false });
     }
     devices.sort_unstable_by_key(|one| one.device.identity().address);
-    for one in &devices {
-        // The one that is dead had it, if its files were handed to it.
-        let _ = fcntl_lock(one.device.as_fd(), FlockOperation::NonBlockingLockExclusive);
-    }
     let space = AddressSpace::adopted(Mapper::Ioas(ioas))?;
     Ok(Opened { number, file: None, space, devices })
 }
@@ -227,59 +274,21 @@ pub(crate) fn open_handed(
             "its file was closed when the kernel took it back: whoever handed it must open it again, and hand that",
         ));
     }
-    let of_group = members(places, number)?;
-    let mut files: Vec<(PciAddress, HandedFile)> = Vec::new();
-    for file in devices {
-        let called = match what(kernel.as_ref(), places, &file)? {
-            VfioFile::Device(called) => called,
-            is => return Err(other(&file, "the file of a device", is)),
-        };
-        let is_it = |(_, path): &&(PciAddress, PathBuf)| {
-            path.file_name().is_some_and(|name| *name == *called)
-        };
-        match of_group.iter().find(is_it) {
-            Some((function, _)) if files.iter().any(|(one, _)| one == function) => {
-                let why =
-                    format!("descriptor {} is {function}, which was handed twice", file.number);
-                return Err(VfioError::Invalid(why));
-            }
-            Some((function, _)) => files.push((*function, file)),
-            None => {
-                let group = number;
-                return Err(VfioError::OtherDevice {
-                    number: file.number,
-                    is: called,
-                    address,
-                    group,
-                });
-            }
-        }
-    }
+    let files = functions_of(kernel.as_ref(), places, address, number, devices)?;
     if !files.iter().any(|(function, _)| *function == address) {
         return Err(VfioError::Invalid(format!("the file of {address} was not handed")));
     }
-    files.sort_unstable_by_key(|(function, _)| *function);
-    let iommufd = match iommufd {
-        Some(one) => {
-            match what(kernel.as_ref(), places, &one)? {
-                VfioFile::Iommufd => {}
-                is => return Err(other(&one, "an iommufd", is)),
-            }
-            one
-        }
-        None => {
-            let path = places.dev.join("iommu");
-            let file = kernel.open(&path).map_err(|source| VfioError::Open { path, source })?;
-            HandedFile { file, number: -1 }
-        }
-    };
-    for (_, file) in &files {
-        lock(file)?;
+    match what(kernel.as_ref(), places, &iommufd)? {
+        VfioFile::Iommufd => {}
+        is => return Err(other(&iommufd, "an iommufd", is)),
     }
-    let mut reset = Vec::new();
+    for (_, file) in &files {
+        lock(&file.file, file.number)?;
+    }
+    let mut left = Vec::new();
     for (function, file) in &files {
         if take_back(kernel.as_ref(), &file.file)? {
-            reset.push(*function);
+            left.push((*function, file.number));
         } else {
             let of = (*function, number);
             bind(kernel.as_ref(), places, of, &file.file, iommufd.file.as_fd())?;
@@ -289,24 +298,72 @@ pub(crate) fn open_handed(
         ClearError::InUse => VfioError::IommufdInUse(iommufd.number),
         ClearError::Other(error) => error,
     })?;
+    // One that is bound to another iommufd would be attached to whatever has the number there.
+    let ioas = Ioas::allocate(Arc::clone(kernel), iommufd.file)?;
+    for (function, file) in files.iter().filter(|(one, _)| left.iter().any(|(of, _)| of == one)) {
+        if ioas.attach(file.file.as_fd()).is_err() || !ioas.is_attached()? {
+            let _ = take_back(kernel.as_ref(), &file.file);
+            let function = *function;
+            return Err(VfioError::OtherIommufd { number: file.number, function });
+        }
+        take_back(kernel.as_ref(), &file.file)?;
+    }
     let files = files.into_iter().map(|(function, file)| (function, file.file)).collect();
-    let opened = enter(kernel, number, iommufd.file, files)?;
-    let is_reset = |one: &&OpenedDevice| reset.contains(&one.device.identity().address);
-    for one in opened.devices.iter().filter(is_reset) {
-        renew(&one.device)?;
+    let opened = attached(kernel, number, ioas, files)?;
+    let is_left = |one: &&OpenedDevice| {
+        let address = one.device.identity().address;
+        left.iter().any(|(function, _)| *function == address)
+    };
+    for one in opened.devices.iter().filter(is_left) {
+        renew(kernel.as_ref(), number, &one.device)?;
     }
     Ok(opened)
 }
 
+/// Which functions files that were handed are of, in the order of their addresses.
+fn functions_of(
+    kernel: &dyn Kernel,
+    places: &Places,
+    address: PciAddress,
+    group: u32,
+    devices: Vec<HandedFile>,
+) -> Result<Vec<(PciAddress, HandedFile)>, VfioError> {
+    let of_group = members(places, group)?;
+    let mut files: Vec<(PciAddress, HandedFile)> = Vec::new();
+    for file in devices {
+        let called = match what(kernel, places, &file)? {
+            VfioFile::Device(called) => called,
+            is => return Err(other(&file, "the file of a device", is)),
+        };
+        let has_it = |(function, _): &&(PciAddress, _)| {
+            places.own_name(&name(*function)).is_some_and(|own| own == called)
+        };
+        match of_group.iter().find(has_it) {
+            Some((function, _)) if files.iter().any(|(one, _)| one == function) => {
+                let why =
+                    format!("descriptor {} is {function}, which was handed twice", file.number);
+                return Err(VfioError::Invalid(why));
+            }
+            Some((function, _)) => files.push((*function, file)),
+            None => {
+                let number = file.number;
+                return Err(VfioError::OtherDevice { number, is: called, address, group });
+            }
+        }
+    }
+    files.sort_unstable_by_key(|(function, _)| *function);
+    Ok(files)
+}
+
 /// Has other processes of ours that are handed the same file know that one uses it: to the kernel they are one. The
 /// lock is of this process, and ends with it.
-fn lock(file: &HandedFile) -> Result<(), VfioError> {
+fn lock(file: &OwnedFd, number: i32) -> Result<(), VfioError> {
     let until = Instant::now() + CLEANUP;
     loop {
-        match fcntl_lock(&file.file, FlockOperation::NonBlockingLockExclusive) {
+        match fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),
             Err(Errno::AGAIN | Errno::ACCESS) if Instant::now() < until => std::thread::sleep(LOOK),
-            Err(Errno::AGAIN | Errno::ACCESS) => return Err(VfioError::DeviceInUse(file.number)),
+            Err(Errno::AGAIN | Errno::ACCESS) => return Err(VfioError::DeviceInUse(number)),
             Err(error) => return Err(VfioError::refused("fcntl")(error.into())),
         }
     }
@@ -323,21 +380,32 @@ fn take_back(kernel: &dyn Kernel, file: &OwnedFd) -> Result<bool, VfioError> {
     }
 }
 
-/// Brings a function to where the kernel has one that it opens.
-fn renew(device: &Device) -> Result<(), VfioError> {
+/// Has a function neither reach memory nor interrupt.
+fn quiet(device: &Device) -> Result<(), VfioError> {
     for index in SWITCHED {
         if device.interrupts(index) > 0 {
             // Refused where it is not on.
             let _ = device.signal(index, &[]);
         }
     }
-    if !device.is_resettable() {
+    device.switch_off()
+}
+
+/// Brings a function to where the kernel has one that it opens, but for what vfio-pci itself keeps of its config space.
+fn renew(kernel: &dyn Kernel, group: u32, device: &Device) -> Result<(), VfioError> {
+    if device.is_resettable() {
+        device.reset()?;
+    } else if let Some(reached) = bus::reached(kernel, device.as_fd())? {
+        // Nothing of the group is used yet.
+        bus::may_reset(&reached, (device.identity().address, group), |_| false)?;
+        bus::reset(kernel, device, None)?;
+    } else {
         return Err(VfioError::Unsupported(
-            "a process that is dead left it as it is, and the kernel has no way to reset this function alone: its \
-             file is to be opened anew",
+            "a process that is dead left it as it is, and the kernel has no way to reset it: its file is to be opened anew",
         ));
     }
-    device.reset()
+    // A reset of the kernel's leaves the guest's COMMAND.
+    quiet(device)
 }
 
 #[cfg(test)]

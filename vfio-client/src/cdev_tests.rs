@@ -51,15 +51,11 @@ impl Host {
         self.kernel.open(&PathBuf::from("/dev").join(name)).unwrap()
     }
 
-    fn hand(
-        &self,
-        devices: &[&OwnedFd],
-        iommufd: Option<&OwnedFd>,
-    ) -> Result<OpenGroup, BackendError> {
+    fn hand(&self, devices: &[&OwnedFd], iommufd: &OwnedFd) -> Result<OpenGroup, BackendError> {
         let handed =
             |file: &OwnedFd, number| HandedFile { file: file.try_clone().unwrap(), number };
         let devices = (DEVICE..).zip(devices).map(|(number, file)| handed(file, number)).collect();
-        let iommufd = iommufd.map(|file| handed(file, IOMMUFD));
+        let iommufd = handed(iommufd, IOMMUFD);
         let handed = HandedDevices { devices, iommufd };
         self.vfio.open_group(address("01:00.0"), Source::HandedDevices(handed))
     }
@@ -188,6 +184,7 @@ fn what_a_dead_process_left_goes_on_as_it_is() {
     map(&mut group, 0x8000, &memory).unwrap();
     let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().unwrap();
     let left = cordon_backend::Left {
+        handed: None,
         group: group.group.descriptors().into_iter().map(duplicate).collect(),
         functions: vec![LeftFunction {
             address: address("01:00.0"),
@@ -211,7 +208,7 @@ fn what_a_dead_process_left_goes_on_as_it_is() {
     group.functions[0].register_dma(&other).unwrap();
     assert_eq!(host.kernel.mappings().len(), 2);
 
-    let nothing = cordon_backend::Left { group: vec![host.file("iommu")], functions: Vec::new() };
+    let nothing = cordon_backend::Left { group: vec![host.file("iommu")], ..Default::default() };
     let none = refused(host.vfio.open_group(address("01:00.0"), Source::Adopted(nothing)));
     assert!(none.text.contains("0 address spaces instead of 1"), "{none}");
 }
@@ -237,7 +234,7 @@ fn a_bus_is_reset_if_the_iommufd_has_all_of_it() {
     }
     let mut group = host.open().unwrap();
     let foreign = group.functions[0].reset(ResetKind::Bus).unwrap_err();
-    assert!(foreign.text.contains("02:00.0 of another IOMMU group"), "{foreign}");
+    assert!(foreign.text.contains("02:00.0, which is of another IOMMU group"), "{foreign}");
     assert_eq!(resets(), [1, 1]);
 }
 
@@ -245,7 +242,7 @@ fn a_bus_is_reset_if_the_iommufd_has_all_of_it() {
 fn what_a_manager_opened_is_used_and_nothing_else_of_the_group() {
     let host = Host::new();
     let (own, iommufd) = (host.file("vfio/devices/vfio20"), host.file("iommu"));
-    let mut group = host.hand(&[&own], Some(&iommufd)).unwrap();
+    let mut group = host.hand(&[&own], &iommufd).unwrap();
     assert_eq!(group.functions.len(), 1);
     assert!(!host.kernel.is_bound(NAMES[1]));
     let memory = SharedMemory::create("guest", 0x10_000).unwrap();
@@ -255,13 +252,98 @@ fn what_a_manager_opened_is_used_and_nothing_else_of_the_group() {
     // Whoever handed them keeps them: the device runs on until the next process has them.
     std::mem::forget(group);
     assert_eq!((host.kernel.mappings().len(), host.kernel.spaces()), (1, 1));
-    let group = host.hand(&[&own], Some(&iommufd)).unwrap();
+    let group = host.hand(&[&own], &iommufd).unwrap();
     assert_eq!((host.kernel.mappings().len(), host.kernel.spaces()), (0, 1));
     host.kernel.device_of(NAMES[0], |one| assert_eq!(one.resets(), 1));
     drop(group);
     host.kernel.device_of(NAMES[0], |one| one.resettable = false);
-    let left = refused(host.hand(&[&own], Some(&iommufd)));
-    assert!(left.text.contains("is to be opened anew"), "{left}");
+    let left = refused(host.hand(&[&own], &iommufd));
+    assert!(
+        left.text.contains("01:00.1, which is of another IOMMU group or not vfio-pci's"),
+        "{left}"
+    );
+}
+
+#[test]
+fn a_function_that_only_its_bus_resets_is_reset_with_it_before_somebody_else_has_it() {
+    let host = Host::new();
+    for name in NAMES {
+        host.kernel.device_of(name, |one| one.resettable = false);
+    }
+    let files = ["vfio/devices/vfio20", "vfio/devices/vfio21"].map(|name| host.file(name));
+    let iommufd = host.file("iommu");
+    let mut group = host.hand(&[&files[0], &files[1]], &iommufd).unwrap();
+    group.functions[0].claim().unwrap();
+    std::mem::forget(group);
+    let mut group = host.hand(&[&files[0], &files[1]], &iommufd).unwrap();
+    for (name, function) in NAMES.iter().zip(&mut group.functions) {
+        assert!(host.kernel.device_of(name, |one| one.resets()) > 0, "{name}");
+        assert_eq!(function.config_read(4, 2).unwrap() & 0b100, 0, "bus mastering");
+    }
+}
+
+#[test]
+fn a_function_that_is_bound_to_another_iommufd_reaches_no_memory_of_a_dead_guests() {
+    let host = Host::new();
+    let (own, first) = (host.file("vfio/devices/vfio20"), host.file("iommu"));
+    let mut group = host.hand(&[&own], &first).unwrap();
+    let memory = SharedMemory::create("guest", 0x10_000).unwrap();
+    map(&mut group, 0x8000, &memory).unwrap();
+    // The manager keeps the function's file, and not the iommufd.
+    host.kernel.hold(NAMES[0]);
+    std::mem::forget(group);
+    drop(first);
+    let second = host.file("iommu");
+    let refused = refused(host.hand(&[&own], &second));
+    let says = "01:00.0, handed as descriptor 3, is bound still to another iommufd";
+    assert!(refused.text.contains(says), "{refused}");
+    assert_eq!(host.kernel.attached(NAMES[0]), None);
+}
+
+#[test]
+fn functions_that_were_handed_and_not_claimed_are_there_after_an_adoption() {
+    let host = Host::new();
+    let files = ["vfio/devices/vfio20", "vfio/devices/vfio21"].map(|name| host.file(name));
+    let iommufd = host.file("iommu");
+    let mut group = host.hand(&[&files[0], &files[1]], &iommufd).unwrap();
+    group.functions[0].claim().unwrap();
+    let memory = SharedMemory::create("guest", 0x10_000).unwrap();
+    map(&mut group, 0x8000, &memory).unwrap();
+    std::mem::forget(group);
+    let before = NAMES.map(|name| host.kernel.device_of(name, |one| one.resets()));
+    let handed = |file: &OwnedFd, number| HandedFile { file: file.try_clone().unwrap(), number };
+    let left = || cordon_backend::Left {
+        group: vec![iommufd.try_clone().unwrap()],
+        functions: vec![LeftFunction {
+            address: address("01:00.0"),
+            descriptors: vec![files[0].try_clone().unwrap()],
+            request: None,
+        }],
+        handed: Some(HandedDevices {
+            devices: (DEVICE..).zip(&files).map(|(number, file)| handed(file, number)).collect(),
+            iommufd: handed(&iommufd, 5),
+        }),
+    };
+    // Nothing is opened by a path.
+    host.kernel.fail("open", libc::EACCES);
+    let mut group = host.vfio.open_group(address("01:00.0"), Source::Adopted(left())).unwrap();
+    let there: Vec<_> = group.functions.iter().map(|one| one.address()).collect();
+    assert_eq!(there, ["01:00.0", "01:00.1"].map(address));
+    group.functions[1].claim().unwrap();
+    let after = NAMES.map(|name| host.kernel.device_of(name, |one| one.resets()));
+    assert_eq!((after[0], after[1]), (before[0], before[1] + 1), "the one that was left goes on");
+    assert_eq!(host.kernel.mappings().len(), 1);
+}
+
+#[test]
+fn a_machine_without_interrupt_remapping_may_have_containers_still() {
+    let host = Host::new();
+    // Until nobody can be the reason any more that somebody else has the group.
+    host.kernel.fail_always("DEVICE_BIND_IOMMUFD", libc::EPERM);
+    assert!(!host.open().unwrap().group.uses_iommufd());
+    let (own, iommufd) = (host.file("vfio/devices/vfio20"), host.file("iommu"));
+    let refused = refused(host.hand(&[&own], &iommufd));
+    assert!(refused.text.contains("iommufd's allow_unsafe_interrupts is off"), "{refused}");
 }
 
 #[test]
@@ -273,19 +355,19 @@ fn files_that_are_mixed_up_are_refused_by_their_numbers() {
     for (devices, with, said) in [
         (
             &[&other][..],
-            None,
+            &iommufd,
             "descriptor 3 is the file of vfio22, which is no function of IOMMU group 7",
         ),
         (
             &[&group],
-            None,
+            &iommufd,
             "descriptor 3 is the file of IOMMU group 7, and was handed as the file of a device",
         ),
-        (&[&own, &own], None, "descriptor 4 is 01:00.0, which was handed twice"),
-        (&[], None, "whoever handed it must open it again"),
+        (&[&own, &own], &iommufd, "descriptor 4 is 01:00.0, which was handed twice"),
+        (&[], &iommufd, "whoever handed it must open it again"),
         (
             &[&own],
-            Some(&group),
+            &group,
             "descriptor 4 is the file of IOMMU group 7, and was handed as an iommufd",
         ),
     ] {
@@ -297,11 +379,11 @@ fn files_that_are_mixed_up_are_refused_by_their_numbers() {
     let _other = {
         let handed = HandedDevices {
             devices: vec![HandedFile { file: other, number: 7 }],
-            iommufd: Some(HandedFile { file: iommufd.try_clone().unwrap(), number: 8 }),
+            iommufd: HandedFile { file: iommufd.try_clone().unwrap(), number: 8 },
         };
         host.vfio.open_group(address("02:00.0"), Source::HandedDevices(handed)).unwrap()
     };
-    let busy = refused(host.hand(&[&own], Some(&iommufd)));
+    let busy = refused(host.hand(&[&own], &iommufd));
     assert_eq!(busy.kind, ErrorKind::Busy);
     assert!(busy.text.contains("descriptor 4 is in use"), "{busy}");
 }
@@ -350,10 +432,23 @@ fn a_function_that_another_process_serves_is_refused_while_that_lives() {
     let mut said = BufReader::new(other.stdout.take().unwrap());
     let mut lines = said.by_ref().lines().map_while(Result::ok);
     assert!(lines.any(|line| line.ends_with("locked")));
-    let busy = refused(host.hand(&[&own], None));
+    let iommufd = host.file("iommu");
+    let busy = refused(host.hand(&[&own], &iommufd));
     assert_eq!(busy.kind, ErrorKind::Busy);
     assert!(busy.text.contains("descriptor 3 is in use"), "{busy}");
+    // Nor is what was left adopted that somebody else has since.
+    let left = cordon_backend::Left {
+        group: vec![iommufd.try_clone().unwrap()],
+        functions: vec![LeftFunction {
+            address: address("01:00.0"),
+            descriptors: vec![own.try_clone().unwrap()],
+            request: None,
+        }],
+        handed: None,
+    };
+    let taken = refused(host.vfio.open_group(address("01:00.0"), Source::Adopted(left)));
+    assert!(taken.text.contains("too has it since its process died"), "{taken}");
     other.kill().unwrap();
     other.wait().unwrap();
-    host.hand(&[&own], None).unwrap();
+    host.hand(&[&own], &iommufd).unwrap();
 }

@@ -8,6 +8,7 @@ use ipc::PciAddress;
 use ipc::vfio_file::VfioFile;
 
 use crate::capabilities::ChainError;
+use crate::cdev::BIND;
 use crate::ioas::MAP_FILE;
 
 /// A function of a group that keeps the group from being used, and by whom it is held.
@@ -174,6 +175,20 @@ pub enum VfioError {
         "the device that was handed as descriptor {0} is in use: somebody who was handed it too serves it"
     )]
     DeviceInUse(i32),
+    /// A process of ours that was handed the same file has it since the one died that is to be followed.
+    #[error("somebody who was handed the file of {0} too has it since its process died")]
+    TakenMeanwhile(PciAddress),
+    /// A process that is dead bound it to another iommufd than the one that was handed.
+    #[error(
+        "function {function}, handed as descriptor {number}, is bound still to another iommufd than the one that was handed: \
+         hand that one, or the function's file opened anew"
+    )]
+    OtherIommufd {
+        /// The number of the descriptor.
+        number: i32,
+        /// The function.
+        function: PciAddress,
+    },
     /// Somebody's device reaches memory by an iommufd that was handed.
     #[error(
         "the iommufd that was handed as descriptor {0} is in use: a device of somebody else reaches memory by it; hand \
@@ -214,13 +229,16 @@ pub enum VfioError {
     /// A mapping does not fit in what its process may lock.
     #[error(
         "{size:#x} bytes more cannot be locked: the limit of locked memory (RLIMIT_MEMLOCK) is \
-         {limit}; raise it where the VMM side is started (ulimit -l, or LimitMEMLOCK=)"
+         {limit}{}; raise it where the VMM side is started (ulimit -l, or LimitMEMLOCK=)",
+        if *of_user { ", for all processes of this user together" } else { "" }
     )]
     Locked {
         /// Bytes that were to be mapped.
         size: u64,
         /// The limit, as people write it.
         limit: String,
+        /// Whether an iommufd has it mapped, by which the kernel counts what all processes of a user lock.
+        of_user: bool,
     },
     /// The IOMMU cannot map these addresses.
     #[error("bus addresses {address:#x}+{size:#x} are none that the IOMMU maps: {ranges}")]
@@ -294,6 +312,9 @@ fn said(source: &io::Error, request: &str) -> String {
         ("SET_IOMMU", Some(libc::EPERM)) => "the kernel does not let it: this machine has no \
             interrupt remapping, and vfio_iommu_type1's allow_unsafe_interrupts is off"
             .to_owned(),
+        (BIND, Some(libc::EPERM)) => "the kernel does not let it: another iommufd has functions of \
+            its group, or this machine has no interrupt remapping, and iommufd's allow_unsafe_interrupts is off"
+            .to_owned(),
         (MAP_FILE, Some(libc::EINVAL)) => "the kernel lets a device reach memory of files of \
             memory only (memfd, hugetlbfs, tmpfs), from a page's beginning on"
             .to_owned(),
@@ -316,6 +337,8 @@ impl VfioError {
             | Self::Busy(_)
             | Self::GroupInUse { .. }
             | Self::DeviceInUse(_)
+            | Self::TakenMeanwhile(_)
+            | Self::OtherIommufd { .. }
             | Self::IommufdInUse(_)
             | Self::ContainerInUse(_) => ErrorKind::Busy,
             Self::Locked { .. } => ErrorKind::NoSpace,

@@ -146,11 +146,11 @@ pub(crate) fn adopt(
     address: PciAddress,
     left: Left,
 ) -> Result<Opened, VfioError> {
-    let Left { mut group, functions } = left;
+    let Left { mut group, functions, handed } = left;
     let [file, container] = match (group.pop(), group.pop(), group.len()) {
         (Some(container), Some(file), 0) => [file, container],
         (Some(iommufd), None, _) => {
-            return cdev::adopt(kernel, places, address, iommufd, functions);
+            return cdev::adopt(kernel, places, address, (iommufd, functions), handed);
         }
         (_, two, rest) => {
             let count = rest + if two.is_some() { 2 } else { 0 };

@@ -4,6 +4,7 @@
 //! An iommufd has several of them, by numbers. One that we use has one: what a process left in it that is dead is
 //! ended, or found and gone on with.
 
+use std::io;
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -95,6 +96,17 @@ impl Ioas {
         done.map_err(VfioError::refused("DEVICE_ATTACH_IOMMUFD_PT"))
     }
 
+    /// Whether a device is attached: the kernel ends an address space otherwise, which this is not to be used after.
+    ///
+    /// # Errors
+    /// [`VfioError`].
+    pub(crate) fn is_attached(&self) -> Result<bool, VfioError> {
+        match destroy(self.kernel.as_ref(), self.iommufd.as_fd(), self.number) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(true),
+            other => other.map(|()| false).map_err(VfioError::refused("IOMMU_DESTROY")),
+        }
+    }
+
     /// What its IOMMU can do: known once a device is attached.
     ///
     /// # Errors
@@ -172,15 +184,19 @@ fn numbers(kernel: &dyn Kernel, iommufd: BorrowedFd<'_>) -> Result<Vec<u32>, Vfi
     (1..=MAX_OBJECTS).filter_map(|number| is_one(&number)).collect()
 }
 
+fn destroy(kernel: &dyn Kernel, iommufd: BorrowedFd<'_>, number: u32) -> io::Result<()> {
+    let mut one =
+        Structure::new(size_of::<iommu_destroy>()).with(offset_of!(iommu_destroy, id), number);
+    kernel.described(iommufd, Described::DestroyIommu, &mut one)
+}
+
 /// Ends the address spaces that a dead process left in an iommufd, which is for us alone.
 ///
 /// # Errors
 /// Why one cannot be: a device is attached to it.
 pub(crate) fn clear(kernel: &dyn Kernel, iommufd: BorrowedFd<'_>) -> Result<(), ClearError> {
     for number in numbers(kernel, iommufd)? {
-        let mut one =
-            Structure::new(size_of::<iommu_destroy>()).with(offset_of!(iommu_destroy, id), number);
-        match kernel.described(iommufd, Described::DestroyIommu, &mut one) {
+        match destroy(kernel, iommufd, number) {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 return Err(ClearError::InUse);
             }

@@ -97,9 +97,13 @@ impl Places {
 
     /// The file of a function's own, if the kernel makes one and it is here.
     pub(crate) fn cdev(&self, name: &str) -> Option<PathBuf> {
-        let names = names(&self.function(name).join("vfio-dev")).ok()?;
-        let path = self.dev.join("vfio/devices").join(names.first()?);
+        let path = self.dev.join("vfio/devices").join(self.own_name(name)?);
         path.exists().then_some(path)
+    }
+
+    /// What the file of a function's own is called, if the kernel makes one.
+    pub(crate) fn own_name(&self, name: &str) -> Option<String> {
+        names(&self.function(name).join("vfio-dev")).ok()?.into_iter().next()
     }
 
     /// Which process has a file open, as `name (pid 7)`, as far as whoever runs this may see: the first that is
@@ -108,6 +112,10 @@ impl Places {
         std::fs::read_dir(&self.proc).ok()?.flatten().find_map(|process| {
             let name = process.file_name();
             let pid: u32 = name.to_str()?.parse().ok()?;
+            // A function's own file is open here too, whoever has the function.
+            if pid == std::process::id() {
+                return None;
+            }
             let mut open = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
             open.find(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == file))?;
             let comm = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();

@@ -219,7 +219,7 @@ fn what_survives_is_adopted_as_it_is() {
     drop(group);
     assert!(fake.dma_write(address(), at.address, b"data"), "DMA goes on");
     let successor = fake.process();
-    let left = Left { group: left, functions: Vec::new() };
+    let left = Left { group: left, ..Left::default() };
     let mut adopted = successor.open_group(address(), Source::Adopted(left)).unwrap();
     let function = adopted.functions[0].as_mut();
     assert!(!function.is_claimed().unwrap(), "nobody else has it");

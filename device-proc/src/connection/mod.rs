@@ -124,6 +124,7 @@ fn origin(holding: Holding, tube: &mut Tube) -> Result<Origin, RoleError> {
         Opening::Own => Ok(Origin::Own),
         Opening::Handed => start::handed_files(tube),
         Opening::Adopt => start::left(tube).map(Origin::Adopted),
+        Opening::AdoptHanded => start::left_and_handed(tube).map(Origin::Adopted),
     }
 }
 

@@ -248,7 +248,7 @@ impl Escrowed {
     }
 }
 
-/// The first message to a process that is started with `--handed`: files that a manager opened, which travel beside it in
+/// The first message to a process that is started with `--handed`, or the second where it adopts too: files that a manager opened, which travel beside it in
 /// the order that they are named in. Numbers are those of the descriptors in the process that they were handed to, for
 /// people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,8 +264,8 @@ pub enum HandedFiles {
     Devices {
         /// The functions'.
         devices: Vec<i32>,
-        /// The iommufd's; none where the process opens one itself.
-        iommufd: Option<i32>,
+        /// The iommufd's.
+        iommufd: i32,
     },
 }
 
@@ -275,7 +275,7 @@ impl HandedFiles {
     pub fn descriptors(&self) -> usize {
         match self {
             Self::Group { container, .. } => 1 + usize::from(container.is_some()),
-            Self::Devices { devices, iommufd } => devices.len() + usize::from(iommufd.is_some()),
+            Self::Devices { devices, .. } => devices.len() + 1,
         }
     }
 }

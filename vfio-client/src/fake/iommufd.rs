@@ -21,6 +21,8 @@ pub(super) struct Iommufds {
     pub(super) cdevs: BTreeMap<u32, String>,
     /// Devices that were opened by their groups last.
     pub(super) by_group: BTreeSet<String>,
+    /// Devices whose files somebody keeps open.
+    pub(super) held: BTreeSet<String>,
     /// To which iommufd a device is bound, and the space that it is attached to.
     bound: BTreeMap<String, (FileId, Option<u32>)>,
     spaces: BTreeMap<(FileId, u32), BTreeMap<u64, FakeMapping>>,
@@ -42,9 +44,11 @@ impl Iommufds {
         let hung_up =
             |other: &UnixStream| ipc::poll::wait_readable(other, ipc::Deadline::now()).unwrap();
         self.open.retain(|_, other| !hung_up(other));
-        let open = &self.open;
-        self.bound.retain(|_, (iommufd, _)| open.contains_key(iommufd));
-        self.spaces.retain(|(iommufd, _), _| open.contains_key(iommufd));
+        // A device that somebody keeps open stays bound, and keeps what it is bound to.
+        let (open, held) = (&self.open, &self.held);
+        self.bound.retain(|name, (iommufd, _)| open.contains_key(iommufd) || held.contains(name));
+        let bound: BTreeSet<FileId> = self.bound.values().map(|(iommufd, _)| *iommufd).collect();
+        self.spaces.retain(|(iommufd, _), _| open.contains_key(iommufd) || bound.contains(iommufd));
     }
 
     /// Whether a device may be asked for something.
@@ -63,6 +67,11 @@ impl Iommufds {
     /// Whether a device is bound.
     pub(super) fn is_bound(&self, device: &str) -> bool {
         self.bound.contains_key(device)
+    }
+
+    /// The space that a device is attached to.
+    pub(super) fn attached(&self, device: &str) -> Option<u32> {
+        self.bound.get(device)?.1
     }
 
     /// Everything that is mapped, by bus address.

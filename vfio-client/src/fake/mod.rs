@@ -75,6 +75,8 @@ struct State {
     mappings: BTreeMap<u64, FakeMapping>,
     /// Errors that the next requests of these names fail with.
     failing: Vec<(&'static str, i32)>,
+    /// And those that all fail with.
+    always: Vec<(&'static str, i32)>,
     viable: bool,
     version: u32,
     extensions: Vec<u32>,
@@ -99,6 +101,7 @@ impl Default for FakeKernel {
             iommufds: Iommufds::default(),
             mappings: BTreeMap::new(),
             failing: Vec::new(),
+            always: Vec::new(),
             viable: true,
             version: 0,
             extensions: vec![1, 3],
@@ -131,6 +134,11 @@ impl FakeKernel {
         self.state().iommufds.cdevs.insert(number, name.to_owned());
     }
 
+    /// Somebody keeps a device's own file open, so that it stays bound whoever dies.
+    pub fn hold(&self, name: &str) {
+        self.state().iommufds.held.insert(name.to_owned());
+    }
+
     /// Has iommufds map memory by its address only, as before Linux 6.13.
     pub fn set_old_iommufd(&self) {
         self.state().iommufds.is_old = true;
@@ -140,6 +148,12 @@ impl FakeKernel {
     #[must_use]
     pub fn is_bound(&self, name: &str) -> bool {
         self.state().iommufds.is_bound(name)
+    }
+
+    /// The address space that a device is attached to.
+    #[must_use]
+    pub fn attached(&self, name: &str) -> Option<u32> {
+        self.state().iommufds.attached(name)
     }
 
     /// How many address spaces iommufds have.
@@ -161,6 +175,11 @@ impl FakeKernel {
         let mut state = self.state();
         state.failing.extend(std::iter::repeat_n((request, 0), good));
         state.failing.push((request, errno));
+    }
+
+    /// Has every request of this name fail.
+    pub fn fail_always(&self, request: &'static str, errno: i32) {
+        self.state().always.push((request, errno));
     }
 
     /// Has the next request of this name fail.
@@ -257,6 +276,9 @@ impl State {
     }
 
     fn may_fail(&mut self, request: &str) -> io::Result<()> {
+        if let Some((_, errno)) = self.always.iter().find(|(name, _)| *name == request) {
+            return Err(io::Error::from_raw_os_error(*errno));
+        }
         match self.failing.iter().position(|(name, _)| *name == request) {
             Some(at) => match self.failing.remove(at).1 {
                 0 => Ok(()),

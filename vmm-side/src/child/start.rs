@@ -18,6 +18,7 @@ use super::launch::Isolation;
 use super::stderr::StderrForwarder;
 use super::{CallError, Cause, Child, Death, Protocol, Spec, Start, process_name};
 use crate::faults::START;
+use crate::host::VfioGroup;
 use crate::sys;
 use crate::text::printable;
 
@@ -175,7 +176,9 @@ impl<P: Protocol> Starting<P> {
             arguments.push("--network=inherited".into());
         }
         let group = spec.group.as_ref();
-        let group = group.filter(|_| P::ROLE == Role::Connection && spec.adopted.is_none());
+        // Functions of a group that was left are opened by its file, and those that have files of their own by these.
+        let is_sent = |group: &&Arc<VfioGroup>| spec.adopted.is_none() || group.is_of_devices();
+        let group = group.filter(|group| P::ROLE == Role::Connection && is_sent(group));
         if group.is_some() {
             arguments.push("--handed".into());
         }

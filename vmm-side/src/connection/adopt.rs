@@ -50,6 +50,11 @@ pub(super) fn begin(
             None
         };
         if refused.is_some() {
+            if escrow.is_requested()
+                && let Some(group) = &shared.spec.group
+            {
+                group.give_back();
+            }
             state.drop_escrow();
         } else {
             state.link = Link::Adopting(state.claims, Arc::clone(death));

@@ -23,6 +23,8 @@ impl Host {
         let Some(mut group) = store.take(address) else { return Ok(None) };
         let refused = |error| AttachError::Step { address, step: STEP, error };
         if group.escrow.is_requested() {
+            let handed = config.vfio_groups.iter().filter(|one| one.has(address));
+            handed.for_each(|one| one.give_back());
             group.keeping.void();
             return Err(refused(DeviceError::no_device("the kernel wants it back: it was closed")));
         }

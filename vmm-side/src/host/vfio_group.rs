@@ -24,14 +24,14 @@ pub struct VfioGroup {
 #[derive(Debug)]
 pub(super) enum Files {
     Group { file: OwnedFd, container: Option<OwnedFd> },
-    Devices { devices: Vec<OwnedFd>, iommufd: Option<OwnedFd> },
+    Devices { devices: Vec<OwnedFd>, iommufd: OwnedFd },
 }
 
 impl Files {
     fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let (files, other) = match self {
-            Self::Group { file, container } => (std::slice::from_ref(file), container),
-            Self::Devices { devices, iommufd } => (devices.as_slice(), iommufd),
+            Self::Group { file, container } => (std::slice::from_ref(file), container.as_ref()),
+            Self::Devices { devices, iommufd } => (devices.as_slice(), Some(iommufd)),
         };
         files.iter().chain(other).map(OwnedFd::as_fd)
     }
@@ -71,6 +71,9 @@ pub enum VfioGroupError {
         /// The group of those before it, and its own.
         groups: [u32; 2],
     },
+    /// No iommufd was handed, and none can be opened.
+    #[error("No iommufd was handed with the files of devices, and /dev/iommu cannot be opened")]
+    Iommufd(#[source] std::io::Error),
     /// No function at all.
     #[error("No file of a device was handed")]
     NoDevice,
@@ -113,6 +116,11 @@ impl VfioGroup {
         self.files.lock().all().map(|file| file.as_raw_fd()).collect()
     }
 
+    /// Whether functions' own files were handed.
+    pub(crate) fn is_of_devices(&self) -> bool {
+        matches!(&*self.files.lock(), Files::Devices { .. })
+    }
+
     /// Closes what keeps the kernel from taking a function back that it wants.
     pub(crate) fn give_back(&self) {
         if let Files::Devices { devices, .. } = &mut *self.files.lock() {
@@ -134,7 +142,7 @@ impl VfioGroup {
             }
             Files::Devices { devices, iommufd } => HandedFiles::Devices {
                 devices: devices.iter().map(number).collect(),
-                iommufd: iommufd.as_ref().map(number),
+                iommufd: number(iommufd),
             },
         };
         let handles: Vec<BorrowedFd<'_>> = files.all().collect();
@@ -154,6 +162,8 @@ mod taken {
 
     /// Where the kernel says what there is.
     const SYS: &str = "/sys";
+    /// Where iommufds are opened.
+    const IOMMUFD: &str = "/dev/iommu";
 
     impl VfioGroup {
         /// The group whose file is `file`, `/dev/vfio/NUMBER` opened to read and write; its `container`, if there is
@@ -195,8 +205,8 @@ mod taken {
         }
 
         /// Functions of one group by files of their own, each `/dev/vfio/devices/NAME` opened to read and write, and
-        /// bound to nothing. `iommufd`, if there is one, is `/dev/iommu` opened for these functions alone. Without it,
-        /// connection processes open one themselves, which takes the right to do so.
+        /// bound to nothing, or to `iommufd`, which is `/dev/iommu` opened for these functions alone. Without it, it is
+        /// opened here, which takes the right to do so.
         ///
         /// # Errors
         /// [`VfioGroupError`]: a descriptor is something else, functions are of several groups, or there are more than
@@ -205,13 +215,26 @@ mod taken {
             devices: Vec<OwnedFd>,
             iommufd: Option<OwnedFd>,
         ) -> Result<Self, VfioGroupError> {
+            let opened = || {
+                let opened = std::fs::File::options().read(true).write(true).open(IOMMUFD);
+                opened.map(OwnedFd::from).map_err(VfioGroupError::Iommufd)
+            };
+            let iommufd = iommufd.map_or_else(opened, Ok)?;
             Self::of_devices_beneath(Path::new(SYS), devices, iommufd)
+        }
+
+        /// The group of a function, by its own file.
+        ///
+        /// # Errors
+        /// [`VfioGroupError`]: it is something else.
+        pub fn group_of_device(file: &OwnedFd) -> Result<u32, VfioGroupError> {
+            device(Path::new(SYS), file).map(|(_, group)| group)
         }
 
         fn of_devices_beneath(
             sys: &Path,
             devices: Vec<OwnedFd>,
-            iommufd: Option<OwnedFd>,
+            iommufd: OwnedFd,
         ) -> Result<Self, VfioGroupError> {
             if devices.len() >= MAX_HANDLES {
                 return Err(VfioGroupError::TooMany {
@@ -219,24 +242,14 @@ mod taken {
                     most: MAX_HANDLES - 1,
                 });
             }
-            if let Some(one) = &iommufd {
-                match look(sys, one)? {
-                    VfioFile::Iommufd => {}
-                    is => return Err(other(one, "an iommufd (/dev/iommu)", &is)),
-                }
+            match look(sys, &iommufd)? {
+                VfioFile::Iommufd => {}
+                is => return Err(other(&iommufd, "an iommufd (/dev/iommu)", &is)),
             }
             let (mut members, mut group) = (Vec::new(), None);
             for file in &devices {
                 let descriptor = file.as_raw_fd();
-                let name = match look(sys, file)? {
-                    VfioFile::Device(name) => name,
-                    is => {
-                        let wanted = "the file of a device (/dev/vfio/devices/NAME)";
-                        return Err(other(file, wanted, &is));
-                    }
-                };
-                let (function, number) = function_of(sys, &name)
-                    .map_err(|source| VfioGroupError::Look { number: descriptor, source })?;
+                let (function, number) = device(sys, file)?;
                 if members.contains(&function) {
                     return Err(VfioGroupError::Twice { number: descriptor, function });
                 }
@@ -256,6 +269,16 @@ mod taken {
             let files = Mutex::new(Files::Devices { devices, iommufd });
             Ok(Self { number, members, files })
         }
+    }
+
+    /// The function that a file is of, and its group.
+    fn device(sys: &Path, file: &OwnedFd) -> Result<(PciAddress, u32), VfioGroupError> {
+        let name = match look(sys, file)? {
+            VfioFile::Device(name) => name,
+            is => return Err(other(file, "the file of a device (/dev/vfio/devices/NAME)", &is)),
+        };
+        let number = file.as_raw_fd();
+        function_of(sys, &name).map_err(|source| VfioGroupError::Look { number, source })
     }
 
     /// The function of a device's own file, and its group.
@@ -381,8 +404,7 @@ mod taken {
             // /dev/full is what this /sys has for an iommufd.
             let [device, iommufd] = ["/dev/null", "/dev/full"].map(file);
             let numbers = [device.as_raw_fd(), iommufd.as_raw_fd()];
-            let group =
-                VfioGroup::of_devices_beneath(sys.path(), vec![device], Some(iommufd)).unwrap();
+            let group = VfioGroup::of_devices_beneath(sys.path(), vec![device], iommufd).unwrap();
             assert_eq!(group.number(), 12);
             let has = |text: &str| group.has(text.parse().unwrap());
             assert!(has("01:00.0") && !has("01:00.1"), "of its group only what was handed");
@@ -390,8 +412,7 @@ mod taken {
             let deadline = Deadline::after(std::time::Duration::from_secs(5));
             group.send(&mut ours, deadline).unwrap();
             let received = theirs.receive::<HandedFiles>(deadline).unwrap();
-            let expected =
-                HandedFiles::Devices { devices: vec![numbers[0]], iommufd: Some(numbers[1]) };
+            let expected = HandedFiles::Devices { devices: vec![numbers[0]], iommufd: numbers[1] };
             assert_eq!(received.message, expected);
             received.handles.expect(2).unwrap();
             // What the kernel wants is closed, and still nobody opens it by its path.
@@ -400,32 +421,40 @@ mod taken {
             assert!(has("01:00.0"));
             group.send(&mut ours, deadline).unwrap();
             let received = theirs.receive::<HandedFiles>(deadline).unwrap();
-            let nothing = HandedFiles::Devices { devices: vec![], iommufd: Some(numbers[1]) };
+            let nothing = HandedFiles::Devices { devices: vec![], iommufd: numbers[1] };
             assert_eq!(received.message, nothing);
         }
 
         #[test]
         fn functions_of_several_groups_and_files_that_are_mixed_up_are_refused() {
             let sys = devices();
-            let refused = |devices: &[&str], iommufd: Option<&str>| {
+            let refused = |devices: &[&str], iommufd: &str| {
                 let devices = devices.iter().map(|name| file(name)).collect();
-                VfioGroup::of_devices_beneath(sys.path(), devices, iommufd.map(file))
+                VfioGroup::of_devices_beneath(sys.path(), devices, file(iommufd))
                     .unwrap_err()
                     .to_string()
             };
             for (devices, iommufd, says) in [
                 (
                     &["/dev/null", "/dev/zero"][..],
-                    None,
+                    "/dev/full",
                     "02:00.0 of IOMMU group 13, and those before it are of group 12",
                 ),
-                (&["/dev/null", "/dev/null"], None, "is function 01:00.0, which was handed twice"),
-                (&["/dev/full"], None, "is an iommufd (/dev/iommu), and not the file of a device"),
-                (&["/dev/null"], Some("/dev/zero"), "and not an iommufd (/dev/iommu)"),
-                (&[], None, "No file of a device"),
+                (
+                    &["/dev/null", "/dev/null"],
+                    "/dev/full",
+                    "is function 01:00.0, which was handed twice",
+                ),
+                (
+                    &["/dev/full"],
+                    "/dev/full",
+                    "is an iommufd (/dev/iommu), and not the file of a device",
+                ),
+                (&["/dev/null"], "/dev/zero", "and not an iommufd (/dev/iommu)"),
+                (&[], "/dev/full", "No file of a device"),
                 (
                     &["/dev/null"; MAX_HANDLES],
-                    None,
+                    "/dev/full",
                     "32 files of devices were handed, 31 of one group",
                 ),
             ] {

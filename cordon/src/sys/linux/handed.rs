@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use cordon_vmm::{VfioGroup, VfioGroupError};
+use cordon_vmm::VfioGroup;
 use ipc::PciAddress;
 
 use crate::Failure;
@@ -38,6 +38,15 @@ pub(crate) fn handed_groups(
             );
             return Err(why.into());
         }
+        let of_it = |function: &&PciAddress| group_of(**function) == Some(number);
+        if let Some(other) = functions.iter().filter(of_it).find(|function| !group.has(**function))
+        {
+            let why = format!(
+                "{other} is to be served, and of its IOMMU group {number} the files of other functions were handed (descriptor \
+                 {descriptor}): hand its own too"
+            );
+            return Err(why.into());
+        }
         groups.push(Arc::new(group));
     }
     Ok(groups)
@@ -60,9 +69,7 @@ fn made(files: Vec<Files>) -> Result<Vec<VfioGroup>, Failure> {
             Files::Group(file, container) => groups.push(VfioGroup::new(file, container)?),
             Files::Iommufd(file) => iommufds.push_back(file),
             Files::Device(file, iommufd) => {
-                // Alone, for what it is.
-                let alone = VfioGroup::of_devices(vec![file.try_clone()?], None);
-                let number = alone.map_err(|error| with_number(error, &file))?.number();
+                let number = VfioGroup::group_of_device(&file)?;
                 let its = devices.entry(number).or_default();
                 if its.0.is_empty() {
                     order.push(number);
@@ -96,18 +103,6 @@ fn made(files: Vec<Files>) -> Result<Vec<VfioGroup>, Failure> {
         groups.push(VfioGroup::of_devices(files, iommufd)?);
     }
     Ok(groups)
-}
-
-/// An error about a duplicate, by the number of the descriptor itself.
-fn with_number(error: VfioGroupError, file: &OwnedFd) -> VfioGroupError {
-    let own = file.as_raw_fd();
-    match error {
-        VfioGroupError::OtherFile { wanted, is, .. } => {
-            VfioGroupError::OtherFile { number: own, wanted, is }
-        }
-        VfioGroupError::Look { source, .. } => VfioGroupError::Look { number: own, source },
-        other => other,
-    }
 }
 
 /// The IOMMU group of a function.

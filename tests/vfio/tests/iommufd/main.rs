@@ -196,7 +196,7 @@ fn what_is_no_file_of_the_functions_is_refused_with_its_number_and_what_it_is() 
     assert_refused("other device", &[&says[0], &says[1]]);
     let swapped = ["Descriptor 4 is an iommufd", "not the file of a device"];
     assert_refused("swapped", &swapped);
-    assert_refused("no iommufd", &["cannot open /dev/iommu", "Permission denied"]);
+    assert_refused("no iommufd", &["/dev/iommu cannot be opened", "Permission denied"]);
     assert_refused("closed", &["Descriptor 9 is not open here"]);
     assert_refused("named twice", &["descriptor 4 is named twice"]);
     let holder = format!("{} is bound to nvme", MIXED[1]);

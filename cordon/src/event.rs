@@ -96,6 +96,23 @@ pub enum Event {
         /// To which server.
         part: Part,
     },
+    /// A client goes on that a server before this one had which was killed: a keeper held its function and its connection
+    /// meanwhile.
+    ClientAdopted {
+        /// The function.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+    },
+    /// A client of a server before this one does not go on, and was sent away; what it left is taken back.
+    ClientLost {
+        /// The function.
+        #[serde(with = "as_text")]
+        #[cfg_attr(test, schemars(with = "String"))]
+        device: PciAddress,
+        /// Why not.
+        why: String,
+    },
     /// A client is gone.
     Detach {
         /// The function.
@@ -392,6 +409,8 @@ impl Event {
             Self::LeftOut { .. } => "left-out",
             Self::Unread { .. } => "unread",
             Self::Delayed { .. } => "delayed",
+            Self::ClientAdopted { .. } => "client-adopted",
+            Self::ClientLost { .. } => "client-lost",
             Self::Withheld { .. } => "withheld",
             Self::Available { .. } => "available",
             Self::Failed { .. } => "failed",
@@ -448,6 +467,8 @@ impl Event {
             | Self::Failed { device, part, .. } => Some((*device, *part)),
             Self::Listening { device, .. }
             | Self::Released { device }
+            | Self::ClientAdopted { device }
+            | Self::ClientLost { device, .. }
             | Self::Requested { device, .. }
             | Self::Away { device, .. }
             | Self::Back { device, .. }

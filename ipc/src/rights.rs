@@ -46,8 +46,21 @@ pub fn prepare(socket: &impl AsFd) {
 /// [`Errno::AGAIN`] when nothing is there; otherwise what the system reports. Interruptions are
 /// retried.
 pub fn receive(socket: &impl AsFd, into: &mut [u8]) -> Result<Came, Errno> {
+    receive_as(socket, into, RecvFlags::empty())
+}
+
+/// [`receive`] that leaves everything where it is, with duplicates of its descriptors. Where in a stream it looks
+/// is the system's to say (SO_PEEK_OFF).
+///
+/// # Errors
+/// As [`receive`].
+pub fn peek(socket: &impl AsFd, into: &mut [u8]) -> Result<Came, Errno> {
+    receive_as(socket, into, RecvFlags::PEEK)
+}
+
+fn receive_as(socket: &impl AsFd, into: &mut [u8], how: RecvFlags) -> Result<Came, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_HANDLES))];
-    let flags = RecvFlags::DONTWAIT | sys::RECEIVE_CLOSE_ON_EXEC;
+    let flags = RecvFlags::DONTWAIT | sys::RECEIVE_CLOSE_ON_EXEC | how;
     loop {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let parts = &mut [IoSliceMut::new(into)];

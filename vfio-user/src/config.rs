@@ -15,6 +15,7 @@ use cordon_pci::permission::Forward;
 use cordon_pci::registers::{CONFIG_SPACE, command};
 use cordon_pci::{ConfigError, ConfigSpace, Description, Effects, Options};
 
+use crate::kept::ConfigRecord;
 use cordon_vmm::error::{ErrorKind, answered};
 use cordon_vmm::{DeviceError, InterruptIndex, PassthroughDevice};
 
@@ -23,6 +24,10 @@ use cordon_vmm::{DeviceError, InterruptIndex, PassthroughDevice};
 #[derive(Debug, Default)]
 pub struct Config {
     space: Option<ConfigSpace>,
+    /// What the device showed when it was made.
+    found: Vec<u8>,
+    /// How often it was made, given up or may have been written to.
+    changes: u64,
     /// How often the device had come back when the model was made.
     returns: u64,
 }
@@ -39,7 +44,9 @@ impl Config {
         let returns = device.returns();
         if self.space.is_none() || self.returns != returns {
             (self.space, self.returns) = (None, returns);
-            let Some(space) = snapshot(device)? else { return Ok(None) };
+            self.changes += 1;
+            let Some((space, found)) = snapshot(device)? else { return Ok(None) };
+            self.found = found;
             if !restore(&space, device)? {
                 return Ok(None);
             }
@@ -84,6 +91,7 @@ impl Config {
         offset: u32,
         data: &[u8],
     ) -> Result<(), DeviceError> {
+        self.changes += 1;
         let Some(space) = self.model(device)? else { return Ok(()) };
         let mut is_restored = true;
         let written = space.write_with(offset, data, |space, effects| {
@@ -131,6 +139,8 @@ impl Config {
         let Some(space) = self.model(device)? else { return Ok(()) };
         if space.write_bar(bar, offset, data).is_none() {
             answered(device.bar_write(bar, offset, data))?;
+        } else {
+            self.changes += 1;
         }
         Ok(())
     }
@@ -140,6 +150,7 @@ impl Config {
     /// # Errors
     /// [`DeviceError`] of the device.
     pub fn reset(&mut self, device: &dyn PassthroughDevice) -> Result<(), DeviceError> {
+        self.changes += 1;
         let Some(space) = &mut self.space else { return Ok(()) };
         // Of its effects, `restore` does the one that is left to do.
         let _ = space.reset();
@@ -149,6 +160,26 @@ impl Config {
         Ok(())
     }
 
+    /// How often there may be something new for [`Config::record`].
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The model, for another server to go on from.
+    pub(crate) fn record(&self) -> Option<ConfigRecord> {
+        let saved = self.space.as_ref()?.save();
+        Some(ConfigRecord { found: self.found.clone(), saved })
+    }
+
+    /// The model as another server had it, of a device that went on meanwhile: nothing is written to it. Where it cannot be made,
+    /// it is made anew when it is needed.
+    pub(crate) fn of(record: ConfigRecord, device: &dyn PassthroughDevice) -> Self {
+        let ConfigRecord { found, saved } = record;
+        let space = model_of(&found, device).ok().filter(|_| found.len() == CONFIG_SPACE);
+        let space = space.and_then(|mut space| space.load(&saved).then_some(space));
+        Self { space, found, changes: 1, returns: device.returns() }
+    }
+
     /// Whether the guest forbids INTx, by COMMAND.
     #[must_use]
     pub fn intx_disabled(&self) -> bool {
@@ -156,26 +187,31 @@ impl Config {
     }
 }
 
-/// The model of what the device shows now; `None` if nobody answers.
-fn snapshot(device: &dyn PassthroughDevice) -> Result<Option<ConfigSpace>, DeviceError> {
+/// The model of what the device shows now, and that; `None` if nobody answers.
+fn snapshot(device: &dyn PassthroughDevice) -> Result<Option<(ConfigSpace, Vec<u8>)>, DeviceError> {
     let mut config = vec![0; CONFIG_SPACE];
     if !answered(device.config_read(0, &mut config))? {
         return Ok(None);
     }
-    let vectors = device.interrupt_info(InterruptIndex::Msi).count;
-    let described = Description {
-        config: &config,
-        bars: device.info().pci_bars(),
-        vectors: u16::try_from(vectors).unwrap_or(u16::MAX),
-    };
-    match ConfigSpace::new(&described, Options::vfio_user()) {
-        Ok(space) => Ok(Some(space)),
+    match model_of(&config, device) {
+        Ok(space) => Ok(Some((space, config))),
         Err(ConfigError::Absent) => Ok(None),
         Err(error) => {
             let message = format!("{}: {error}", device.info().name);
             Err(DeviceError::new(ErrorKind::NotSupported, message))
         }
     }
+}
+
+/// The model of what the device shows as this.
+fn model_of(config: &[u8], device: &dyn PassthroughDevice) -> Result<ConfigSpace, ConfigError> {
+    let vectors = device.interrupt_info(InterruptIndex::Msi).count;
+    let described = Description {
+        config,
+        bars: device.info().pci_bars(),
+        vectors: u16::try_from(vectors).unwrap_or(u16::MAX),
+    };
+    ConfigSpace::new(&described, Options::vfio_user())
 }
 
 /// What a write comes to, in the order that [`Effects`] gives; `false` if a device that was reset could

@@ -17,13 +17,24 @@ const READABLE: u32 = 1;
 const WRITABLE: u32 = 1 << 1;
 const ALL: u32 = 1 << 1;
 
+#[derive(Debug)]
 struct Map {
     size: u64,
     backed: bool,
+    /// It was taken back before the server died whose client it is, which was not answered yet.
+    is_gone: bool,
+}
+
+impl Map {
+    /// Whether the container has it.
+    fn is_there(&self) -> bool {
+        self.backed && !self.is_gone
+    }
 }
 
 /// The client's maps.
-pub(super) struct Maps {
+#[derive(Debug)]
+pub(crate) struct Maps {
     options: Options,
     regions: BTreeMap<u64, Map>,
     files: Files,
@@ -45,8 +56,54 @@ impl std::fmt::Display for Range {
 
 impl Maps {
     /// None yet.
-    pub(super) fn new(options: Options) -> Self {
+    pub(crate) fn new(options: Options) -> Self {
         Self { options, regions: BTreeMap::new(), files: Files::default() }
+    }
+
+    /// Those that a server recorded which is dead: its client's memory is mapped once more, as part of what the function
+    /// reaches.
+    pub(crate) fn claim(
+        recorded: &[(u64, u64, bool)],
+        container: &Container,
+        reached: &[GuestRegion],
+        options: Options,
+    ) -> Result<Self, String> {
+        let mut maps = Self::new(options);
+        for (iova, size, backed) in recorded {
+            let claimed = maps.claim_one((*iova, *size, *backed), container, reached);
+            if let Err(why) = claimed {
+                maps.clear(container);
+                return Err(why);
+            }
+        }
+        Ok(maps)
+    }
+
+    fn claim_one(
+        &mut self,
+        (iova, size, backed): (u64, u64, bool),
+        container: &Container,
+        reached: &[GuestRegion],
+    ) -> Result<(), String> {
+        let region = reached.iter().find(|region| backed && region.iova == iova);
+        if let Some(region) = region {
+            if region.size != size {
+                let there = region.size;
+                return Err(format!("map {iova:#x}+{size:#x} is a region of {there:#x} bytes"));
+            }
+            let (memory, offset) = (std::sync::Arc::clone(&region.memory), region.offset);
+            self.files.adopt(&memory);
+            let region = GuestRegion { iova, size, memory, offset, writable: region.writable };
+            container.map_too(region).map_err(|error| error.to_string())?;
+        }
+        let is_gone = backed && region.is_none();
+        self.regions.insert(iova, Map { size, backed, is_gone });
+        Ok(())
+    }
+
+    /// All of them, in order: address, size, and whether there is memory behind it.
+    pub(crate) fn recorded(&self) -> Vec<(u64, u64, bool)> {
+        self.regions.iter().map(|(iova, map)| (*iova, map.size, map.backed)).collect()
     }
 
     /// DMA_MAP.
@@ -65,7 +122,7 @@ impl Maps {
         if let Some(descriptor) = backing {
             container.map_too(self.region(&range, descriptor)?)?;
         }
-        self.regions.insert(iova, Map { size, backed });
+        self.regions.insert(iova, Map { size, backed, is_gone: false });
         Ok(())
     }
 
@@ -136,7 +193,7 @@ impl Maps {
                 _ => return refuse(libc::ENOENT, format!("{said}: no such map")),
             }
             if let Some(map) = self.regions.remove(&iova)
-                && map.backed
+                && map.is_there()
             {
                 container.unmap(iova, size)?;
             }
@@ -145,9 +202,9 @@ impl Maps {
     }
 
     /// Takes everything back: the client is gone.
-    pub(super) fn clear(&mut self, container: &Container) {
+    pub(crate) fn clear(&mut self, container: &Container) {
         for (iova, map) in std::mem::take(&mut self.regions) {
-            if map.backed
+            if map.is_there()
                 && let Err(error) = container.unmap(iova, map.size)
             {
                 tracing::warn!("taking back {iova:#x}: {error}");

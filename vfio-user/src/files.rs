@@ -1,6 +1,6 @@
 //! The memory files of one client: each is held open once, however many regions lie in it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use ipc::SharedMemory;
@@ -29,7 +29,7 @@ pub(super) enum FileError {
 
 /// See the module. It keeps no file open by itself: the regions that lie in it do.
 #[derive(Debug, Default)]
-pub(super) struct Files(Vec<(Option<Key>, Weak<SharedMemory>)>);
+pub(crate) struct Files(Vec<(Option<Key>, Weak<SharedMemory>)>);
 
 impl Files {
     /// The memory behind a descriptor that the client sent. If one of the same file is in use, that
@@ -60,8 +60,19 @@ impl Files {
     }
 }
 
+impl Files {
+    /// Memory that a client gave another server, which is in use.
+    pub(super) fn adopt(&mut self, memory: &Arc<SharedMemory>) {
+        let is_it = |file: &Weak<SharedMemory>| std::ptr::eq(file.as_ptr(), Arc::as_ptr(memory));
+        if !self.0.iter().any(|(_, file)| is_it(file)) {
+            let key = key(&**memory).ok().flatten();
+            self.0.push((key, Arc::downgrade(memory)));
+        }
+    }
+}
+
 /// `None` for an object that nothing tells from others: macOS numbers no POSIX shared memory.
-fn key(descriptor: &OwnedFd) -> Result<Option<Key>, SharedMemoryError> {
+fn key(descriptor: &impl AsFd) -> Result<Option<Key>, SharedMemoryError> {
     let inspect = |error: rustix::io::Errno| SharedMemoryError::Inspect(error.into());
     let stat = rustix::fs::fstat(descriptor).map_err(inspect)?;
     let flags = rustix::fs::fcntl_getfl(descriptor).map_err(inspect)?;
@@ -73,7 +84,6 @@ fn key(descriptor: &OwnedFd) -> Result<Option<Key>, SharedMemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd as _;
 
     fn descriptor(of: &impl std::os::fd::AsFd) -> OwnedFd {
         of.as_fd().try_clone_to_owned().unwrap()

@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use crate::kept::HandoverRecord;
 use cordon_vmm::{DeviceError, PassthroughDevice};
 use ipc::wire::function::CONFIG_SPACE;
 
@@ -19,11 +20,40 @@ const COMMAND: usize = 0x04;
 pub(super) struct Handover {
     found: Option<Vec<u8>>,
     written: Box<[bool; REGISTERS]>,
+    /// How often there was something new.
+    changes: u64,
 }
 
 impl Handover {
     pub(super) fn new() -> Self {
-        Self { found: None, written: Box::new([false; REGISTERS]) }
+        Self { found: None, written: Box::new([false; REGISTERS]), changes: 0 }
+    }
+
+    /// As another server had it whose client is this one's from here on.
+    pub(super) fn of(record: &HandoverRecord) -> Self {
+        let mut handover = Self::new();
+        let is_whole = record.found.len() == CONFIG_SPACE;
+        handover.found = is_whole.then(|| record.found.clone());
+        for register in &record.written {
+            if let Some(written) = handover.written.get_mut(usize::from(*register)) {
+                *written = true;
+            }
+        }
+        handover
+    }
+
+    /// For another server.
+    pub(super) fn record(&self) -> HandoverRecord {
+        let written = (0..).zip(self.written.iter()).filter(|(_, written)| **written);
+        HandoverRecord {
+            found: self.found.clone().unwrap_or_default(),
+            written: written.map(|(register, _)| register).collect(),
+        }
+    }
+
+    /// How often there was something new for [`Handover::record`].
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// A client had these bytes of the device's config space written.
@@ -31,6 +61,7 @@ impl Handover {
         let register = |at: u32| usize::try_from(at).unwrap_or(usize::MAX).min(REGISTERS);
         let written = register(bytes.start / 4)..register(bytes.end.div_ceil(4));
         if let Some(written) = self.written.get_mut(written) {
+            self.changes += u64::from(written.contains(&false));
             written.fill(true);
         }
     }

@@ -4,12 +4,13 @@
 //! INTx is held back while the client masks it, and while the guest forbids it by COMMAND: either is
 //! enough, and an UNMASK of the client's does not undo the guest's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
 use ipc::event::Signaller;
 use ipc::wire::function::InterruptIndex;
 
+use crate::kept::EventsRecord;
 use crate::options::BudgetKind;
 use crate::protocol::{Refusal, at_least, refuse, refuse_beyond};
 use cordon_vmm::device::InterruptSetup;
@@ -22,6 +23,14 @@ const DATA_EVENTFD: u32 = 1 << 2;
 const MASK: u32 = 1 << 3;
 const UNMASK: u32 = 1 << 4;
 const TRIGGER: u32 = 1 << 5;
+
+/// What becomes of events.
+pub(super) enum Change<'e> {
+    /// These vectors are given these events, or none; and how things are.
+    Begins { before: EventsRecord, events: Vec<((u8, u16), Option<&'e Signaller>)> },
+    /// They were not.
+    Refused { vectors: Vec<(u8, u16)>, some_were_held: bool },
+}
 
 /// The vectors that have an event of the client's, each of which is a descriptor that is held.
 pub(super) struct Events {
@@ -37,6 +46,52 @@ impl Events {
     /// None yet, and at most so many.
     pub(super) fn new(most: usize) -> Self {
         Self { most, held: BTreeSet::new(), intx_masked: false, intx_disabled: false }
+    }
+
+    /// As another server had them: each vector is given its event again, which is signalled once, since one may have come while
+    /// nobody was there. A device that is gone has none.
+    pub(super) fn adopt(
+        most: usize,
+        device: &dyn PassthroughDevice,
+        record: &EventsRecord,
+        events: BTreeMap<(u8, u16), OwnedFd>,
+    ) -> Result<Self, String> {
+        let mut taken = BTreeMap::<u8, Vec<(u16, Signaller)>>::new();
+        let mut held = BTreeSet::new();
+        for ((index, vector), event) in events {
+            let said = format!("interrupt index {index}");
+            if let Some(one) = self::taken(vector, event, &said).map_err(|refusal| refusal.why)? {
+                taken.entry(index).or_default().push((vector, one));
+                held.insert((index, vector));
+            }
+        }
+        for (index, vectors) in taken {
+            let index = InterruptIndex::try_from(u32::from(index)).map_err(|_| "no such index")?;
+            let count = vectors.last().map_or(0, |(vector, _)| usize::from(*vector) + 1);
+            let mut signallers: Vec<Option<Signaller>> = (0..count).map(|_| None).collect();
+            for (vector, one) in vectors {
+                signallers[usize::from(vector)] = Some(one);
+            }
+            let setup = InterruptSetup::Assign { start: 0, signallers };
+            answered(device.set_interrupts(index, setup)).map_err(|error| error.to_string())?;
+        }
+        let EventsRecord { intx_masked, intx_disabled, .. } = *record;
+        let events = Self { most, held, intx_masked, intx_disabled };
+        if events.uses_intx() && (intx_masked || intx_disabled) {
+            let masked = device.set_interrupts(InterruptIndex::Intx, InterruptSetup::Mask);
+            answered(masked).map_err(|error| error.to_string())?;
+        }
+        Ok(events)
+    }
+
+    /// For another server.
+    pub(super) fn record(&self) -> EventsRecord {
+        EventsRecord {
+            held: self.held.iter().copied().collect(),
+            changing: Vec::new(),
+            intx_masked: self.intx_masked,
+            intx_disabled: self.intx_disabled,
+        }
     }
 
     fn uses_intx(&self) -> bool {
@@ -66,12 +121,14 @@ impl Events {
         Ok(())
     }
 
-    /// Carries out one SET_IRQS. Descriptors that it does not speak of are closed.
+    /// Carries out one SET_IRQS. Descriptors that it does not speak of are closed. `keep` is told before events are given,
+    /// replaced or taken away, and when that was refused.
     pub(super) fn set(
         &mut self,
         device: &dyn PassthroughDevice,
         body: &[u8],
         descriptors: Vec<OwnedFd>,
+        keep: &mut dyn FnMut(Change<'_>),
     ) -> Result<(), Refusal> {
         let mut fields = at_least(body, 20)?;
         let (argument, flags) = (fields.word(), fields.word());
@@ -89,6 +146,11 @@ impl Events {
         };
         // An index without vectors may still be switched off.
         if flags == DATA_NONE | TRIGGER && start == 0 && count == 0 {
+            let of_index = self.held.iter().filter(|(held, _)| *held == index as u8);
+            let events: Vec<_> = of_index.map(|vector| (*vector, None)).collect();
+            if !events.is_empty() {
+                keep(Change::Begins { before: self.record(), events });
+            }
             self.held.retain(|(held, _)| *held != index as u8);
             self.intx_masked &= self.uses_intx();
             return Ok(device.set_interrupts(index, InterruptSetup::Disable)?);
@@ -98,7 +160,7 @@ impl Events {
         }
         match flags {
             _ if flags == DATA_EVENTFD | TRIGGER => {
-                self.assign(device, index, start, count, descriptors, &said)
+                self.assign(device, index, (start, count), descriptors, &said, keep)
             }
             _ if flags & (DATA_NONE | DATA_BOOL | DATA_EVENTFD) == DATA_BOOL => {
                 let Some(data) = fields.0.get(..count.into()) else {
@@ -122,15 +184,15 @@ impl Events {
         &mut self,
         device: &dyn PassthroughDevice,
         index: InterruptIndex,
-        start: u16,
-        count: u16,
+        (start, count): (u16, u16),
         descriptors: Vec<OwnedFd>,
         said: &str,
+        keep: &mut dyn FnMut(Change<'_>),
     ) -> Result<(), Refusal> {
         let vectors = (start..).take(count.into()).map(|vector| (index as u8, vector));
         let given = descriptors.len();
         let mut held = self.held.clone();
-        let signallers = if given == 0 {
+        let signallers: Vec<Option<Signaller>> = if given == 0 {
             for vector in vectors {
                 held.remove(&vector);
             }
@@ -146,7 +208,18 @@ impl Events {
         } else {
             return refuse(libc::EINVAL, format!("{said}: {given} descriptors"));
         };
-        device.set_interrupts(index, InterruptSetup::Assign { start, signallers })?;
+        let numbered = (start..).zip(&signallers);
+        let events = numbered.map(|(vector, one)| ((index as u8, vector), one.as_ref()));
+        keep(Change::Begins { before: self.record(), events: events.collect() });
+        if let Err(error) =
+            device.set_interrupts(index, InterruptSetup::Assign { start, signallers })
+        {
+            let vectors: Vec<_> =
+                (start..).take(count.into()).map(|one| (index as u8, one)).collect();
+            let some_were_held = vectors.iter().any(|vector| self.held.contains(vector));
+            keep(Change::Refused { vectors, some_were_held });
+            return Err(error.into());
+        }
         self.held = held;
         if index == InterruptIndex::Intx {
             // One that is assigned anew is not masked.
@@ -216,7 +289,9 @@ mod tests {
         };
         let install = flags == DATA_EVENTFD | TRIGGER;
         let descriptors = (0..count).filter(|_| install).map(|_| descriptor()).collect();
-        events.set(fake, &body, descriptors).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+        events
+            .set(fake, &body, descriptors, &mut |_| {})
+            .unwrap_or_else(|refusal| panic!("{refusal:?}"));
     }
 
     const INSTALL: u32 = DATA_EVENTFD | TRIGGER;

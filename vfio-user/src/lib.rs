@@ -30,6 +30,8 @@
 //! | `access` | REGION_READ, REGION_WRITE |
 //! | `session` | DEVICE_RESET, and the order of things |
 //! | `timed` | the one deadline of each |
+//!
+//! With a keeper ([`cordon_vmm::kept`]) a server that is killed is followed by one that goes on with its client: [`kept`].
 
 mod access;
 pub mod config;
@@ -45,6 +47,7 @@ mod guest;
 mod handover;
 mod info;
 mod interrupts;
+pub mod kept;
 pub mod limits;
 mod negotiate;
 mod options;
@@ -61,4 +64,4 @@ mod timed;
 
 pub use guest::Guest;
 pub use options::{AtBudget, Budget, BudgetKind, Options};
-pub use server::{Event, Server, ServerError};
+pub use server::{Clients, Event, Keeping, Server, ServerError};

@@ -35,21 +35,26 @@ impl Default for Capabilities {
 }
 
 /// Checks the client's version and capabilities. What it takes, and the body of the answer, which
-/// allows it `regions` regions of memory.
-pub(super) fn version(body: &[u8], regions: usize) -> Result<(Capabilities, Vec<u8>), Refusal> {
+/// allows it `regions` regions of memory and `most` bytes of data in a message.
+pub(super) fn version(
+    body: &[u8],
+    regions: usize,
+    most: u32,
+) -> Result<(Capabilities, Vec<u8>), Refusal> {
     let mut fields = at_least(body, 4)?;
     let (major, minor) = (fields.half(), fields.half());
     if major != MAJOR {
         return refuse(libc::EINVAL, format!("version {major}.{minor}: {MAJOR}.{MINOR} is spoken"));
     }
     let capabilities = capabilities(fields.0)?;
+    let capabilities = Capabilities { data: capabilities.data.min(most), ..capabilities };
     let mut answer = Vec::new();
     answer.extend_from_slice(&MAJOR.to_le_bytes());
     answer.extend_from_slice(&minor.min(MINOR).to_le_bytes());
     let page = rustix::param::page_size();
     let json = format!(
         "{{\"capabilities\":{{\"max_msg_fds\":{MAX_DESCRIPTORS},\
-         \"max_data_xfer_size\":{MAX_DATA},\"max_dma_maps\":{regions},\"pgsizes\":{page}}}}}\0"
+         \"max_data_xfer_size\":{most},\"max_dma_maps\":{regions},\"pgsizes\":{page}}}}}\0"
     );
     answer.extend_from_slice(json.as_bytes());
     Ok((capabilities, answer))
@@ -139,19 +144,23 @@ mod tests {
     use super::*;
 
     fn taken(json: &str) -> Result<Capabilities, Refusal> {
-        version(format!("\0\0\0\0{json}\0").as_bytes(), 1024).map(|(capabilities, _)| capabilities)
+        version(format!("\0\0\0\0{json}\0").as_bytes(), 1024, MAX_DATA)
+            .map(|(capabilities, _)| capabilities)
     }
 
     #[test]
     fn the_reply_fits_in_the_smallest_request() {
         // QEMU's request has 214 bytes with its header.
-        assert!(version(b"\0\0\0\0{}\0", 65_535).unwrap().1.len() + 16 <= 214);
+        assert!(version(b"\0\0\0\0{}\0", 65_535, MAX_DATA).unwrap().1.len() + 16 <= 214);
     }
 
     #[test]
     fn the_minor_version_is_the_clients_if_it_is_older() {
         for (asked, answered) in [(0, 0), (1, 1), (9, 1)] {
-            assert_eq!(version(&[0, 0, asked, 0], 1).unwrap().1[..4], [0, 0, answered, 0]);
+            assert_eq!(
+                version(&[0, 0, asked, 0], 1, MAX_DATA).unwrap().1[..4],
+                [0, 0, answered, 0]
+            );
         }
     }
 

@@ -41,6 +41,22 @@ pub enum BudgetKind {
     Regions,
 }
 
+impl BudgetKind {
+    /// In what is recorded of a client.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Files => 0,
+            Self::Events => 1,
+            Self::Regions => 2,
+        }
+    }
+
+    /// See [`BudgetKind::number`].
+    pub(crate) fn of_number(number: u8) -> Option<Self> {
+        [Self::Files, Self::Events, Self::Regions].into_iter().find(|kind| kind.number() == number)
+    }
+}
+
 /// A budget that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AtBudget {

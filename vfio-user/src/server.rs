@@ -14,11 +14,13 @@ use parking_lot::Mutex;
 
 use crate::entrance::Way;
 use crate::guest::{Guest, Stay};
+use crate::kept::Adopted;
 use crate::options::{AtBudget, Options};
 use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
 use crate::service::Service;
 use cordon_vmm::PassthroughDevice;
+use cordon_vmm::kept::Store;
 
 /// How long a server may take to stop whose device is still attached: a little longer than a request
 /// that waits for a process to be found silent and replaced.
@@ -40,6 +42,10 @@ pub enum ServerError {
 pub enum Event {
     /// A client connected.
     Attached,
+    /// A client goes on that another server had which was killed ([`Server::start_kept`]).
+    TakenOver,
+    /// One does not; why. What it left is taken back.
+    Lost(String),
     /// A client is gone; why.
     Detached(String),
     /// A client asked for something that was refused, or not done in time; the client goes on. Or one was sent away,
@@ -63,6 +69,23 @@ pub enum Event {
     Finished,
     /// The server has a bug or cannot wait; the function is served no more.
     Failed(String),
+}
+
+/// What clients of a kept function come by.
+pub enum Clients {
+    /// A socket that listens.
+    At(SocketFile),
+    /// The one that there is, unless it was left, and what its socket is called.
+    One(Option<UnixStream>, PathBuf),
+}
+
+/// Where clients are kept, and the one that is there already.
+#[derive(Default)]
+pub struct Keeping {
+    /// Of the host that the device is of.
+    pub store: Option<Arc<Store>>,
+    /// One that was left.
+    pub adopted: Option<Adopted>,
 }
 
 /// A served function. Dropping it stops serving; the device stays attached.
@@ -113,7 +136,8 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let (path, file) = (file.path().to_owned(), Arc::new(file));
         let way = Way::Listener(Arc::clone(&file));
-        Self::start_by(way, Some(file), path, device, guest, options, log)
+        let (guest, kept) = (guest.into(), Keeping::default());
+        Self::start_by(way, Some(file), path, (device, guest, options), kept, log)
     }
 
     /// [`Server::start`] with a client that is connected already: it is served, and no other. `name`
@@ -130,18 +154,57 @@ impl Server {
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
         let way = Way::Connected(Some(client.into()));
-        Self::start_by(way, None, name.to_owned(), device, guest, options, log)
+        let (guest, kept) = (guest.into(), Keeping::default());
+        Self::start_by(way, None, name.to_owned(), (device, guest, options), kept, log)
+    }
+
+    /// [`Server::start_at`], or of a client alone, with clients that are kept: a kill of this process is nothing to them but a
+    /// wait, if a keeper starts a next one that goes on with them. The device is one of a host with the same store. With a client that
+    /// was left, the device is not reset before that is gone.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn start_kept(
+        clients: Clients,
+        keeping: Keeping,
+        device: Arc<dyn PassthroughDevice>,
+        guest: impl Into<Guest>,
+        options: Options,
+        log: impl Fn(Event) + Send + 'static,
+    ) -> Result<Self, ServerError> {
+        let guest = guest.into();
+        let (way, file, path) = match clients {
+            Clients::At(file) => {
+                let (path, file) = (file.path().to_owned(), Arc::new(file));
+                (Way::Listener(Arc::clone(&file)), Some(file), path)
+            }
+            Clients::One(client, name) => {
+                // The same one is left.
+                let client = client.filter(|_| keeping.adopted.is_none());
+                (Way::Connected(client.map(Into::into)), None, name)
+            }
+        };
+        Self::start_by(way, file, path, (device, guest, options), keeping, log)
     }
 
     fn start_by(
         way: Way,
         file: Option<Arc<SocketFile>>,
         path: PathBuf,
-        device: Arc<dyn PassthroughDevice>,
-        guest: impl Into<Guest>,
-        options: Options,
+        (device, guest, options): (Arc<dyn PassthroughDevice>, Guest, Options),
+        Keeping { store, adopted }: Keeping,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
+        let stay = adopted.as_ref().map(|adopted| guest.admit(&adopted.stream)).transpose();
+        let (stay, adopted) = match stay {
+            Ok(stay) => (stay, adopted),
+            Err(why) => {
+                log(Event::Lost(why));
+                adopted.into_iter().for_each(|one| one.abandon(guest.container()));
+                (None, None)
+            }
+        };
+        let stay = Arc::new(Mutex::new(stay));
         let start = |error| ServerError::Start(path.clone(), error);
         let stopped = ipc::Event::new().map_err(start)?;
         let stop = stopped.signaller().map_err(start)?;
@@ -150,11 +213,11 @@ impl Server {
         let (seat, beside) = (Arc::new(Seat::new().map_err(start)?), Beside::default());
         let (its_seat, its_beside) = (Arc::clone(&seat), beside.clone());
         let progress = Arc::new(Progress::new());
-        let stay = Arc::default();
         let service = Service {
             stopped,
             device,
-            guest: guest.into(),
+            store,
+            guest,
             stay: Arc::clone(&stay),
             options,
             seat: its_seat,
@@ -163,7 +226,7 @@ impl Server {
             log,
         };
         let run = move || {
-            service.run(way);
+            service.run(way, adopted);
             let _ = sender.send(());
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;

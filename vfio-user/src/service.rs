@@ -18,14 +18,16 @@ use parking_lot::Mutex;
 use crate::entrance::{Entrance, Way};
 use crate::guest::{Guest, Stay};
 use crate::handover::Handover;
+use crate::kept::{Adopted, Kept, KeptError, Record};
 use crate::options::Options;
 use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
 use crate::server::Event;
-use crate::session::Session;
+use crate::session::{NotAdopted, Session};
 use crate::socket::{Socket, SocketError};
 use cordon_vmm::PassthroughDevice;
 use cordon_vmm::error::{DeviceError, ErrorKind};
+use cordon_vmm::kept::Store;
 
 /// Pauses between attempts to take back what a client left.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -63,12 +65,16 @@ enum Next {
 enum End {
     Stopped,
     Left(String),
+    /// It was another server's, and this one could not go on with it.
+    Lost(String),
 }
 
 /// See the module.
 pub(super) struct Service<L> {
     pub(super) stopped: ipc::Event,
     pub(super) device: Arc<dyn PassthroughDevice>,
+    /// Where clients are kept, if they are.
+    pub(super) store: Option<Arc<Store>>,
     pub(super) guest: Guest,
     /// The last client, until nothing of it is left: where that is never seen to, until the server is dropped.
     pub(super) stay: Arc<Mutex<Option<Stay>>>,
@@ -81,9 +87,9 @@ pub(super) struct Service<L> {
 
 impl<L: Fn(Event)> Service<L> {
     /// Serves until it is stopped.
-    pub(super) fn run(&self, way: Way) {
+    pub(super) fn run(&self, way: Way, adopted: Option<Adopted>) {
         // What a panic leaves behind is this function's alone, and used by nobody afterwards.
-        let served = catch_unwind(AssertUnwindSafe(|| self.serve(Entrance::new(way))));
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve(Entrance::new(way), adopted)));
         // Nothing is left to be stuck in.
         self.progress.waits();
         let why = match served {
@@ -95,12 +101,23 @@ impl<L: Fn(Event)> Service<L> {
         let _ = catch_unwind(AssertUnwindSafe(|| (self.log)(Event::Failed(why))));
     }
 
-    fn serve(&self, mut entrance: Entrance) -> io::Result<()> {
+    fn serve(&self, mut entrance: Entrance, adopted: Option<Adopted>) -> io::Result<()> {
         let mut handover = Handover::new();
+        let mut kept = None;
+        if let Some(adopted) = adopted {
+            handover = Handover::of(&adopted.record.handover);
+            let end;
+            (end, kept) = self.go_on(adopted, &mut entrance, &mut handover)?;
+            if !self.has_left(end) {
+                return Ok(());
+            }
+        }
         loop {
             if !self.clean(&mut entrance, &mut handover)? {
                 return Ok(());
             }
+            // Nothing of the client is left.
+            drop(std::mem::take(&mut kept));
             drop(self.stay.lock().take());
             if entrance.is_over() {
                 (self.log)(Event::Finished);
@@ -112,14 +129,26 @@ impl<L: Fn(Event)> Service<L> {
                 Next::Stopped => return Ok(()),
             };
             *self.stay.lock() = Some(admitted);
-            match self.serve_client(stream, &mut entrance, &mut handover)? {
-                End::Left(why) => (self.log)(Event::Detached(why)),
-                End::Stopped => {
-                    (self.log)(Event::Detached("the server stops".to_owned()));
-                    return Ok(());
-                }
+            let end;
+            (end, kept) = self.serve_client(stream, &mut entrance, &mut handover)?;
+            if !self.has_left(end) {
+                return Ok(());
             }
         }
+    }
+
+    /// Tells how a client ended; whether others may come.
+    fn has_left(&self, end: End) -> bool {
+        let (why, others_come) = match end {
+            End::Left(why) => (why, true),
+            End::Lost(why) => {
+                (self.log)(Event::Lost(why));
+                return true;
+            }
+            End::Stopped => ("the server stops".to_owned(), false),
+        };
+        (self.log)(Event::Detached(why));
+        others_come
     }
 
     /// Takes back what the last client left, however often that has to be tried; `false` when the
@@ -203,33 +232,108 @@ impl<L: Fn(Event)> Service<L> {
         stream: UnixStream,
         entrance: &mut Entrance,
         handover: &mut Handover,
-    ) -> io::Result<End> {
+    ) -> io::Result<(End, Option<Kept>)> {
         let _taken = self.seat.take();
         (self.log)(Event::Attached);
+        let socket = match self.keep(&stream, handover) {
+            Some(kept) => Socket::kept(stream, kept, &self.stopped),
+            None => Socket::new(stream, &self.stopped),
+        };
         let (device, container) = (&*self.device, self.guest.container());
-        let mut session = Session::new(
-            Socket::new(stream, &self.stopped),
-            device,
-            container,
-            handover,
-            self.options,
-        );
+        let session = Session::new(socket, device, container, handover, self.options);
+        self.serve_session(session, entrance)
+    }
+
+    /// What keeps a client that has just come, where its function is kept.
+    fn keep(&self, stream: &UnixStream, handover: &Handover) -> Option<Kept> {
+        let address = self.device.info().identity.address;
+        let client = self.store.as_ref()?.client(address)?;
+        let record = Record { handover: handover.record(), ..Record::default() };
+        let kept = Kept::new(client, stream, &record);
+        kept.map_err(|error| {
+            let why = ipc::chain(&error);
+            tracing::warn!(
+                "{address}: its client is not kept, and a kill of this server ends it: {why}"
+            );
+        })
+        .ok()
+    }
+
+    /// Serves a client on that another server had.
+    fn go_on(
+        &self,
+        mut adopted: Adopted,
+        entrance: &mut Entrance,
+        handover: &mut Handover,
+    ) -> io::Result<(End, Option<Kept>)> {
+        let _taken = self.seat.take();
+        let (device, container) = (&*self.device, self.guest.container());
+        let settled = adopted.settle(|stream| self.wait_for_room(stream));
+        let lost = |adopted: Adopted, why| {
+            self.quiesce();
+            adopted.abandon(container);
+            self.leaves();
+            Ok((End::Lost(why), None))
+        };
+        if let Err(error) = settled {
+            return lost(adopted, ipc::chain(&error));
+        }
+        let session =
+            Session::adopt(adopted, &self.stopped, device, container, handover, self.options);
+        match session {
+            Ok(session) => {
+                (self.log)(Event::TakenOver);
+                self.serve_session(session, entrance)
+            }
+            Err(not) => {
+                let NotAdopted { adopted, why } = *not;
+                lost(adopted, why)
+            }
+        }
+    }
+
+    /// Waits for a client to take what it was answered before.
+    fn wait_for_room(&self, stream: &UnixStream) -> Result<(), KeptError> {
+        let sources =
+            [Source::readable(&self.stopped, Token::Stop), Source::writable(stream, Token::Client)];
+        let deadline = Deadline::after(crate::socket::TIMEOUT);
+        let tokens = poll::wait(&sources, Some(deadline)).map_err(KeptError::Socket)?;
+        match tokens.contains(&Token::Client) {
+            true => Ok(()),
+            false => Err(KeptError::Socket(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    fn serve_session(
+        &self,
+        mut session: Session<'_>,
+        entrance: &mut Entrance,
+    ) -> io::Result<(End, Option<Kept>)> {
         let talk = AssertUnwindSafe(|| self.converse(&mut session, entrance));
         let ended = catch_unwind(talk);
         // Whatever happened, its memory is not the device's any more.
-        if let Err(error) = device.quiesce()
+        self.quiesce();
+        if let Some(why) = session.end() {
+            (self.log)(Event::Refused(why));
+        }
+        let kept = session.into_kept();
+        self.leaves();
+        let end = ended.unwrap_or_else(|panic| resume_unwind(panic))?;
+        Ok((end, kept))
+    }
+
+    fn quiesce(&self) {
+        if let Err(error) = self.device.quiesce()
             && !error.is_absent()
         {
             tracing::warn!("quiescing after a client: {error}");
         }
-        if let Some(why) = session.end() {
-            (self.log)(Event::Refused(why));
-        }
-        drop(session);
+    }
+
+    fn leaves(&self) {
         if let Some(stay) = &mut *self.stay.lock() {
             stay.leaves();
         }
-        ended.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     fn converse(&self, session: &mut Session<'_>, entrance: &mut Entrance) -> io::Result<End> {

@@ -1,12 +1,14 @@
 //! One client: its commands in order, and what is taken back when it is gone.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use crate::config::Config;
 use crate::dma::Maps;
 use crate::handover::Handover;
-use crate::interrupts::Events;
+use crate::interrupts::{Change, Events};
+use crate::kept::{Adopted, EventsRecord, Kept, Record, step};
+use crate::limits::{MAX_DATA, MAX_KEPT_DATA};
 use crate::negotiate::Capabilities;
 use crate::options::{AtBudget, BudgetKind, Options};
 use crate::protocol::{Header, Refusal, command, flag, refuse};
@@ -36,6 +38,16 @@ pub(super) struct Session<'d> {
     negotiated: Option<Capabilities>,
     /// Of the memory behind the windows when this client came.
     windows: u64,
+    /// What of the session is recorded already, where it is: how often config space and what is put back had changed; nothing while
+    /// something else has.
+    recorded: Option<(u64, u64)>,
+}
+
+/// A client that cannot be gone on with, and why.
+#[derive(Debug)]
+pub(super) struct NotAdopted {
+    pub(super) adopted: Adopted,
+    pub(super) why: String,
 }
 
 /// What is sent back.
@@ -73,7 +85,63 @@ impl<'d> Session<'d> {
             at_budget: None,
             negotiated: None,
             windows: device.windows_generation(),
+            recorded: None,
         }
+    }
+
+    /// A client that another server had, on whose next message this one goes on.
+    pub(super) fn adopt(
+        adopted: Adopted,
+        stopped: &'d ipc::Event,
+        device: &'d dyn PassthroughDevice,
+        container: &'d Container,
+        handover: &'d mut Handover,
+        options: Options,
+    ) -> Result<Self, Box<NotAdopted>> {
+        let mut adopted = adopted;
+        let events = std::mem::take(&mut adopted.events);
+        let events = Events::adopt(options.budget.events, device, &adopted.record.events, events);
+        let events = match events {
+            Ok(events) => events,
+            Err(why) => return Err(Box::new(NotAdopted { adopted, why })),
+        };
+        let Adopted { stream, kept, record, maps, .. } = adopted;
+        let Record { negotiated, config, told, .. } = record;
+        let socket = Socket::kept(stream, kept, stopped);
+        let session = Self::new(socket, device, container, handover, options);
+        let negotiated = negotiated.map(|(descriptors, data)| Capabilities { descriptors, data });
+        let config = config.map_or_else(Config::default, |config| Config::of(config, device));
+        let told = told.into_iter().filter_map(BudgetKind::of_number).collect();
+        Ok(Self { config, maps, events, negotiated, told, ..session })
+    }
+
+    /// What of the session another server needs.
+    pub(super) fn record(&self) -> Record {
+        let negotiated = self.negotiated.map(|one| (one.descriptors, one.data));
+        Record {
+            negotiated,
+            maps: self.maps.recorded(),
+            config: self.config.record(),
+            events: self.events.record(),
+            handover: self.handover.record(),
+            told: self.told.iter().map(|kind| kind.number()).collect(),
+        }
+    }
+
+    /// Has what is new of the session recorded with the next answer, where the client is kept.
+    fn keep(&mut self) {
+        if self.socket.kept.is_none() {
+            return;
+        }
+        let now = (self.config.changes(), self.handover.changes());
+        if self.recorded == Some(now) {
+            return;
+        }
+        let record = self.record();
+        if let Some(kept) = &mut self.socket.kept {
+            kept.write(&record);
+        }
+        self.recorded = Some(now);
     }
 
     /// Whether this client may still map windows of memory that is not the device's any more: its
@@ -108,25 +176,35 @@ impl<'d> Session<'d> {
             other => other?,
         };
         let header = message.header;
+        let changes = !matches!(header.command, command::REGION_READ | command::REGION_WRITE);
+        if changes {
+            self.recorded = None;
+        }
         let silent = header.flags & flag::NO_REPLY != 0;
         let timed = Timed::new(self.device);
+        step("looked");
         let answer = self.handle(message, &timed);
+        step("executed");
         let late = timed.was_late();
         timed.wrote().into_iter().for_each(|bytes| self.handover.note_write(bytes));
+        let budget = answer.as_ref().err().and_then(|refusal| refusal.at_budget);
+        self.note_budget(budget);
+        self.keep();
         let why = match answer {
             Ok(answer) => {
                 let memory = answer.memory.as_ref().and_then(|memory| memory.memory.descriptor());
-                if !silent {
-                    self.socket.reply(&header, &answer.body, memory)?;
+                match silent {
+                    true => self.socket.no_reply()?,
+                    false => self.socket.reply(&header, &answer.body, memory)?,
                 }
                 let why =
                     "it took too long: from some point on it reads as ones and writes nothing";
                 late.then(|| why.to_owned())
             }
             Err(refusal) => {
-                self.note_budget(refusal.at_budget);
-                if !silent {
-                    self.socket.error(&header, refusal.errno)?;
+                match silent {
+                    true => self.socket.no_reply()?,
+                    false => self.socket.error(&header, refusal.errno)?,
                 }
                 Some(refusal.why)
             }
@@ -141,6 +219,7 @@ impl<'d> Session<'d> {
             && !self.told.contains(&at.kind)
         {
             self.told.push(at.kind);
+            self.recorded = None;
             self.at_budget = Some(at);
         }
     }
@@ -165,7 +244,8 @@ impl<'d> Session<'d> {
         let capabilities = match (self.negotiated, header.command) {
             (None, command::VERSION) => {
                 let regions = self.options.budget.regions;
-                let (capabilities, answer) = negotiate::version(&body, regions)?;
+                let most = if self.socket.kept.is_some() { MAX_KEPT_DATA } else { MAX_DATA };
+                let (capabilities, answer) = negotiate::version(&body, regions, most)?;
                 self.negotiated = Some(capabilities);
                 return Ok(answer.into());
             }
@@ -187,7 +267,7 @@ impl<'d> Session<'d> {
             }
             command::IRQ_INFO => info::interrupt(device, &body)?.into(),
             command::SET_IRQS => {
-                self.events.set(device, &body, descriptors)?;
+                self.set_interrupts(device, &body, descriptors)?;
                 Answer::default()
             }
             command::REGION_READ if self.is_stale() => {
@@ -204,6 +284,35 @@ impl<'d> Session<'d> {
             }
             other => return refuse(libc::EOPNOTSUPP, format!("command {other} is not served")),
         })
+    }
+
+    /// SET_IRQS: where the client is kept, its events are too.
+    fn set_interrupts(
+        &mut self,
+        device: &Timed<'_>,
+        body: &[u8],
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), Refusal> {
+        let mut record = self.socket.kept.as_ref().map(|_| self.record());
+        let kept = &mut self.socket.kept;
+        let mut keep = |change: Change<'_>| {
+            let (Some(kept), Some(record)) = (kept.as_mut(), record.as_mut()) else { return };
+            match change {
+                Change::Begins { before, events } => {
+                    let changing = events.iter().map(|(vector, _)| *vector).collect();
+                    record.events = EventsRecord { changing, ..before };
+                    let events = events.iter();
+                    kept.change_events(
+                        record,
+                        events.map(|(vector, one)| (*vector, one.map(AsFd::as_fd))),
+                    );
+                }
+                Change::Refused { vectors, some_were_held } => {
+                    kept.events_refused(&vectors, some_were_held);
+                }
+            }
+        };
+        self.events.set(device, body, descriptors, &mut keep)
     }
 
     /// What the device itself does, or the model of its config space.
@@ -230,7 +339,13 @@ impl<'d> Session<'d> {
     /// was stopped before, as far as that was possible, and in any case nothing reaches the memory
     /// after this.
     pub(super) fn end(&mut self) -> Option<String> {
+        self.socket.end();
         self.maps.clear(self.container);
         self.reports.end()
+    }
+
+    /// What keeps the client, which is gone: until what it left is cleaned it is there for another server to clean.
+    pub(super) fn into_kept(self) -> Option<Kept> {
+        self.socket.kept
     }
 }

@@ -55,5 +55,9 @@ pub const MAX_RECORD: usize = 256 << 10;
 /// keeper has a limit of its own for all descriptors.
 pub const MAX_KEPT_FILES: usize = 128;
 
+/// Bytes of what a front end knows of one client, whose layout is the front end's own: its maps, its events, config
+/// space and an answer.
+pub const MAX_CLIENT_STATE: u64 = 1 << 20;
+
 /// Other programs that a spawner keeps open at once: the one that serves, the one before it, and the one that is tried.
 pub const MAX_PROGRAMS: usize = 4;

@@ -40,6 +40,8 @@ fn all() -> Vec<Event> {
         Event::Released { device },
         Event::Ready,
         Event::Attach { device, part: Part::Function },
+        Event::ClientAdopted { device },
+        Event::ClientLost { device, why: why() },
         Event::Detach { device, part, why: why() },
         Event::Refused { device, part, why: why() },
         Event::Busy { device, part },

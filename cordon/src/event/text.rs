@@ -28,6 +28,10 @@ impl fmt::Display for Event {
                 )
             }
             Self::Released { .. } => write!(f, "released: detached by a command"),
+            Self::ClientAdopted { .. } => {
+                write!(f, "client adopted: it goes on with this server")
+            }
+            Self::ClientLost { why, .. } => write!(f, "client lost: {why}"),
             Self::Detach { why, .. } => write!(f, "detach: {why}"),
             Self::Refused { why, .. } => write!(f, "refused: {why}"),
             Self::Busy { .. } => write!(f, "busy: another client was sent away"),

@@ -12,14 +12,17 @@ use std::time::Duration;
 use cordon_cli::confinement::Confinement;
 use cordon_cli::event::{Event, Part};
 use cordon_cli::protocol::{ControlError, ErrorCode};
-use cordon_vfio_user::{self as vfio_user, Guest, Server};
+use cordon_vfio_user::kept::Adopted;
+use cordon_vfio_user::{self as vfio_user, Clients, Guest, Keeping, Server};
 use cordon_vmm::faults::Faults;
+use cordon_vmm::kept::Store;
 use cordon_vmm::text::printable;
 use cordon_vmm::{Companion, Container, DmaMode, Function, Host, PassthroughDevice};
 use ipc::event::Signaller;
 use ipc::{Deadline, PciAddress};
 use parking_lot::{Mutex, MutexGuard};
 
+use super::left::Left;
 use super::programs::Programs;
 use super::settings::{Place, Settings};
 use super::sink::Sink;
@@ -29,6 +32,13 @@ use super::told::report;
 use super::{LEAVE, Watched};
 use crate::Failure;
 use crate::sys::Confined;
+
+/// A function that is attached and not served yet.
+struct FunctionAttached {
+    guest: Guest,
+    function: Arc<Function>,
+    companion: Option<Arc<Companion>>,
+}
 
 /// Everything that is served.
 pub(crate) struct Fleet {
@@ -40,6 +50,8 @@ pub(crate) struct Fleet {
     pub(super) confined: Arc<Confined>,
     faults: Option<Arc<Faults>>,
     is_vfio: bool,
+    /// What a keeper has of functions and clients, where there is one.
+    store: Option<Arc<Store>>,
     pub(super) programs: Programs,
     /// Signalled when a server failed.
     pub(super) failed: ipc::Event,
@@ -69,6 +81,7 @@ impl Fleet {
             control: settings.control,
             faults: config.faults.clone(),
             is_vfio: config.dext == "vfio",
+            store: config.store.clone(),
             programs: Programs::new(&config.device_proc, installed),
             host: Host::new(config),
             sink: sink.clone(),
@@ -138,11 +151,39 @@ impl Fleet {
 
     /// Attaches everything, at the start.
     pub(super) fn start(&self) -> Result<(), Failure> {
+        let tell = |event: &Event| self.sink.tell(event);
+        let mut left = Left::of(self.store.as_ref(), &self.slots, self.how, &tell);
+        let (mut attached, mut done) = (Vec::new(), Ok(()));
         for slot in &self.slots {
-            self.stop.interrupt().check()?;
-            self.attach_now(slot, &mut slot.work.lock())?;
+            let one = self.stop.interrupt().check().map_err(Failure::from);
+            match one.and_then(|()| self.attach_left(slot, &mut left)) {
+                Ok(one) => attached.push((slot, one)),
+                Err(failure) => {
+                    done = Err(failure);
+                    break;
+                }
+            }
         }
-        Ok(())
+        // Who had a client before has what that mapped; the rest is not reached any more.
+        left.release();
+        for (slot, one) in attached {
+            match done {
+                Ok(()) => {
+                    let adopted = left.client(slot.address, &one.function);
+                    done = self.serve(slot, &mut slot.work.lock(), one, adopted);
+                }
+                Err(_) => self.host.detach(&one.function),
+            }
+        }
+        done
+    }
+
+    /// Attaches a function as it was left, or anew where that cannot be.
+    fn attach_left(&self, slot: &Slot, left: &mut Left<'_>) -> Result<FunctionAttached, Failure> {
+        match self.attach_function(slot) {
+            Err(failure) if left.give_up(slot, &failure) => self.attach_function(slot),
+            attached => attached,
+        }
     }
 
     /// Attaches a function that was detached.
@@ -212,6 +253,11 @@ impl Fleet {
 
     /// Attaches a function and listens; nothing is left of it where that fails.
     fn attach_now(&self, slot: &Slot, places: &mut Places) -> Result<(), Failure> {
+        let attached = self.attach_function(slot)?;
+        self.serve(slot, places, attached, None)
+    }
+
+    fn attach_function(&self, slot: &Slot) -> Result<FunctionAttached, Failure> {
         // Each client has a guest of its own, or its own view of one.
         let guest = slot.guest.clone();
         let guest = guest.unwrap_or_else(|| Arc::new(Container::new(slot.dma)).into());
@@ -224,8 +270,20 @@ impl Fleet {
                 (both.0, Some(both.1))
             }
         };
+        Ok(FunctionAttached { guest, function, companion })
+    }
+
+    /// Listens for clients of a function, with the one that it has already; it is detached where that fails.
+    fn serve(
+        &self,
+        slot: &Slot,
+        places: &mut Places,
+        attached: FunctionAttached,
+        adopted: Option<Adopted>,
+    ) -> Result<(), Failure> {
+        let FunctionAttached { guest, function, companion } = attached;
         let watched = Arc::new(Watched::new(Arc::clone(&function)));
-        match self.listen(places, &watched, guest, companion) {
+        match self.listen(places, &watched, (guest, adopted), companion) {
             Ok(servers) => {
                 *slot.served.lock() = Some(Served { watched, servers, told: None });
                 self.tell_change.signal();
@@ -242,13 +300,14 @@ impl Fleet {
         &self,
         places: &mut Places,
         watched: &Arc<Watched>,
-        guest: Guest,
+        (guest, adopted): (Guest, Option<Adopted>),
         companion: Option<Arc<Companion>>,
     ) -> Result<Vec<Server>, Failure> {
         let function = &watched.function;
         let device: Arc<dyn PassthroughDevice> = Arc::clone(function) as _;
         let log = self.reporter(watched, Part::Function)?;
-        let server = self.server(&mut places.function, device, guest, log)?;
+        let keeping = Keeping { store: self.store.clone(), adopted };
+        let server = self.server(&mut places.function, keeping, device, guest, log)?;
         let socket = server.path().display().to_string();
         let mut servers = vec![server];
         let mut companion_socket = None;
@@ -256,7 +315,8 @@ impl Fleet {
             // Its client announces the guest's memory too; the function's client gives it.
             let container = Arc::new(Container::new(DmaMode::Companion));
             let log = self.reporter(watched, Part::Companion)?;
-            let beside = self.server(place, companion, container.into(), log)?;
+            let none = Keeping::default();
+            let beside = self.server(place, none, companion, container.into(), log)?;
             servers[0].has_beside(&beside);
             companion_socket = Some(beside.path().display().to_string());
             servers.push(beside);
@@ -275,20 +335,20 @@ impl Fleet {
     fn server(
         &self,
         place: &mut Place,
+        keeping: Keeping,
         device: Arc<dyn PassthroughDevice>,
         guest: Guest,
         log: impl Fn(vfio_user::Event) + Send + 'static,
     ) -> Result<Server, Failure> {
-        let file = match place {
-            Place::Path(path) => self.confined.listen(path)?,
-            Place::Inherited(socket) if socket.listens() => socket.listener()?,
+        let clients = match place {
+            Place::Path(path) => Clients::At(self.confined.listen(path)?),
+            Place::Inherited(socket) if socket.listens() => Clients::At(socket.listener()?),
             Place::Inherited(socket) => {
-                let (name, client) = (socket.name().to_owned(), socket.take_client()?);
-                let server = Server::start_connected(client, &name, device, guest, self.how, log);
-                return Ok(server?);
+                let name = socket.name().to_owned();
+                Clients::One(Some(socket.take_client()?), name)
             }
         };
-        let server = Server::start_at(file, device, guest, self.how, log)?;
+        let server = Server::start_kept(clients, keeping, device, guest, self.how, log)?;
         if let Some(file) = server.file() {
             self.stop.remember(file);
         }

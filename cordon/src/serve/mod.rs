@@ -7,6 +7,7 @@
 //! | `fleet` | the functions that it was started for, attached and detached |
 //! | `happenings` | what happens to device processes, as events |
 //! | `inherited` | sockets that whoever starts this made |
+//! | `left` | what a server before this one left that was killed |
 //! | `options` | the command line |
 //! | `passed` | those of a service manager: which is whose |
 //! | `programs` | which program functions are served by |
@@ -29,6 +30,7 @@ mod file;
 mod fleet;
 mod happenings;
 mod inherited;
+mod left;
 mod options;
 mod passed;
 mod programs;
@@ -52,6 +54,7 @@ use std::time::{Duration, Instant};
 use console::Signal;
 use console::interrupt::Held;
 use cordon_cli::event::Event;
+use cordon_vmm::kept::Store;
 use cordon_vmm::{HostConfig, Observer, Presence};
 use ipc::PciAddress;
 use ipc::poll::{self, Source};
@@ -136,10 +139,15 @@ pub(crate) fn prepare(options: &ServeOptions) -> Result<Option<Prepared>, Failur
     }
     let signals = Held::begin();
     // First of all, since these numbers are of what is open before this program opens anything.
+    let store = Store::from_environment()?.map(Arc::new);
     let settings = Settings::of(options)?;
     let manager = Manager::connect()?;
     crate::limits::raise_descriptors();
     let config = settings.config()?;
+    // Of a dext nothing goes on.
+    let store = store.filter(|_| config.dext == "vfio");
+    let of_store = store.iter().flat_map(|store| store.descriptors()).collect::<Vec<_>>();
+    let config = config.with_store(store);
     let installed = std::path::absolute(config.program_of_functions())?;
     let events = options.events.as_deref().map(stream::open).transpose()?;
     let reports = options.crash_reports.as_deref().map(Reports::open).transpose()?;
@@ -154,7 +162,13 @@ pub(crate) fn prepare(options: &ServeOptions) -> Result<Option<Prepared>, Failur
         programs: settings.control.is_some(),
         uid: settings.uid,
         gid: settings.gid,
-        keep: settings.inherited().into_iter().chain(of_events).chain(of_reports).collect(),
+        keep: settings
+            .inherited()
+            .into_iter()
+            .chain(of_events)
+            .chain(of_reports)
+            .chain(of_store)
+            .collect(),
     })?;
     let (config, confined) = (confined.launch(config), Arc::new(confined));
     Ok(Some(Prepared { settings, config, installed, confined, events, manager, reports, signals }))

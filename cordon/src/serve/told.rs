@@ -35,6 +35,11 @@ pub(super) fn report(
             }
             Event::Attach { device, part }
         }
+        vfio_user::Event::TakenOver => {
+            watched.attached();
+            Event::ClientAdopted { device }
+        }
+        vfio_user::Event::Lost(why) => Event::ClientLost { device, why: printable(&why) },
         vfio_user::Event::Detached(why) => {
             if is_function {
                 watched.detached();

@@ -7,6 +7,7 @@ mod description;
 mod effects;
 mod interrupts;
 mod read;
+mod saved;
 mod write;
 
 pub use description::{ConfigError, Description, InterruptPolicy, Options};

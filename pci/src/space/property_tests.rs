@@ -96,4 +96,35 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn what_is_saved_is_shown_by_another_one_of_the_same_device(
+        config in configs(),
+        steps in prop::collection::vec(
+            (any::<bool>(), prop_oneof![0u32..0x120, 0u32..0x50, 0xa8u32..0xc0, 0u32..0x1010],
+             prop::collection::vec(any::<u8>(), 0..9)), 0..60),
+        more in prop::collection::vec((0u32..0x120, prop::collection::vec(any::<u8>(), 1..5)), 0..8),
+    ) {
+        let mut space = of(&config, Options::vfio_user());
+        for (is_bar, offset, data) in steps {
+            if is_bar {
+                let _ = space.write_bar(0, (offset & !7).into(), &data);
+            } else {
+                let _ = space.write(offset, &data).unwrap();
+            }
+        }
+        let mut other = of(&config, Options::vfio_user());
+        prop_assert!(!other.load(&space.save()[1..]));
+        prop_assert!(other.load(&space.save()));
+        for (offset, data) in std::iter::once((0, Vec::new())).chain(more) {
+            let (one, two) = (space.write(offset, &data).unwrap(), other.write(offset, &data).unwrap());
+            prop_assert_eq!(one.forwards, two.forwards);
+            prop_assert_eq!((one.reset, space.command(), space.power()), (two.reset, other.command(), other.power()));
+            let (mut shown, mut again) = (config.clone(), config.clone());
+            space.overlay(0, &mut shown);
+            other.overlay(0, &mut again);
+            prop_assert_eq!(shown, again);
+            prop_assert_eq!(space.save(), other.save());
+        }
+    }
 }

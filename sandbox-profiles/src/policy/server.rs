@@ -69,6 +69,18 @@ pub const SERVER: &[Syscall] = &[
     any("readv", libc::SYS_readv, "clients: a message in parts"),
     any("write", libc::SYS_write, "events, the log, the control socket"),
     any("writev", libc::SYS_writev, "lines of the log in parts"),
+    any("pwrite64", libc::SYS_pwrite64, "what a keeper has of a function: its record, in place"),
+    if_(
+        "splice",
+        libc::SYS_splice,
+        // From where they are: nothing has a position that could be changed.
+        &[
+            (1, Condition::Is(0)),
+            (3, Condition::Is(0)),
+            (5, Condition::Is(libc::SPLICE_F_NONBLOCK as u64)),
+        ],
+        "an answer, from the pipe that a keeper has too into its client's socket",
+    ),
     any("close", libc::SYS_close, "whatever is dropped"),
     any("shutdown", libc::SYS_shutdown, "a client that is sent away"),
     if_(
@@ -78,9 +90,17 @@ pub const SERVER: &[Syscall] = &[
         "the tube of a device process, and of what waits for signals",
     ),
     any("getsockopt", libc::SYS_getsockopt, "what kind of socket a client passed"),
-    any("setsockopt", libc::SYS_setsockopt, "timeouts of the control socket"),
+    any(
+        "setsockopt",
+        libc::SYS_setsockopt,
+        "timeouts of the control socket; looks into a client's",
+    ),
     // Descriptors.
-    any("pipe2", libc::SYS_pipe2, "standard error of device processes"),
+    any(
+        "pipe2",
+        libc::SYS_pipe2,
+        "standard error of device processes; answers to clients that are kept",
+    ),
     #[cfg(all(cordon_portable, target_arch = "x86_64"))]
     any("pipe", libc::SYS_pipe, "events between threads and processes, where they are pipes"),
     any("eventfd2", libc::SYS_eventfd2, "events between threads and processes"),

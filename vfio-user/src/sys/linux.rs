@@ -1,11 +1,12 @@
 //! Linux.
 #![expect(
     unsafe_code,
-    reason = "getsockopt: rustix's type for what it says has no process without a number"
+    reason = "getsockopt, setsockopt: rustix's type for a peer has none without a number, and it knows no SO_PEEK_OFF"
 )]
 
+use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// The number of the process that connected, or made the pair of sockets; none when it has none in this PID namespace.
@@ -28,4 +29,57 @@ pub(crate) fn peer(stream: &UnixStream) -> Option<u32> {
     // SAFETY: the kernel has written all of it, and its fields may have any value.
     let found = unsafe { found.assume_init() };
     u32::try_from(found.pid).ok().filter(|pid| *pid > 0)
+}
+
+/// From the beginning of its stream on, the next look ([`ipc::rights::peek`]) begins where the last one ended, until what was
+/// looked at is received.
+pub(crate) fn look_from_begin(stream: &UnixStream) -> io::Result<()> {
+    let (begin, size) = (0 as libc::c_int, libc::socklen_t::try_from(size_of::<libc::c_int>()));
+    // SAFETY: the descriptor is open, and the kernel reads `size` bytes, which `begin` has.
+    let set = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const begin).cast(),
+            size.unwrap_or(0),
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How many bytes of its stream were looked at and not received since.
+pub(crate) fn looked_at(stream: &UnixStream) -> io::Result<usize> {
+    let mut found: libc::c_int = -1;
+    let mut size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
+    // SAFETY: the descriptor is open, and the kernel writes at most `size` bytes, which `found` has.
+    let asked = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw mut found).cast(),
+            &raw mut size,
+        )
+    };
+    if asked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(found).map_err(|_| io::Error::other("looks begin at its beginning"))
+}
+
+/// A pipe that does not block: where it is read, and where it is written.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::pipe::PipeFlags;
+    Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?)
+}
+
+/// Moves bytes from a pipe into a socket: what is in the one afterwards is not in the other.
+pub(crate) fn splice(
+    from: &impl AsFd,
+    to: &impl AsFd,
+    most: usize,
+) -> Result<usize, rustix::io::Errno> {
+    use rustix::pipe::SpliceFlags;
+    rustix::pipe::splice(from, None, to, None, most, SpliceFlags::NONBLOCK)
 }

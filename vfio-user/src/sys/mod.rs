@@ -6,6 +6,6 @@ mod linux;
 mod other;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::peer;
+pub(crate) use linux::{look_from_begin, looked_at, peer, pipe, splice};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use other::peer;
+pub(crate) use other::{look_from_begin, looked_at, peer, pipe, splice};

@@ -38,6 +38,9 @@ pub enum StoreError {
     /// Something was not kept.
     #[error("{0} was not kept with it: has the keeper room for everything?")]
     Missing(String),
+    /// A client whose function does not go on.
+    #[error("Its function was not kept, or cannot be gone on with")]
+    WithoutFunction,
     /// Nothing says what it was, since the VMM ended while it was attached or detached.
     #[error("It was just being attached or detached")]
     Unrecorded,

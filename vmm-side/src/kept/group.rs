@@ -1,7 +1,7 @@
 //! What an instance of the VMM left that is dead: put together from what the keeper passed on, or not, and why not.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ipc::wire::connection::{Escrowed, EscrowedFunction};
@@ -30,7 +30,7 @@ pub(super) type Files = BTreeMap<u32, Arc<SharedMemory>>;
 pub(super) type Parts = BTreeMap<Name, Vec<OwnedFd>>;
 
 /// Takes the one descriptor of this name.
-fn take(parts: &mut Parts, name: Name) -> Result<OwnedFd, StoreError> {
+pub(super) fn take(parts: &mut Parts, name: Name) -> Result<OwnedFd, StoreError> {
     let missing = || StoreError::Missing(name.to_string());
     let mut found = parts.remove(&name).ok_or_else(missing)?;
     match (found.pop(), found.is_empty()) {
@@ -102,6 +102,16 @@ impl KeptGroup {
     /// Whether this is one of its functions.
     pub(super) fn has(&self, address: PciAddress) -> bool {
         self.accounts.contains_key(&address)
+    }
+
+    /// Every descriptor of it.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let functions = self.escrow.functions();
+        let functions = functions
+            .flat_map(|one| one.descriptors.iter().chain(one.request))
+            .map(|fd| fd.as_fd());
+        let group = self.escrow.group().iter().map(|fd| fd.as_fd());
+        group.chain(functions).chain(self.keeping.descriptors())
     }
 
     /// The guest memory that its functions reach.

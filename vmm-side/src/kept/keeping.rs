@@ -4,7 +4,7 @@
 //! between the two leaves a descriptor that no record has, which the next instance closes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use ipc::{PciAddress, SharedMemory};
@@ -63,6 +63,12 @@ impl Keeping {
     /// The function that the group was opened for.
     pub(super) fn key(&self) -> PciAddress {
         self.key
+    }
+
+    /// Every descriptor that it has beside those of the escrow.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let files = self.files.values().flatten().map(|memory| memory.as_fd());
+        self.record.iter().map(|file| file.as_fd()).chain(files)
     }
 
     /// Whether there is guest memory in the file of this number.

@@ -5,7 +5,7 @@
 //! room in time, or is gone, is given nothing any more. What it has and is to close it is told all the same, as soon as
 //! it has room again. A change of what is shared and its message are one: no other thread comes between.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
 use super::StoreError;
-use super::names::Name;
+use super::names::{ClientPart, Name};
 use crate::limits::MAX_KEPT_FILES;
 
 /// How long the keeper may have no room for a message. Whoever gives a guest memory waits meanwhile.
@@ -56,12 +56,19 @@ struct ManagerState {
     removals: VecDeque<Name>,
     files: Vec<KeptFile>,
     functions: BTreeMap<PciAddress, Result<(), Arc<StoreError>>>,
+    /// What there is of the client of each function.
+    clients: BTreeMap<PciAddress, BTreeSet<Name>>,
 }
 
 impl Manager {
     pub(super) fn new(socket: UnixDatagram) -> Self {
         ipc::rights::prepare(&socket);
         Self { socket, state: Mutex::default() }
+    }
+
+    /// The socket to it.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Gives it a descriptor.
@@ -183,9 +190,61 @@ impl Manager {
     /// What became of a function; `None`: nothing of it is kept any more.
     pub(super) fn note(&self, address: PciAddress, now: Option<Result<(), Arc<StoreError>>>) {
         let mut state = self.state.lock();
+        if !matches!(now, Some(Ok(()))) {
+            // Its client has nothing to go on with.
+            self.forget_client_in(&mut state, address);
+        }
         match now {
             Some(now) => drop(state.functions.insert(address, now)),
             None => drop(state.functions.remove(&address)),
+        }
+    }
+
+    /// Gives it a part of the client of a function, in the place of what it has by that name.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the function is not kept: a client goes on with its function alone.
+    pub(super) fn store_client(
+        &self,
+        address: PciAddress,
+        part: ClientPart,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        if !matches!(state.functions.get(&address), Some(Ok(()))) {
+            return Err(StoreError::NotKept(address));
+        }
+        let name = Name::Client(address, part);
+        state.clients.entry(address).or_default().insert(name);
+        self.store_in(&mut state, name, fd)
+    }
+
+    /// Has it close a part of the client of a function, if there is one.
+    pub(super) fn remove_client(&self, address: PciAddress, part: ClientPart) {
+        let (mut state, name) = (self.state.lock(), Name::Client(address, part));
+        if state.clients.get_mut(&address).is_some_and(|names| names.remove(&name)) {
+            self.remove_in(&mut state, name);
+        }
+    }
+
+    /// Whether there is something of a client of this function.
+    pub(super) fn has_client(&self, address: PciAddress) -> bool {
+        self.state.lock().clients.contains_key(&address)
+    }
+
+    /// What the keeper has already of the client of a function.
+    pub(super) fn client_left(&self, address: PciAddress, names: impl Iterator<Item = Name>) {
+        self.state.lock().clients.entry(address).or_default().extend(names);
+    }
+
+    /// The client of a function is gone, or is not kept any more.
+    pub(super) fn forget_client(&self, address: PciAddress) {
+        self.forget_client_in(&mut self.state.lock(), address);
+    }
+
+    fn forget_client_in(&self, state: &mut ManagerState, address: PciAddress) {
+        for name in state.clients.remove(&address).into_iter().flatten() {
+            self.remove_in(state, name);
         }
     }
 

@@ -30,6 +30,9 @@
 //! # }
 //! ```
 //!
+//! A front end ([`Host`](crate::Host) in a program of its own, for a VMM that it is not linked into) has the connection of its
+//! client kept too: see [`KeptClient`] and [`LeftClient`].
+//!
 //! Nothing of a guest but its memory is kept: what its processors were doing is the VMM's own to save. Interrupts are
 //! set up by the VMM anew, and each vector of a function that was kept is signalled once when it is, since one may
 //! have come while nobody was there to be woken.
@@ -37,6 +40,7 @@
 //! The keeper is trusted as whoever started the VMM is. What it passes on is checked all the same, so that one that
 //! mixes things up costs a device its state and no more.
 
+mod client;
 mod error;
 mod group;
 mod keeping;
@@ -45,6 +49,7 @@ mod names;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
@@ -57,11 +62,12 @@ use self::names::Name;
 use crate::memory::GuestRegion;
 use crate::sys;
 
+pub use self::client::{KeptClient, LeftClient};
 pub use self::error::StoreError;
 pub(crate) use self::group::KeptGroup;
 pub(crate) use self::keeping::Keeping;
 pub(crate) use self::names::PREFIX;
-pub use self::names::wanted_back;
+pub use self::names::{is_ours, wanted_back};
 
 /// A function that an instance of the VMM left which is dead, and that goes on.
 #[derive(Debug)]
@@ -83,6 +89,8 @@ pub struct Store {
     /// By the functions that they were opened for.
     left: Mutex<BTreeMap<PciAddress, KeptGroup>>,
     unusable: Vec<(PciAddress, Arc<StoreError>)>,
+    clients: Mutex<BTreeMap<PciAddress, LeftClient>>,
+    unusable_clients: Vec<(PciAddress, Arc<StoreError>)>,
 }
 
 impl Store {
@@ -107,9 +115,22 @@ impl Store {
     }
 
     fn new(socket: UnixDatagram, passed: Vec<Passed>) -> Self {
+        Self::with_functions(socket, passed, &[])
+    }
+
+    /// For tests of front ends: that these functions are kept, and go on, is taken for granted.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_functions(
+        socket: UnixDatagram,
+        passed: Vec<(std::os::fd::OwnedFd, String)>,
+        functions: &[PciAddress],
+    ) -> Self {
         let manager = Arc::new(Manager::new(socket));
+        functions.iter().for_each(|address| manager.note(*address, Some(Ok(()))));
         let (mut groups, mut files) = (BTreeMap::<PciAddress, Parts>::new(), Files::new());
         let mut numbers = BTreeSet::new();
+        let mut of_clients = BTreeMap::<PciAddress, Parts>::new();
         for (fd, name) in passed {
             match Name::parse(&name) {
                 Some(Name::Memory(number)) => {
@@ -121,6 +142,9 @@ impl Store {
                         // Two of one name are none.
                         _ => drop(files.remove(&number)),
                     }
+                }
+                Some(name @ Name::Client(address, _)) => {
+                    of_clients.entry(address).or_default().entry(name).or_default().push(fd);
                 }
                 Some(name) => {
                     let Some(key) = name.group() else { continue };
@@ -160,7 +184,50 @@ impl Store {
         numbers.into_iter().filter(|number| !is_used(number)).for_each(|number| {
             manager.remove(Name::Memory(number));
         });
-        Self { manager, left: Mutex::new(left), unusable }
+        let goes_on = |address| {
+            let of_group = left.values().any(|group: &KeptGroup| group.has(address));
+            of_group || functions.contains(&address)
+        };
+        let (clients, unusable_clients) = LeftClient::all(&manager, of_clients, goes_on);
+        let (left, clients) = (Mutex::new(left), Mutex::new(clients));
+        Self { manager, left, unusable, clients, unusable_clients }
+    }
+
+    /// The client that a front end had for a function that was left, if it is there: the caller's from here on.
+    #[must_use]
+    pub fn take_client(&self, address: PciAddress) -> Option<LeftClient> {
+        self.clients.lock().remove(&address)
+    }
+
+    /// Functions whose clients were left and that nobody took.
+    #[must_use]
+    pub fn clients(&self) -> Vec<PciAddress> {
+        self.clients.lock().keys().copied().collect()
+    }
+
+    /// Functions whose clients were left and cannot be gone on with, and why. They were sent away.
+    #[must_use]
+    pub fn unusable_clients(&self) -> &[(PciAddress, Arc<StoreError>)] {
+        &self.unusable_clients
+    }
+
+    /// For a front end: what keeps its next client of a function; `None` where the function is not kept itself, or has
+    /// a client that is.
+    #[must_use]
+    pub fn client(&self, address: PciAddress) -> Option<KeptClient> {
+        let is_free = self.keeps(address).is_ok() && !self.manager.has_client(address);
+        is_free.then(|| KeptClient::new(Arc::clone(&self.manager), address))
+    }
+
+    /// The number of every descriptor of the keeper's and of what was left: for a process that closes all that it does
+    /// not know of.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let (left, clients) = (self.left.lock(), self.clients.lock());
+        let of_groups = left.values().flat_map(KeptGroup::descriptors);
+        let of_clients = clients.values().flat_map(LeftClient::descriptors);
+        let all = of_groups.chain(of_clients).chain([self.manager.socket()]);
+        all.map(|fd| fd.as_raw_fd()).collect()
     }
 
     /// What an instance before this one left and nobody has attached, by address. To be attached or discarded soon:

@@ -7,6 +7,11 @@
 //! cordon.0000-01-00-0.0000-01-00-1.device-0      the first one of a function of it
 //! cordon.0000-01-00-0.0000-01-00-1.request       readable once the kernel wants that function back
 //! cordon.memory-7                                a file of guest memory, which groups share
+//! cordon.client.0000-01-00-1.socket              the client that a front end has for a function
+//! cordon.client.0000-01-00-1.answers-in          where what it is answered is put in, and
+//! cordon.client.0000-01-00-1.answers-out         where that is taken out
+//! cordon.client.0000-01-00-1.session             what the front end knows of it
+//! cordon.client.0000-01-00-1.event-2-5           its event for vector 5 of interrupt index 2
 //! ```
 
 use std::fmt;
@@ -29,6 +34,19 @@ pub(super) enum Name {
     Request(PciAddress, PciAddress),
     /// Guest memory.
     Memory(u32),
+    /// A part of the client of a function.
+    Client(PciAddress, ClientPart),
+}
+
+/// What there is of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ClientPart {
+    Socket,
+    AnswersIn,
+    AnswersOut,
+    Session,
+    /// By interrupt index and vector.
+    Event(u8, u16),
 }
 
 struct Plain(PciAddress);
@@ -54,6 +72,16 @@ impl fmt::Display for Name {
                 write!(f, "{}.{}.request", Plain(*key), Plain(*address))
             }
             Self::Memory(number) => write!(f, "memory-{number}"),
+            Self::Client(address, part) => {
+                write!(f, "client.{}.", Plain(*address))?;
+                match part {
+                    ClientPart::Socket => f.write_str("socket"),
+                    ClientPart::AnswersIn => f.write_str("answers-in"),
+                    ClientPart::AnswersOut => f.write_str("answers-out"),
+                    ClientPart::Session => f.write_str("session"),
+                    ClientPart::Event(index, vector) => write!(f, "event-{index}-{vector}"),
+                }
+            }
         }
     }
 }
@@ -64,6 +92,19 @@ fn address(text: &str) -> Option<PciAddress> {
     format!("{segment}:{bus}:{device}.{function}").parse().ok()
 }
 
+fn client_part(text: &str) -> Option<ClientPart> {
+    Some(match text {
+        "socket" => ClientPart::Socket,
+        "answers-in" => ClientPart::AnswersIn,
+        "answers-out" => ClientPart::AnswersOut,
+        "session" => ClientPart::Session,
+        event => {
+            let (index, vector) = event.strip_prefix("event-")?.split_once('-')?;
+            ClientPart::Event(index.parse().ok()?, vector.parse().ok()?)
+        }
+    })
+}
+
 impl Name {
     /// What this is the name of, if it is one of ours: written as it is here and in no other way.
     pub(super) fn parse(text: &str) -> Option<Self> {
@@ -71,6 +112,7 @@ impl Name {
         let numbered = |text: &str, what: &str| text.strip_prefix(what)?.parse::<u8>().ok();
         let found = match parts[..] {
             [memory] => Self::Memory(memory.strip_prefix("memory-")?.parse().ok()?),
+            ["client", function, part] => Self::Client(address(function)?, client_part(part)?),
             [key, "record"] => Self::Record(address(key)?),
             [key, group] => Self::Group(address(key)?, numbered(group, "group-")?),
             [key, function, "request"] => Self::Request(address(key)?, address(function)?),
@@ -82,14 +124,14 @@ impl Name {
         (found.to_string() == text).then_some(found)
     }
 
-    /// The group that it belongs to; none of memory.
+    /// The group that it belongs to; none of memory, nor of a client, which goes on with its function.
     pub(super) fn group(self) -> Option<PciAddress> {
         match self {
             Self::Record(key)
             | Self::Group(key, _)
             | Self::Device(key, _, _)
             | Self::Request(key, _) => Some(key),
-            Self::Memory(_) => None,
+            Self::Memory(_) | Self::Client(..) => None,
         }
     }
 
@@ -97,9 +139,19 @@ impl Name {
     pub(super) fn function(self) -> Option<PciAddress> {
         match self {
             Self::Device(_, function, _) | Self::Request(_, function) => Some(function),
-            Self::Record(_) | Self::Group(..) | Self::Memory(_) => None,
+            Self::Record(_) | Self::Group(..) | Self::Memory(_) | Self::Client(..) => None,
         }
     }
+}
+
+/// Whether a descriptor of this name is one of a [`Store`](super::Store)'s, which takes it by itself.
+///
+/// ```
+/// assert!(cordon_vmm::kept::is_ours("cordon.memory-0") && !cordon_vmm::kept::is_ours("vfio-group"));
+/// ```
+#[must_use]
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
 }
 
 /// For keepers: what has to go at once when the descriptor of this name is readable, since the kernel wants the
@@ -135,6 +187,14 @@ mod tests {
             (Name::Device(key, function, 0), "cordon.0000-01-00-0.10ab-ff-1f-7.device-0"),
             (Name::Request(key, function), "cordon.0000-01-00-0.10ab-ff-1f-7.request"),
             (Name::Memory(255), "cordon.memory-255"),
+            (Name::Client(key, ClientPart::Socket), "cordon.client.0000-01-00-0.socket"),
+            (Name::Client(key, ClientPart::AnswersIn), "cordon.client.0000-01-00-0.answers-in"),
+            (Name::Client(key, ClientPart::AnswersOut), "cordon.client.0000-01-00-0.answers-out"),
+            (Name::Client(key, ClientPart::Session), "cordon.client.0000-01-00-0.session"),
+            (
+                Name::Client(function, ClientPart::Event(2, 2047)),
+                "cordon.client.10ab-ff-1f-7.event-2-2047",
+            ),
         ];
         for (name, text) in all {
             assert_eq!(name.to_string(), text);
@@ -153,6 +213,10 @@ mod tests {
             "cordon.0000-01-00-0.group-+1",
             "cordon.0000-01-00-0.0000-01-00-0.device-0.x",
             "vmm.0000-01-00-0.record",
+            "cordon.client.0000-01-00-0",
+            "cordon.client.0000-01-00-0.event-2",
+            "cordon.client.0000-01-00-0.event-02-1",
+            "cordon.client.0000-01-00-0.event-2-65536",
         ] {
             assert_eq!(Name::parse(text), None, "{text}");
         }

@@ -1,0 +1,140 @@
+//! A client that another server left which was killed: looked at, its memory claimed, and brought to where its next message
+//! can be served.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use cordon_vmm::kept::LeftClient;
+use cordon_vmm::{Container, GuestRegion};
+
+use super::{Kept, KeptError, Phase, Record, consume};
+use crate::dma::Maps;
+use crate::options::Options;
+use crate::sys;
+
+/// See the module. Dropped, it sends its client away; its memory is to be given back before: [`Adopted::abandon`].
+#[derive(Debug)]
+pub struct Adopted {
+    pub(crate) stream: UnixStream,
+    pub(crate) kept: Kept,
+    pub(crate) record: Record,
+    pub(crate) maps: Maps,
+    pub(crate) events: BTreeMap<(u8, u16), OwnedFd>,
+    phase: Phase,
+    /// Bytes in the pipe.
+    staged: usize,
+}
+
+impl Adopted {
+    /// Looks at what was left, and maps its client's memory once more in `container`, where it is as part of `regions`: what is there
+    /// of guest memory that the function reaches.
+    ///
+    /// # Errors
+    /// [`KeptError`]; the client is sent away then, and nothing of it is kept.
+    pub fn of(
+        left: LeftClient,
+        container: &Container,
+        regions: &[GuestRegion],
+        options: Options,
+    ) -> Result<Self, KeptError> {
+        match Self::looked_at(&left, container, regions, options) {
+            Ok((journal, phase, record, maps)) => {
+                let LeftClient { socket, answers: (out, into), staged, events, keeping, .. } = left;
+                let kept = Kept { journal, out, into, client: keeping, is_lost: false };
+                Ok(Self { stream: socket, kept, record, maps, events, phase, staged })
+            }
+            Err(error) => {
+                left.send_away();
+                Err(error)
+            }
+        }
+    }
+
+    fn looked_at(
+        left: &LeftClient,
+        container: &Container,
+        regions: &[GuestRegion],
+        options: Options,
+    ) -> Result<(super::Journal, Phase, Record, Maps), KeptError> {
+        let memory = left.session.try_clone().map_err(KeptError::Memory)?;
+        let (journal, phase, record) = super::Journal::left(memory)?;
+        if phase == Phase::Torn {
+            return Err(KeptError::Torn);
+        }
+        let events = &record.events;
+        let may_lack = |vector: &(u8, u16)| events.changing.contains(vector);
+        let lacks = |vector: &&(u8, u16)| !left.events.contains_key(vector) && !may_lack(vector);
+        if let Some((index, vector)) = events.held.iter().find(lacks) {
+            return Err(KeptError::Event(*index, *vector));
+        }
+        let maps = Maps::claim(&record.maps, container, regions, options);
+        Ok((journal, phase, record, maps.map_err(KeptError::Mapping)?))
+    }
+
+    /// It is not gone on with after all: its client is sent away, and its memory given back.
+    pub fn abandon(mut self, container: &Container) {
+        self.maps.clear(container);
+        self.kept.client.give_up();
+        self.send_away();
+    }
+
+    /// The client sees the end of its connection.
+    pub(crate) fn send_away(&self) {
+        let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Both);
+    }
+
+    /// Brings it to where its next message is open: what was executed is answered and gone from the socket. Killed meanwhile, it is
+    /// as far as it came. `wait` is called while the client's socket is full.
+    pub(crate) fn settle(
+        &mut self,
+        mut wait: impl FnMut(&UnixStream) -> Result<(), KeptError>,
+    ) -> Result<(), KeptError> {
+        let Self { stream, kept, events, record, .. } = self;
+        let io = |error: rustix::io::Errno| KeptError::Socket(error.into());
+        kept.store(stream)?;
+        // What no vector has was being given or taken away.
+        let surplus = events.extract_if(.., |vector, _| !record.events.held.contains(vector));
+        for ((index, vector), _) in surplus {
+            kept.client.remove_event(index, vector);
+        }
+        for ((index, vector), event) in events.iter() {
+            use std::os::fd::AsFd as _;
+            kept.client.event(*index, *vector, event.as_fd()).map_err(KeptError::Store)?;
+        }
+        if let Phase::Executed { rest, length } = self.phase {
+            let looked_at = sys::looked_at(stream).map_err(KeptError::Socket)?;
+            let left = looked_at.saturating_sub(rest);
+            if left > super::MAX_KEPT_MESSAGE || self.staged > length {
+                return Err(KeptError::Absurd(format!(
+                    "a message of {left} bytes, and {} of {length} bytes of an answer",
+                    self.staged
+                )));
+            }
+            if left > 0 {
+                if self.staged < length {
+                    kept.drain().map_err(io)?;
+                    self.staged = 0;
+                    let answer = kept.journal.answer(length)?;
+                    if !kept.stage(&answer).map_err(io)? {
+                        return Err(KeptError::Torn);
+                    }
+                    self.staged = length;
+                }
+                consume(stream, left).map_err(io)?;
+            }
+            while self.staged > 0 {
+                match kept.send(stream, self.staged) {
+                    Ok(sent) => self.staged -= sent.min(self.staged),
+                    Err(rustix::io::Errno::AGAIN) => wait(stream)?,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(io(error)),
+                }
+            }
+            kept.journal.set(Phase::Open);
+            self.phase = Phase::Open;
+        }
+        kept.drain().map_err(io)?;
+        sys::look_from_begin(stream).map_err(KeptError::Socket)
+    }
+}

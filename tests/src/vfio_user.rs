@@ -155,10 +155,14 @@ pub struct Reply {
     pub descriptors: Vec<OwnedFd>,
 }
 
+/// Longer than anything takes that nothing happens to.
+const LONG: Duration = Duration::from_millis(100);
+
 /// A client.
 pub struct Client {
     stream: UnixStream,
     next: u16,
+    waits: Vec<Duration>,
 }
 
 impl Client {
@@ -170,7 +174,35 @@ impl Client {
     pub fn connect(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Self { stream, next: 1 }
+        Self { stream, next: 1, waits: Vec::new() }
+    }
+
+    /// How long it waits for an answer.
+    ///
+    /// # Panics
+    /// When that cannot be set.
+    pub fn waits_for(&mut self, time: Duration) {
+        self.stream.set_read_timeout(Some(time)).unwrap();
+    }
+
+    /// How long each answer took for which [`Client::ask`] waited longer than most.
+    #[must_use]
+    pub fn waits(&self) -> &[Duration] {
+        &self.waits
+    }
+
+    /// Whether there is something that it has not asked for.
+    ///
+    /// # Panics
+    /// When the socket fails.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(&self.stream, &mut [0; 1], flags) {
+            Ok((came, _)) => came > 0,
+            Err(rustix::io::Errno::AGAIN) => false,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// A client that is connected, and negotiated.
@@ -180,7 +212,7 @@ impl Client {
     #[must_use]
     pub fn of(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let mut client = Self { stream, next: 1 };
+        let mut client = Self { stream, next: 1, waits: Vec::new() };
         assert!(client.negotiate(), "the server does not take its client");
         assert_eq!(client.receive().1.error, 0);
         client
@@ -297,8 +329,12 @@ impl Client {
 
     /// Sends a command and waits for its reply.
     pub fn ask(&mut self, command: u16, body: &[u8], descriptors: &[BorrowedFd<'_>]) -> Reply {
+        let began = std::time::Instant::now();
         let id = self.send(command, flag::COMMAND, body, descriptors);
         let (header, reply) = self.receive();
+        if began.elapsed() >= LONG {
+            self.waits.push(began.elapsed());
+        }
         assert_eq!((header.id, header.command), (id, command));
         assert_eq!(header.flags & flag::TYPE, flag::REPLY);
         reply

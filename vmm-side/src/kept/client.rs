@@ -204,3 +204,8 @@ fn is_one_pipe(out: &OwnedFd, into: &OwnedFd) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+#[path = "client_tests.rs"]
+mod tests;

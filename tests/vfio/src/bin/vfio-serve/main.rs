@@ -1,9 +1,10 @@
 //! `vfio-serve ADDRESS`: runs `cordon serve --device vfio:ADDRESS`, drives the NVMe controller at ADDRESS through its socket as a
 //! client of vfio-user's does, has it reach outside of the client's memory, takes it out of the machine and puts it
 //! back, and prints what came of it as one JSON object. `vfio-serve ADDRESS handed`: see `handed`. With two addresses,
-//! of one IOMMU group, it is the client of both: see `pair`.
+//! of one IOMMU group, it is the client of both: see `pair`. `vfio-serve kept ADDRESS…`: see `kept`.
 
 mod handed;
+mod kept;
 mod nvme;
 mod pair;
 
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let found = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [handed::BECOME, ..] => Err(handed::become_server(&words[1..])),
+        [kept::BECOME] => Err(kept::become_server()),
+        ["kept", ref addresses @ ..] => kept::check(addresses),
         [pair::OTHER, socket] => return pair::other(socket),
         [address, "handed"] => handed::check(address, false),
         [address, "handed", "removed"] => handed::check(address, true),
@@ -64,10 +67,16 @@ struct Serve {
 
 impl Serve {
     fn start(mut command: Command, addresses: &[&str]) -> Result<Self, Failure> {
-        command.args(["serve", "--json"]).stdout(Stdio::piped());
+        command.args(["serve", "--json"]);
         for (address, socket) in addresses.iter().zip(SOCKETS) {
             command.args(["--device", &format!("vfio:{address}"), "--socket", socket]);
         }
+        Self::of(command)
+    }
+
+    /// One that this command starts.
+    fn of(mut command: Command) -> Result<Self, Failure> {
+        command.stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let output = BufReader::new(child.stdout.take().ok_or("no output")?);
         let (sender, events) = channel();

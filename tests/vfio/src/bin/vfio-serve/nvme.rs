@@ -2,10 +2,12 @@
 //! found in memory.
 
 use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
-use cordon_tests::vfio_user::Client;
+use cordon_tests::vfio_user::{Client, words};
+use cordon_vmm::{Deadline, Event};
 
 use crate::Failure;
 
@@ -52,6 +54,8 @@ pub(crate) struct Nvme<'c> {
     /// Where in that memory its part is.
     part: u64,
     queues: [Queue; 2],
+    /// By which it says that there is a completion in the second queue.
+    interrupt: Option<&'c Event>,
 }
 
 /// Words of a command, by their numbers; 6 is 64 bits wide.
@@ -61,6 +65,27 @@ type Words<'w> = &'w [(usize, u64)];
 pub(crate) fn register(client: &mut Client, at: u64) -> Result<u32, Failure> {
     let bytes = client.read(0, at, 4);
     Ok(u32::from_le_bytes(bytes.as_slice().try_into()?))
+}
+
+/// SET_IRQS with an event for each vector of MSI-X from the first on.
+const SET_IRQS: u16 = 8;
+const EVENTS: u32 = 1 << 2 | 1 << 5;
+const MSIX: u32 = 2;
+
+/// Gives the controller's first vectors these events.
+pub(crate) fn vectors(client: &mut Client, events: &[Event]) -> Result<(), Failure> {
+    let signallers = events.iter().map(Event::signaller).collect::<Result<Vec<_>, _>>()?;
+    let beside: Vec<_> = signallers.iter().map(|one| one.as_fd()).collect();
+    let count = u32::try_from(events.len())?;
+    match client.ask(SET_IRQS, &words(&[20, EVENTS, MSIX, 0, count]), &beside).error {
+        0 => Ok(()),
+        error => Err(format!("its interrupts are refused: {error}").into()),
+    }
+}
+
+/// Whether it is enabled.
+pub(crate) fn is_enabled(client: &mut Client) -> Result<bool, Failure> {
+    Ok(register(client, CC)? & 1 != 0 && register(client, CSTS)? & 0b11 == 1)
 }
 
 /// The version that the controller says.
@@ -80,9 +105,19 @@ impl<'c> Nvme<'c> {
         memory: &'c File,
         part: u64,
     ) -> Result<Self, Failure> {
+        Self::start_with(client, memory, part, None)
+    }
+
+    /// The same, whose vectors are this event and another one, which [`vectors`] set up: every completion of data is said by an interrupt.
+    pub(crate) fn start_with(
+        client: &'c mut Client,
+        memory: &'c File,
+        part: u64,
+        interrupt: Option<&'c Event>,
+    ) -> Result<Self, Failure> {
         // What a controller said there before is no news.
         memory.write_all_at(&vec![0; usize::try_from(DATA)?], part)?;
-        let mut nvme = Self { client, memory, part, queues: Default::default() };
+        let mut nvme = Self { client, memory, part, queues: Default::default(), interrupt };
         nvme.client.master_bus();
         nvme.store(CC, 0);
         nvme.until_ready(false)?;
@@ -100,7 +135,9 @@ impl<'c> Nvme<'c> {
         nvme.until_ready(true)?;
         let size = u64::from(ENTRIES - 1) << 16 | 1;
         let (submission, completion) = (nvme.bus(QUEUES[1]), nvme.bus(QUEUES[1] + PAGE));
-        nvme.done(0, &[(0, 0x05), (6, completion), (10, size), (11, 1)])?;
+        // Where interrupts are wanted, by vector 1.
+        let how = if interrupt.is_some() { 1 | 1 << 1 | 1 << 16 } else { 1 };
+        nvme.done(0, &[(0, 0x05), (6, completion), (10, size), (11, how)])?;
         nvme.done(0, &[(0, 0x01), (6, submission), (10, size), (11, 1 << 16 | 1)])?;
         Ok(nvme)
     }
@@ -155,6 +192,12 @@ impl<'c> Nvme<'c> {
         queue.head = (queue.head + 1) % ENTRIES;
         queue.phase ^= queue.head == 0;
         let head = u32::from(queue.head);
+        if number == 1
+            && let Some(interrupt) = self.interrupt
+            && !interrupt.wait(Deadline::after(LONGEST))?
+        {
+            return Err("it completed a command, and no interrupt says so".into());
+        }
         self.store(doorbell + 4, head);
         Ok(status)
     }

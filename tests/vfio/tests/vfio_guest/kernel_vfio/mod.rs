@@ -4,6 +4,7 @@ mod ground;
 mod handed;
 mod keeper;
 mod product;
+mod served;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -1,0 +1,88 @@
+//! A `cordon serve` that is killed again and again under its clients' I/O, and that a keeper has started again.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use cordon_tests::verdict;
+use serde_json::{Value, json};
+use vfio_guest::machine::RanStep;
+use vfio_guest::{Emulated, Ran, Step};
+
+use super::{run, with_programs};
+
+const NVME: &str = "0000:01:00.0";
+/// Two functions of one group.
+const PAIR: [&str; 2] = ["0000:02:00.0", "0000:02:00.1"];
+/// Bytes of its namespace: more than are written.
+const DISK: u64 = 16 << 20;
+/// How often each server is killed.
+const KILLS: u64 = 40;
+
+/// A boot of its own.
+fn ran() -> &'static Ran {
+    static RAN: OnceLock<Result<Ran, String>> = OnceLock::new();
+    let ran = RAN.get_or_init(|| {
+        let mut machine = with_programs(&["cordon", "device-proc", "vfio-serve"]);
+        assert_eq!(machine.add(&Emulated::Nvme { bytes: DISK }), [NVME]);
+        assert_eq!(machine.add(&Emulated::NvmePair { bytes: DISK }), PAIR);
+        let kept = |name: &str, addresses: &[&str]| {
+            let step = Step::new(name, "/bin/vfio-serve").timeout(Duration::from_secs(400));
+            step.arguments(std::iter::once(&"kept").chain(addresses).copied())
+        };
+        machine.step(kept("kept", &[NVME]));
+        machine.step(kept("kept group", &PAIR));
+        run(machine, "killed servers")
+    });
+    ran.as_ref().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn step(name: &str) -> &'static RanStep {
+    let ran = ran();
+    let step = ran.step(name).unwrap_or_else(|| panic!("no {name}: {ran}"));
+    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran.kernel);
+    step
+}
+
+#[test]
+fn a_server_that_is_killed_is_nothing_to_its_clients_but_a_wait() {
+    for (name, functions) in [("kept", 1), ("kept group", 2)] {
+        let output = step(name).output.join("\n");
+        let said: Value = serde_json::from_str(&output)
+            .unwrap_or_else(|error| panic!("{error}: {:#?}", step(name)));
+        let number = |name: &str| said[name].as_u64().unwrap_or_else(|| panic!("{name}: {said}"));
+        assert_eq!((number("functions"), number("kills")), (functions, KILLS), "{said}");
+        assert_eq!(said["undisturbed"], json!(vec![true; functions as usize]), "{said}");
+        // Each came once, and was gone on with by every server that lived to do so.
+        assert_eq!((number("attached"), number("lost")), (functions, 0), "{said}");
+        assert!(number("adopted") >= functions * KILLS / 2, "{said}");
+        assert!(number("bytes_verified") > 0, "{said}");
+        // Of commands of clients that were waiting when the server was killed.
+        assert!(number("in_flight") >= KILLS / 2, "{said}");
+        assert_eq!((&said["cleaned"], &said["garbage_closed"]), (&json!(true), &json!(true)), "{said}");
+        assert_eq!((&said["ended"], &said["status"]), (&json!(true), &json!(0)), "{said}");
+        if functions > 1 {
+            assert_eq!(said["less"]["closed"], true, "{said}");
+        }
+        let access = &said["access_us"];
+        let [without, with] =
+            ["without", "with"].map(|one| access[one].as_u64().unwrap_or_else(|| panic!("{said}")));
+        verdict(&format!(
+            "vfio guest: {KILLS} kills of a server under {} MiB of verified I/O of {functions} clients, {} with a command \
+             waiting, {} ms in the median ({} at most); a trapped access {with} us, {without} without a keeper ({name})",
+            number("bytes_verified") >> 20,
+            number("in_flight"),
+            number("waited_us") / 1000,
+            number("longest_us") / 1000,
+        ));
+    }
+}
+
+#[test]
+fn no_device_of_a_killed_server_reached_for_what_it_may_not() {
+    step("kept");
+    let shorts = [NVME, PAIR[0], PAIR[1]].map(|one| one.trim_start_matches("0000:"));
+    let of_it =
+        |line: &&String| line.contains("DMAR") && shorts.iter().any(|short| line.contains(short));
+    let faults: Vec<_> = ran().kernel.iter().filter(of_it).collect();
+    assert!(faults.is_empty(), "{faults:#?}");
+}

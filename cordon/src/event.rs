@@ -96,8 +96,8 @@ pub enum Event {
         /// To which server.
         part: Part,
     },
-    /// A client goes on that a server before this one had which was killed: a keeper held its function and its connection
-    /// meanwhile.
+    /// A client goes on that a server before this one had which was killed: a keeper held its function and its
+    /// connection meanwhile.
     ClientAdopted {
         /// The function.
         #[serde(with = "as_text")]
@@ -124,8 +124,8 @@ pub enum Event {
         /// What ended it.
         why: String,
     },
-    /// A client asked for something that was refused; it goes on. Or it asked for a function whose IOMMU group is another
-    /// client's, and was sent away.
+    /// A client asked for something that was refused; it goes on. Or it asked for a function whose IOMMU group is
+    /// another client's, and was sent away.
     Refused {
         /// The function.
         #[serde(with = "as_text")]

@@ -21,7 +21,8 @@ FDSTORE=1 with FDNAME=NAME to NOTIFY_SOCKET, finds them again by LISTEN_FDS,
 LISTEN_PID and LISTEN_FDNAMES, and has them closed by FDSTOREREMOVE=1. It is started
 again when it was killed or crashed: by any signal but SIGHUP, SIGINT, SIGPIPE and
 SIGTERM, or with a status that is not 0 and something stored. A VMM that links
-cordon-vmm and has a store finds its devices running.
+cordon-vmm and has a store finds its devices running; cordon serve, over VFIO, goes
+on with its devices and clients.
 
 Exit status:
     that of the command, or 128 and the number of the signal that ended it; else

@@ -171,8 +171,8 @@ impl Config {
         Some(ConfigRecord { found: self.found.clone(), saved })
     }
 
-    /// The model as another server had it, of a device that went on meanwhile: nothing is written to it. Where it cannot be made,
-    /// it is made anew when it is needed.
+    /// The model as another server had it, of a device that went on meanwhile: nothing is written to it. Where it
+    /// cannot be made, it is made anew when it is needed.
     pub(crate) fn of(record: ConfigRecord, device: &dyn PassthroughDevice) -> Self {
         let ConfigRecord { found, saved } = record;
         let space = model_of(&found, device).ok().filter(|_| found.len() == CONFIG_SPACE);

@@ -60,8 +60,8 @@ impl Maps {
         Self { options, regions: BTreeMap::new(), files: Files::default() }
     }
 
-    /// Those that a server recorded which is dead: its client's memory is mapped once more, as part of what the function
-    /// reaches.
+    /// Those that a server recorded which is dead: its client's memory is mapped once more, as part of what the
+    /// function reaches.
     pub(crate) fn claim(
         recorded: &[(u64, u64, bool)],
         container: &Container,

@@ -48,8 +48,8 @@ impl Events {
         Self { most, held: BTreeSet::new(), intx_masked: false, intx_disabled: false }
     }
 
-    /// As another server had them: each vector is given its event again, which is signalled once, since one may have come while
-    /// nobody was there. A device that is gone has none.
+    /// As another server had them: each vector is given its event again, which is signalled once, since one may have
+    /// come while nobody was there. A device that is gone has none.
     pub(super) fn adopt(
         most: usize,
         device: &dyn PassthroughDevice,
@@ -121,8 +121,8 @@ impl Events {
         Ok(())
     }
 
-    /// Carries out one SET_IRQS. Descriptors that it does not speak of are closed. `keep` is told before events are given,
-    /// replaced or taken away, and when that was refused.
+    /// Carries out one SET_IRQS. Descriptors that it does not speak of are closed. `keep` is told before events are
+    /// given, replaced or taken away, and when that was refused.
     pub(super) fn set(
         &mut self,
         device: &dyn PassthroughDevice,

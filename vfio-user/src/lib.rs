@@ -31,7 +31,8 @@
 //! | `session` | DEVICE_RESET, and the order of things |
 //! | `timed` | the one deadline of each |
 //!
-//! With a keeper ([`cordon_vmm::kept`]) a server that is killed is followed by one that goes on with its client: [`kept`].
+//! With a keeper ([`cordon_vmm::kept`]) a server that is killed is followed by one that goes on with its client:
+//! [`kept`].
 
 mod access;
 pub mod config;

@@ -28,14 +28,14 @@ pub const MAX_REGIONS: usize = 1024;
 /// Refused commands of one client that are reported at once, by default: what a person would read.
 pub const MAX_REPORTS: u32 = 20;
 
-/// Most data of one REGION_READ or REGION_WRITE of a client that is kept for a next server, in bytes: a message and its answer
-/// each fit into a socket and a pipe, however few the system gives. Clients are told. They ask for config space at once, 4 KiB, and
-/// otherwise for registers.
+/// Most data of one REGION_READ or REGION_WRITE of a client that is kept for a next server, in bytes: a message and its
+/// answer each fit into a socket and a pipe, however few the system gives. Clients are told. They ask for config space
+/// at once, 4 KiB, and otherwise for registers.
 pub const MAX_KEPT_DATA: u32 = 16 << 10;
 
 /// Largest message that stays in its socket until its answer is known: the data and what describes it.
 pub const MAX_KEPT_MESSAGE: usize = 16 + 16 + MAX_KEPT_DATA as usize;
 
-/// Most bytes of what is known of one client that is kept: its maps, events and config space, with an MSI-X table of 2048
-/// vectors, are 96 KiB.
+/// Most bytes of what is known of one client that is kept: its maps, events and config space, with an MSI-X table of
+/// 2048 vectors, are 96 KiB.
 pub const MAX_SESSION: usize = 128 << 10;

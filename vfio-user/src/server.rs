@@ -158,9 +158,9 @@ impl Server {
         Self::start_by(way, None, name.to_owned(), (device, guest, options), kept, log)
     }
 
-    /// [`Server::start_at`], or of a client alone, with clients that are kept: a kill of this process is nothing to them but a
-    /// wait, if a keeper starts a next one that goes on with them. The device is one of a host with the same store. With a client that
-    /// was left, the device is not reset before that is gone.
+    /// [`Server::start_at`], or of a client alone, with clients that are kept: a kill of this process is nothing to
+    /// them but a wait, if a keeper starts a next one that goes on with them. The device is one of a host with the same
+    /// store. With a client that was left, the device is not reset before that is gone.
     ///
     /// # Errors
     /// [`ServerError`].

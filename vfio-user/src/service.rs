@@ -18,12 +18,12 @@ use parking_lot::Mutex;
 use crate::entrance::{Entrance, Way};
 use crate::guest::{Guest, Stay};
 use crate::handover::Handover;
-use crate::kept::{Adopted, Kept, KeptError, Record};
+use crate::kept::{Adopted, Kept};
 use crate::options::Options;
 use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
 use crate::server::Event;
-use crate::session::{NotAdopted, Session};
+use crate::session::Session;
 use crate::socket::{Socket, SocketError};
 use cordon_vmm::PassthroughDevice;
 use cordon_vmm::error::{DeviceError, ErrorKind};
@@ -43,7 +43,7 @@ const MOST_IN_A_ROW: u32 = 64;
 
 /// What the thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
+pub(crate) enum Token {
     Stop,
     /// Another client.
     Entrance,
@@ -62,7 +62,7 @@ enum Next {
 }
 
 /// Why a client is served no more.
-enum End {
+pub(crate) enum End {
     Stopped,
     Left(String),
     /// It was another server's, and this one could not go on with it.
@@ -70,24 +70,24 @@ enum End {
 }
 
 /// See the module.
-pub(super) struct Service<L> {
-    pub(super) stopped: ipc::Event,
-    pub(super) device: Arc<dyn PassthroughDevice>,
+pub(crate) struct Service<L> {
+    pub(crate) stopped: ipc::Event,
+    pub(crate) device: Arc<dyn PassthroughDevice>,
     /// Where clients are kept, if they are.
-    pub(super) store: Option<Arc<Store>>,
-    pub(super) guest: Guest,
+    pub(crate) store: Option<Arc<Store>>,
+    pub(crate) guest: Guest,
     /// The last client, until nothing of it is left: where that is never seen to, until the server is dropped.
-    pub(super) stay: Arc<Mutex<Option<Stay>>>,
-    pub(super) options: Options,
-    pub(super) seat: Arc<Seat>,
-    pub(super) beside: Beside,
-    pub(super) progress: Arc<Progress>,
-    pub(super) log: L,
+    pub(crate) stay: Arc<Mutex<Option<Stay>>>,
+    pub(crate) options: Options,
+    pub(crate) seat: Arc<Seat>,
+    pub(crate) beside: Beside,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) log: L,
 }
 
 impl<L: Fn(Event)> Service<L> {
     /// Serves until it is stopped.
-    pub(super) fn run(&self, way: Way, adopted: Option<Adopted>) {
+    pub(crate) fn run(&self, way: Way, adopted: Option<Adopted>) {
         // What a panic leaves behind is this function's alone, and used by nobody afterwards.
         let served = catch_unwind(AssertUnwindSafe(|| self.serve(Entrance::new(way), adopted)));
         // Nothing is left to be stuck in.
@@ -244,67 +244,7 @@ impl<L: Fn(Event)> Service<L> {
         self.serve_session(session, entrance)
     }
 
-    /// What keeps a client that has just come, where its function is kept.
-    fn keep(&self, stream: &UnixStream, handover: &Handover) -> Option<Kept> {
-        let address = self.device.info().identity.address;
-        let client = self.store.as_ref()?.client(address)?;
-        let record = Record { handover: handover.record(), ..Record::default() };
-        let kept = Kept::new(client, stream, &record);
-        kept.map_err(|error| {
-            let why = ipc::chain(&error);
-            tracing::warn!(
-                "{address}: its client is not kept, and a kill of this server ends it: {why}"
-            );
-        })
-        .ok()
-    }
-
-    /// Serves a client on that another server had.
-    fn go_on(
-        &self,
-        mut adopted: Adopted,
-        entrance: &mut Entrance,
-        handover: &mut Handover,
-    ) -> io::Result<(End, Option<Kept>)> {
-        let _taken = self.seat.take();
-        let (device, container) = (&*self.device, self.guest.container());
-        let settled = adopted.settle(|stream| self.wait_for_room(stream));
-        let lost = |adopted: Adopted, why| {
-            self.quiesce();
-            adopted.abandon(container);
-            self.leaves();
-            Ok((End::Lost(why), None))
-        };
-        if let Err(error) = settled {
-            return lost(adopted, ipc::chain(&error));
-        }
-        let session =
-            Session::adopt(adopted, &self.stopped, device, container, handover, self.options);
-        match session {
-            Ok(session) => {
-                (self.log)(Event::TakenOver);
-                self.serve_session(session, entrance)
-            }
-            Err(not) => {
-                let NotAdopted { adopted, why } = *not;
-                lost(adopted, why)
-            }
-        }
-    }
-
-    /// Waits for a client to take what it was answered before.
-    fn wait_for_room(&self, stream: &UnixStream) -> Result<(), KeptError> {
-        let sources =
-            [Source::readable(&self.stopped, Token::Stop), Source::writable(stream, Token::Client)];
-        let deadline = Deadline::after(crate::socket::TIMEOUT);
-        let tokens = poll::wait(&sources, Some(deadline)).map_err(KeptError::Socket)?;
-        match tokens.contains(&Token::Client) {
-            true => Ok(()),
-            false => Err(KeptError::Socket(io::ErrorKind::TimedOut.into())),
-        }
-    }
-
-    fn serve_session(
+    pub(crate) fn serve_session(
         &self,
         mut session: Session<'_>,
         entrance: &mut Entrance,
@@ -322,7 +262,7 @@ impl<L: Fn(Event)> Service<L> {
         Ok((end, kept))
     }
 
-    fn quiesce(&self) {
+    pub(crate) fn quiesce(&self) {
         if let Err(error) = self.device.quiesce()
             && !error.is_absent()
         {
@@ -330,7 +270,7 @@ impl<L: Fn(Event)> Service<L> {
         }
     }
 
-    fn leaves(&self) {
+    pub(crate) fn leaves(&self) {
         if let Some(stay) = &mut *self.stay.lock() {
             stay.leaves();
         }

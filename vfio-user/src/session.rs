@@ -38,8 +38,8 @@ pub(super) struct Session<'d> {
     negotiated: Option<Capabilities>,
     /// Of the memory behind the windows when this client came.
     windows: u64,
-    /// What of the session is recorded already, where it is: how often config space and what is put back had changed; nothing while
-    /// something else has.
+    /// What of the session is recorded already, where it is: how often config space and what is put back had changed;
+    /// nothing while something else has.
     recorded: Option<(u64, u64)>,
 }
 

@@ -9,30 +9,25 @@ use ipc::poll::{self, Source};
 use ipc::{Deadline, Event, rights};
 use rustix::io::Errno;
 
-use crate::kept::{Kept, Phase, consume};
-use crate::limits::MAX_KEPT_MESSAGE;
+use crate::kept::Kept;
 use crate::protocol::{HEADER, Header, MAX_DESCRIPTORS, MAX_MESSAGE, flag};
-use crate::sys;
 
 /// How long a client may take over the rest of a message that it began, or to take a reply.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a message of which a part is in the socket is left alone.
-const PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A command as it came.
 #[derive(Debug)]
-pub(super) struct Message {
-    pub(super) header: Header,
-    pub(super) body: Vec<u8>,
-    pub(super) descriptors: Vec<OwnedFd>,
+pub(crate) struct Message {
+    pub(crate) header: Header,
+    pub(crate) body: Vec<u8>,
+    pub(crate) descriptors: Vec<OwnedFd>,
     /// More descriptors came than a message may have; they are closed.
-    pub(super) too_many: bool,
+    pub(crate) too_many: bool,
 }
 
 /// Why there is no next message.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SocketError {
+pub(crate) enum SocketError {
     #[error("the client is gone")]
     EndOfFile,
     #[error("the client stopped in the middle of a message")]
@@ -62,17 +57,17 @@ const FIRST: usize = 64;
 
 /// What came of the next message already.
 #[derive(Debug)]
-struct Ahead {
-    bytes: [u8; FIRST],
-    have: usize,
-    descriptors: Vec<OwnedFd>,
-    too_many: bool,
+pub(crate) struct Ahead {
+    pub(crate) bytes: [u8; FIRST],
+    pub(crate) have: usize,
+    pub(crate) descriptors: Vec<OwnedFd>,
+    pub(crate) too_many: bool,
     /// Instead of more, this came.
-    ended: Option<SocketError>,
+    pub(crate) ended: Option<SocketError>,
 }
 
 impl Ahead {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let descriptors = Vec::new();
         Self { bytes: [0; FIRST], have: 0, descriptors, too_many: false, ended: None }
     }
@@ -80,21 +75,21 @@ impl Ahead {
 
 /// A connected client.
 #[derive(Debug)]
-pub(super) struct Socket<'s> {
-    pub(super) stream: UnixStream,
-    ahead: Ahead,
+pub(crate) struct Socket<'s> {
+    pub(crate) stream: UnixStream,
+    pub(crate) ahead: Ahead,
     /// What keeps the client, if it is kept: see [`crate::kept`].
-    pub(super) kept: Option<Kept>,
+    pub(crate) kept: Option<Kept>,
     /// Bytes of the message that is served which are in the socket still.
-    size: usize,
+    pub(crate) size: usize,
     /// Readable when the server stops: a client that is waited for in the middle of a message is then
     /// waited for no longer.
-    stopped: &'s Event,
+    pub(crate) stopped: &'s Event,
 }
 
 /// What a client is waited for together with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
+pub(crate) enum Token {
     Client,
     Stop,
 }
@@ -102,23 +97,23 @@ enum Token {
 impl<'s> Socket<'s> {
     /// A client's socket. Nothing that is sent to it waits, whatever it was made by: a client that stops
     /// reading holds up its own answers and no thread.
-    pub(super) fn new(stream: UnixStream, stopped: &'s Event) -> Self {
+    pub(crate) fn new(stream: UnixStream, stopped: &'s Event) -> Self {
         rights::prepare(&stream);
         Self { stream, ahead: Ahead::new(), kept: None, size: 0, stopped }
     }
 
     /// The socket of a client that is kept, at the beginning of a message.
-    pub(super) fn kept(stream: UnixStream, kept: Kept, stopped: &'s Event) -> Self {
+    pub(crate) fn kept(stream: UnixStream, kept: Kept, stopped: &'s Event) -> Self {
         Self { kept: Some(kept), ..Self::new(stream, stopped) }
     }
 
     /// Whether something of the next message is here already, so that no wait would show it.
-    pub(super) fn is_begun(&self) -> bool {
+    pub(crate) fn is_begun(&self) -> bool {
         self.ahead.have > 0 || self.ahead.ended.is_some()
     }
 
     /// Receives the beginning of the next message if it has come; whether there is one.
-    pub(super) fn look(&mut self) -> bool {
+    pub(crate) fn look(&mut self) -> bool {
         if self.is_begun() {
             return true;
         }
@@ -136,7 +131,11 @@ impl<'s> Socket<'s> {
     }
 
     /// Waits for the client, or for the stop.
-    fn wait(&self, client: Source<'_, Token>, deadline: Deadline) -> Result<(), SocketError> {
+    pub(crate) fn wait(
+        &self,
+        client: Source<'_, Token>,
+        deadline: Deadline,
+    ) -> Result<(), SocketError> {
         let stop = Source::readable(self.stopped, Token::Stop);
         let tokens = poll::wait(&[client, stop], Some(deadline))?;
         match tokens[..] {
@@ -152,7 +151,7 @@ impl<'s> Socket<'s> {
     /// A client that does not wait for its answers may have sent the beginning of the message after it too.
     /// Descriptors that came with that are that one's: the system ends a read where they came, and a
     /// message is sent with its own.
-    pub(super) fn receive(&mut self) -> Result<Message, SocketError> {
+    pub(crate) fn receive(&mut self) -> Result<Message, SocketError> {
         let deadline = Deadline::after(TIMEOUT);
         if self.kept.is_some() {
             return self.receive_kept(deadline);
@@ -186,93 +185,8 @@ impl<'s> Socket<'s> {
         Ok(Message { header, body, descriptors, too_many })
     }
 
-    /// [`Socket::receive`] of a client that is kept: what is received is in the socket still.
-    fn receive_kept(&mut self, deadline: Deadline) -> Result<Message, SocketError> {
-        let Ahead { bytes, have, descriptors, too_many, ended } =
-            std::mem::replace(&mut self.ahead, Ahead::new());
-        if let Some(ended) = ended {
-            return Err(ended);
-        }
-        let (header, size) = match have {
-            HEADER.. => header(&bytes)?,
-            _ => header(&self.look_at(HEADER, deadline)?.body)?,
-        };
-        if size > MAX_KEPT_MESSAGE {
-            return self.receive_torn(header, size, deadline);
-        }
-        self.size = size;
-        if have < size {
-            let Message { mut body, descriptors, too_many, .. } = self.look_at(size, deadline)?;
-            body.drain(..HEADER);
-            return Ok(Message { header, body, descriptors, too_many });
-        }
-        let body = bytes[HEADER..size].to_vec();
-        let mut message = Message { header, body, descriptors: Vec::new(), too_many: false };
-        if have == size {
-            (message.descriptors, message.too_many) = (descriptors, too_many);
-        } else {
-            // They came with the last of what was looked at.
-            let mut ahead = Ahead { have: have - size, descriptors, too_many, ..Ahead::new() };
-            ahead.bytes[..have - size].copy_from_slice(&bytes[size..have]);
-            self.ahead = ahead;
-        }
-        Ok(message)
-    }
-
-    /// Looks at so many bytes from the beginning of the message on, with what came beside them.
-    fn look_at(&self, size: usize, deadline: Deadline) -> Result<Message, SocketError> {
-        sys::look_from_begin(&self.stream)?;
-        let (mut body, mut have) = (vec![0; size], 0);
-        let (mut descriptors, mut too_many) = (Vec::new(), false);
-        while have < size {
-            match rights::peek(&self.stream, &mut body[have..]) {
-                Ok(came) if came.bytes == 0 => return Err(SocketError::EndOfFile),
-                Ok(came) => {
-                    have += came.bytes;
-                    take(came, &mut descriptors, &mut too_many);
-                }
-                Err(Errno::AGAIN) => self.pause(deadline)?,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let header = Header { id: 0, command: 0, size: 0, flags: 0, error: 0 };
-        Ok(Message { header, body, descriptors, too_many })
-    }
-
-    /// Waits a moment for more of a message that is in the socket in part, which is readable for that.
-    fn pause(&self, deadline: Deadline) -> Result<(), SocketError> {
-        if deadline.passed() {
-            return Err(SocketError::Stalled);
-        }
-        let stop = Source::readable(self.stopped, Token::Stop);
-        match poll::wait(&[stop], Some(Deadline::after(PAUSE).min(deadline)))?[..] {
-            [] => Ok(()),
-            _ => Err(SocketError::Stopped),
-        }
-    }
-
-    /// Takes a message out of the socket that is too long to stay there.
-    fn receive_torn(
-        &mut self,
-        header: Header,
-        size: usize,
-        deadline: Deadline,
-    ) -> Result<Message, SocketError> {
-        if let Some(kept) = &mut self.kept {
-            kept.journal.set(Phase::Torn);
-        }
-        self.size = 0;
-        let (mut descriptors, mut too_many) = (Vec::new(), false);
-        let (mut body, mut have) = (vec![0; size], 0);
-        while have < size {
-            have += self.read(&mut body[have..], &mut descriptors, &mut too_many, deadline)?;
-        }
-        body.drain(..HEADER);
-        Ok(Message { header, body, descriptors, too_many })
-    }
-
     /// Reads at least one byte.
-    fn read(
+    pub(crate) fn read(
         &self,
         into: &mut [u8],
         descriptors: &mut Vec<OwnedFd>,
@@ -295,21 +209,8 @@ impl<'s> Socket<'s> {
         }
     }
 
-    /// The message that is served has no answer.
-    pub(super) fn no_reply(&mut self) -> Result<(), SocketError> {
-        self.answer(&[], None)
-    }
-
-    /// The client sees the end of its connection, also where somebody else has it open.
-    pub(super) fn end(&mut self) {
-        if let Some(kept) = &mut self.kept {
-            kept.journal.set(Phase::Torn);
-            let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Both);
-        }
-    }
-
     /// Sends a reply with its body in one piece and at most one descriptor.
-    pub(super) fn reply(
+    pub(crate) fn reply(
         &mut self,
         to: &Header,
         body: &[u8],
@@ -319,7 +220,7 @@ impl<'s> Socket<'s> {
     }
 
     /// Sends an error: a header alone.
-    pub(super) fn error(&mut self, to: &Header, errno: i32) -> Result<(), SocketError> {
+    pub(crate) fn error(&mut self, to: &Header, errno: i32) -> Result<(), SocketError> {
         let errno = u32::try_from(errno).unwrap_or_default();
         self.send(to, flag::REPLY | flag::ERROR, errno, &[], None)
     }
@@ -339,59 +240,12 @@ impl<'s> Socket<'s> {
         self.answer(&bytes, descriptor)
     }
 
-    /// Answers the message that is served, by steps of [`crate::kept`] where the client is kept.
-    fn answer(
-        &mut self,
+    /// Puts bytes into the socket.
+    pub(crate) fn put(
+        &self,
         bytes: &[u8],
         descriptor: Option<BorrowedFd<'_>>,
     ) -> Result<(), SocketError> {
-        let Some(kept) = &mut self.kept else { return self.put(bytes, descriptor) };
-        let length = bytes.len();
-        // Of a message that is not in the socket any more nothing says whether its answer was staged.
-        if self.size > 0 && descriptor.is_none() && length <= MAX_KEPT_MESSAGE {
-            let written = kept.journal.write_answer(bytes);
-            written.map_err(|error| SocketError::Io(io::Error::other(error)))?;
-            kept.journal.set(Phase::Executed { rest: self.ahead.have, length });
-            if kept.stage(bytes)? {
-                consume(&self.stream, std::mem::take(&mut self.size))?;
-                self.send_staged(length)?;
-                return self.open();
-            }
-        }
-        kept.journal.set(Phase::Torn);
-        self.put(bytes, descriptor)?;
-        consume(&self.stream, std::mem::take(&mut self.size))?;
-        self.open()
-    }
-
-    /// Sends what is in the pipe.
-    fn send_staged(&self, length: usize) -> Result<(), SocketError> {
-        let Some(kept) = &self.kept else { return Ok(()) };
-        let (mut left, deadline) = (length, Deadline::after(TIMEOUT));
-        while left > 0 {
-            match kept.send(&self.stream, left) {
-                Ok(sent) => left = left.saturating_sub(sent),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    self.wait(Source::writable(&self.stream, Token::Client), deadline)?;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// The next message is to be served.
-    #[expect(clippy::unnecessary_wraps, reason = "the last step of an answer")]
-    fn open(&mut self) -> Result<(), SocketError> {
-        if let Some(kept) = &mut self.kept {
-            kept.journal.set(Phase::Open);
-        }
-        Ok(())
-    }
-
-    /// Puts bytes into the socket.
-    fn put(&self, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> Result<(), SocketError> {
         let deadline = Deadline::after(TIMEOUT);
         let (mut rest, mut descriptor) = (bytes, descriptor);
         while !rest.is_empty() {
@@ -416,7 +270,7 @@ impl<'s> Socket<'s> {
 }
 
 /// The header of a message, and how many bytes it has.
-fn header(bytes: &[u8]) -> Result<(Header, usize), SocketError> {
+pub(crate) fn header(bytes: &[u8]) -> Result<(Header, usize), SocketError> {
     let Some((header, _)) = bytes.split_first_chunk() else { return Err(SocketError::Stalled) };
     let header = Header::parse(header);
     let size = usize::try_from(header.size).unwrap_or(usize::MAX);
@@ -428,7 +282,7 @@ fn header(bytes: &[u8]) -> Result<(Header, usize), SocketError> {
 }
 
 /// Takes the descriptors of what came, or closes them all when they are too many.
-fn take(came: rights::Came, descriptors: &mut Vec<OwnedFd>, too_many: &mut bool) {
+pub(crate) fn take(came: rights::Came, descriptors: &mut Vec<OwnedFd>, too_many: &mut bool) {
     descriptors.extend(came.handles);
     if came.handles_truncated || descriptors.len() > MAX_DESCRIPTORS {
         descriptors.clear();

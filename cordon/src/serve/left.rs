@@ -1,8 +1,10 @@
-//! What a `cordon serve` before this one left that was killed, and a keeper held: functions that go on, and their clients.
+//! What a `cordon serve` before this one left that was killed, and a keeper held: functions that go on, and their
+//! clients.
 //!
-//! Before functions are attached, everything that they reach is mapped in the container of their group, and what each client
-//! mapped of it once more on its behalf. When they are attached the first is given back: what no client mapped, since it was
-//! mapped or taken away by a command that was not answered, is not reached any more, and that command is carried out again.
+//! Before functions are attached, everything that they reach is mapped in the container of their group, and what each
+//! client mapped of it once more on its behalf. When they are attached the first is given back: what no client mapped,
+//! since it was mapped or taken away by a command that was not answered, is not reached any more, and that command is
+//! carried out again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -139,9 +139,9 @@ pub(crate) fn prepare(options: &ServeOptions) -> Result<Option<Prepared>, Failur
     }
     let signals = Held::begin();
     // First of all, since these numbers are of what is open before this program opens anything.
-    let store = Store::from_environment()?.map(Arc::new);
     let settings = Settings::of(options)?;
     let manager = Manager::connect()?;
+    let store = Store::from_environment()?.map(Arc::new);
     crate::limits::raise_descriptors();
     let config = settings.config()?;
     // Of a dext nothing goes on.

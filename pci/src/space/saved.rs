@@ -7,9 +7,9 @@ use crate::registers::{BAR0, BARS_END, COMMAND, CONFIG_SPACE, INTERRUPT_LINE, ME
 const ENTRY: usize = 16;
 
 impl ConfigSpace {
-    /// What a guest has written, and the MSI-X table behind it: for [`ConfigSpace::load`] of one that is made from the same
-    /// [`Description`](super::Description). What is pending of interrupts is not in it: it is for a front end whose client keeps
-    /// that ([`InterruptPolicy::Client`](super::InterruptPolicy::Client)).
+    /// What a guest has written, and the MSI-X table behind it: for [`ConfigSpace::load`] of one that is made from the
+    /// same [`Description`](super::Description). What is pending of interrupts is not in it: it is for a front end
+    /// whose client keeps that ([`InterruptPolicy::Client`](super::InterruptPolicy::Client)).
     #[must_use]
     pub fn save(&self) -> Vec<u8> {
         let mut saved = self.shadow.to_vec();
@@ -21,8 +21,8 @@ impl ConfigSpace {
         saved
     }
 
-    /// Takes over what [`ConfigSpace::save`] returned. No device is written to. `false`, and nothing is changed, where that is
-    /// of another config space by its size.
+    /// Takes over what [`ConfigSpace::save`] returned. No device is written to. `false`, and nothing is changed, where
+    /// that is of another config space by its size.
     pub fn load(&mut self, saved: &[u8]) -> bool {
         let vectors = self.msix.as_ref().map_or(0, |msix| usize::from(msix.capability().vectors));
         let Some((config, table)) = saved.split_at_checked(CONFIG_SPACE) else { return false };

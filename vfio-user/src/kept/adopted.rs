@@ -1,5 +1,5 @@
-//! A client that another server left which was killed: looked at, its memory claimed, and brought to where its next message
-//! can be served.
+//! A client that another server left which was killed: looked at, its memory claimed, and brought to where its next
+//! message can be served.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -27,8 +27,8 @@ pub struct Adopted {
 }
 
 impl Adopted {
-    /// Looks at what was left, and maps its client's memory once more in `container`, where it is as part of `regions`: what is there
-    /// of guest memory that the function reaches.
+    /// Looks at what was left, and maps its client's memory once more in `container`, where it is as part of `regions`:
+    /// what is there of guest memory that the function reaches.
     ///
     /// # Errors
     /// [`KeptError`]; the client is sent away then, and nothing of it is kept.
@@ -84,8 +84,8 @@ impl Adopted {
         let _ = rustix::net::shutdown(&self.stream, rustix::net::Shutdown::Both);
     }
 
-    /// Brings it to where its next message is open: what was executed is answered and gone from the socket. Killed meanwhile, it is
-    /// as far as it came. `wait` is called while the client's socket is full.
+    /// Brings it to where its next message is open: what was executed is answered and gone from the socket. Killed
+    /// meanwhile, it is as far as it came. `wait` is called while the client's socket is full.
     pub(crate) fn settle(
         &mut self,
         mut wait: impl FnMut(&UnixStream) -> Result<(), KeptError>,
@@ -94,15 +94,19 @@ impl Adopted {
         let io = |error: rustix::io::Errno| KeptError::Socket(error.into());
         kept.store(stream)?;
         // What no vector has was being given or taken away.
-        let surplus = events.extract_if(.., |vector, _| !record.events.held.contains(vector));
-        for ((index, vector), _) in surplus {
-            kept.client.remove_event(index, vector);
-        }
+        events.retain(|vector, _| {
+            let is_held = record.events.held.contains(vector);
+            if !is_held {
+                kept.client.remove_event(vector.0, vector.1);
+            }
+            is_held
+        });
         for ((index, vector), event) in events.iter() {
             use std::os::fd::AsFd as _;
             kept.client.event(*index, *vector, event.as_fd()).map_err(KeptError::Store)?;
         }
-        if let Phase::Executed { rest, length } = self.phase {
+        let phase = self.phase;
+        if let Phase::Executed { rest, length } | Phase::Staged { rest, length } = phase {
             let looked_at = sys::looked_at(stream).map_err(KeptError::Socket)?;
             let left = looked_at.saturating_sub(rest);
             if left > super::MAX_KEPT_MESSAGE || self.staged > length {
@@ -111,17 +115,16 @@ impl Adopted {
                     self.staged
                 )));
             }
-            if left > 0 {
+            if matches!(phase, Phase::Executed { .. }) {
                 if self.staged < length {
                     kept.drain().map_err(io)?;
-                    self.staged = 0;
                     let answer = kept.journal.answer(length)?;
                     if !kept.stage(&answer).map_err(io)? {
                         return Err(KeptError::Torn);
                     }
                     self.staged = length;
                 }
-                consume(stream, left).map_err(io)?;
+                kept.journal.set(Phase::Staged { rest, length });
             }
             while self.staged > 0 {
                 match kept.send(stream, self.staged) {
@@ -131,6 +134,7 @@ impl Adopted {
                     Err(error) => return Err(io(error)),
                 }
             }
+            consume(stream, left).map_err(io)?;
             kept.journal.set(Phase::Open);
             self.phase = Phase::Open;
         }

@@ -1,13 +1,15 @@
-//! What a server knows of a client, in memory that outlives it: a record of the session, the last answer, and a word that says
-//! which of both count. It is written by plain stores, which are there whenever this process is killed.
+//! What a server knows of a client, in memory that outlives it: a record of the session, the last answer, and a word
+//! that says which of both count. It is written by plain stores, which are there whenever this process is killed.
 //!
 //! ```text
-//! 0  magic 8 │ version 8 │ word 8       4096  the answer       24 KiB, and 128 KiB behind it  two slots: length 8 │ record
+//! 0       magic 8 │ version 8 │ word 8
+//! 4096    the answer
+//! 24 KiB  two slots of 128 KiB: length 8 │ record
 //! word: phase 8 │ slot 8 │ looked at beyond the message 16 │ length of the answer 32
 //! ```
 //!
-//! What is new of the session is written into the slot that does not count, and counts from the store of the word on that says
-//! that a command is executed. So a command and what it changed are there together or not at all.
+//! What is new of the session is written into the slot that does not count, and counts from the store of the word on
+//! that says that a command is executed. So a command and what it changed are there together or not at all.
 //!
 //! It is an instance of this library that wrote it. All the same nothing in it is believed that could hurt.
 
@@ -37,8 +39,11 @@ const _: () = assert!(AT_ANSWER + MAX_KEPT_MESSAGE as u64 <= AT_SLOTS);
 pub(crate) enum Phase {
     /// It is to be executed.
     Open,
-    /// It is executed, and this is its answer's length, 0 where it has none; so many bytes of what follows it were looked at.
+    /// It is executed, and this is its answer's length, 0 where it has none; so many bytes of what follows it were
+    /// looked at.
     Executed { rest: usize, length: usize },
+    /// All of the answer was put into the pipe, and may have been sent.
+    Staged { rest: usize, length: usize },
     /// It is being received or answered in a way that nobody can go on with, or the client is being sent away.
     Torn,
 }
@@ -89,6 +94,7 @@ impl Journal {
             0 => Phase::Open,
             1 if length <= MAX_KEPT_MESSAGE => Phase::Executed { rest, length },
             2 => Phase::Torn,
+            3 if length <= MAX_KEPT_MESSAGE => Phase::Staged { rest, length },
             _ => return Err(KeptError::NoSession),
         };
         if slot > 1 {
@@ -145,6 +151,7 @@ impl Journal {
             Phase::Open => (0, 0, 0),
             Phase::Executed { rest, length } => (1, rest, length),
             Phase::Torn => (2, 0, 0),
+            Phase::Staged { rest, length } => (3, rest, length),
         };
         let [first, second] = u16::try_from(rest).unwrap_or(u16::MAX).to_le_bytes();
         let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();

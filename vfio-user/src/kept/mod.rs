@@ -1,31 +1,34 @@
-//! A client that outlives its server: a server that is killed at any moment is followed by one that answers what the client waits
-//! for, once.
+//! A client that outlives its server: a server that is killed at any moment is followed by one that answers what the
+//! client waits for, once.
 //!
-//! Only where a keeper holds the function ([`cordon_vmm::kept`]); without one nothing of this is there. A command is *looked at* in its
-//! socket, executed, and answered in four steps, of which each is one call of the kernel's or one store:
+//! Only where a keeper holds the function ([`cordon_vmm::kept`]); without one nothing of this is there. A command is
+//! *looked at* in its socket, executed, and answered in steps, of which each is one call of the kernel's or one store:
 //!
 //! ```text
-//! look ─▶ execute ─▶ commit ─▶ stage ─▶ consume ─▶ send ─▶ open
-//!   │        │          │         │         │        │
-//!   │        │          │         │         │        └ from the pipe into the socket (splice): what is in the one is not in the other
-//!   │        │          │         │         └ received from the socket, which counts what was looked at and is still there
-//!   │        │          │         └ the answer is written into a pipe, which the keeper has too
+//! look ─▶ execute ─▶ commit ─▶ stage ─▶ send ─▶ consume ─▶ open
+//!   │        │          │         │        │         └ received from the socket, which counts what was looked at
+//!   │        │          │         │        │           and is still there
+//!   │        │          │         │        └ by splice: what is in the socket is not in the pipe any more
+//!   │        │          │         └ written into a pipe, which the keeper has too; one store says that all of it is
 //!   │        │          └ one store: executed, with the answer in memory and what it changed of the session
 //!   └────────┴ killed here: done again, as after the death of a function process
 //! ```
 //!
-//! From the commit on nothing is executed again. What a successor finds says how far it came: bytes that were looked at and
-//! not received are the message that is still there ([`sys::looked_at`]); what is in the pipe is not sent. A message without answer is
-//! committed and consumed.
+//! From the commit on nothing is executed again. What a successor finds says how far it came: bytes that were looked at
+//! and not received are the message that is still there ([`sys::looked_at`]); what is in the pipe is not sent. A
+//! message without answer is committed and consumed. The message goes last, since whoever waits for the answer is woken
+//! by that.
 //!
-//! What does not go that way is *torn* meanwhile, and a kill ends that client as it does without a keeper: a message longer than
-//! [`MAX_KEPT_MESSAGE`], and an answer with a descriptor, which no pipe takes.
+//! What does not go that way is *torn* meanwhile, and a kill ends that client as it does without a keeper: a message
+//! longer than [`MAX_KEPT_MESSAGE`], and an answer with a descriptor, which no pipe takes.
 //!
 //! [`sys::looked_at`]: crate::sys::looked_at
 
 mod adopted;
 mod journal;
 mod record;
+mod serve;
+mod socket;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod tests;
@@ -97,7 +100,7 @@ pub enum KeptError {
 
 /// Bytes that one call moves: all of them, but for tests that end a server between two calls.
 #[cfg(not(test))]
-const PIECE: usize = usize::MAX;
+const PIECE: usize = 1 << 30;
 #[cfg(test)]
 const PIECE: usize = 700;
 

@@ -31,8 +31,8 @@ pub(crate) fn peer(stream: &UnixStream) -> Option<u32> {
     u32::try_from(found.pid).ok().filter(|pid| *pid > 0)
 }
 
-/// From the beginning of its stream on, the next look ([`ipc::rights::peek`]) begins where the last one ended, until what was
-/// looked at is received.
+/// From the beginning of its stream on, the next look ([`ipc::rights::peek`]) begins where the last one ended, until
+/// what was looked at is received.
 pub(crate) fn look_from_begin(stream: &UnixStream) -> io::Result<()> {
     let (begin, size) = (0 as libc::c_int, libc::socklen_t::try_from(size_of::<libc::c_int>()));
     // SAFETY: the descriptor is open, and the kernel reads `size` bytes, which `begin` has.

@@ -1,5 +1,5 @@
-//! Other systems, on which no functions reach the same memory and none goes on without its server (Linux's VFIO has those):
-//! nobody needs to know who a client is, and no client is kept.
+//! Other systems, on which no functions reach the same memory and none goes on without its server (Linux's VFIO has
+//! those): nobody needs to know who a client is, and no client is kept.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

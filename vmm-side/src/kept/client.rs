@@ -1,9 +1,10 @@
-//! The client that a front end serves: its connection goes on too, so that it waits for its answer and sees nothing else.
+//! The client that a front end serves: its connection goes on too, so that it waits for its answer and sees nothing
+//! else.
 //!
 //! A front end (vfio-user) gives the keeper the client's socket, a pipe for what it is answered, a file in memory with
-//! whatever the front end knows of the client, whose layout is its own, and the event of each vector. What is passed on is
-//! put together here and checked for what it is; what it means is the front end's to check. A client goes on with its
-//! function, and not otherwise: from the moment at which that is not kept any more, nothing is kept of its client.
+//! whatever the front end knows of the client, whose layout is its own, and the event of each vector. What is passed on
+//! is put together here and checked for what it is; what it means is the front end's to check. A client goes on with
+//! its function, and not otherwise: from the moment at which that is not kept any more, nothing is kept of its client.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,8 +22,8 @@ use super::manager::Manager;
 use super::names::{ClientPart, Name};
 use crate::limits::MAX_CLIENT_STATE;
 
-/// What keeps the one client of a function. Dropping it gives everything up, once it has begun: what was left and nobody went
-/// on with stays for a next instance.
+/// What keeps the one client of a function. Dropping it gives everything up, once it has begun: what was left and
+/// nobody went on with stays for a next instance.
 #[derive(Debug)]
 pub struct KeptClient {
     manager: Arc<Manager>,

@@ -51,7 +51,9 @@ fn removed(keeper: &UnixDatagram) -> Vec<String> {
     while let Ok(came) = keeper.recv(&mut bytes) {
         let text = String::from_utf8(bytes[..came].to_vec()).unwrap();
         if text.starts_with("FDSTOREREMOVE=1\n") {
-            names.push(text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap().to_owned());
+            names.push(
+                text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap().to_owned(),
+            );
         }
     }
     names.sort();
@@ -72,7 +74,8 @@ fn why(store: &Store) -> String {
 fn a_client_is_left_whole_and_stays_until_somebody_goes_on_with_it() {
     let (passed, _far) = client();
     rustix::io::write(&passed[2].0, b"answer").unwrap();
-    let numbers: Vec<_> = passed.iter().map(|(fd, _)| std::os::fd::AsRawFd::as_raw_fd(fd)).collect();
+    let numbers: Vec<_> =
+        passed.iter().map(|(fd, _)| std::os::fd::AsRawFd::as_raw_fd(fd)).collect();
     let (store, keeper) = store(passed, true);
     assert!(store.unusable_clients().is_empty(), "{}", why(&store));
     assert_eq!(store.clients(), [address()]);
@@ -121,7 +124,8 @@ fn what_is_passed_on_of_a_client_is_looked_at_and_what_cannot_be_is_closed() {
         (with(ClientPart::Session, event()), "in no memory of ours"),
     ];
     for ((passed, mut far), says) in cases {
-        let names: std::collections::BTreeSet<_> = passed.iter().map(|(_, name)| name.clone()).collect();
+        let names: std::collections::BTreeSet<_> =
+            passed.iter().map(|(_, name)| name.clone()).collect();
         let (store, keeper) = store(passed, true);
         assert!(why(&store).contains(says), "{says}: {}", why(&store));
         assert!(store.clients().is_empty() && is_closed(&mut far), "{says}");

@@ -214,8 +214,8 @@ impl Keeping {
         Ok(number)
     }
 
-    /// It was taken over by this process. Everything goes to the keeper again, which leaves out what it has: it may have
-    /// closed it meanwhile, since nobody came for it.
+    /// It was taken over by this process. Everything goes to the keeper again, which leaves out what it has: it may
+    /// have closed it meanwhile, since nobody came for it.
     pub(crate) fn taken_over(&self, escrow: Option<&Escrow>) -> Result<(), StoreError> {
         let (key, manager) = (self.key, &self.manager);
         for (number, fd) in (0..self.group).zip(escrow.into_iter().flat_map(Escrow::group)) {

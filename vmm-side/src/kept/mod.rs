@@ -30,8 +30,8 @@
 //! # }
 //! ```
 //!
-//! A front end ([`Host`](crate::Host) in a program of its own, for a VMM that it is not linked into) has the connection of its
-//! client kept too: see [`KeptClient`] and [`LeftClient`].
+//! A front end ([`Host`](crate::Host) in a program of its own, for a VMM that it is not linked into) has the connection
+//! of its client kept too: see [`KeptClient`] and [`LeftClient`].
 //!
 //! Nothing of a guest but its memory is kept: what its processors were doing is the VMM's own to save. Interrupts are
 //! set up by the VMM anew, and each vector of a function that was kept is signalled once when it is, since one may
@@ -269,8 +269,8 @@ impl Store {
         group.map(|mut group| group.keeping.void()).is_some()
     }
 
-    /// Whether everything of a function that is attached was given to the keeper, as things are now. That it took all of
-    /// it nobody says: systemd keeps `FileDescriptorStoreMax=` descriptors, and none by default.
+    /// Whether everything of a function that is attached was given to the keeper, as things are now. That it took all
+    /// of it nobody says: systemd keeps `FileDescriptorStoreMax=` descriptors, and none by default.
     ///
     /// # Errors
     /// Why it would not.

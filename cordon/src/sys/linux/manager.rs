@@ -30,14 +30,13 @@ pub(crate) const VARIABLES: [&str; 6] = [
 /// How long there may be no room for the message that this program is ready.
 const ROOM: Duration = Duration::from_secs(1);
 
-/// The sockets that were passed on, by number and name; what a keeper has of functions is the store's.
+/// The sockets that were passed on, by number and name.
 pub(crate) fn passed() -> io::Result<Vec<(RawFd, String)>> {
     // The names are for another process when the sockets are, and say nothing then.
     if sd_notify::listen_fds()?.len() == 0 {
         return Ok(Vec::new());
     }
-    let all = sd_notify::listen_fds_with_names()?;
-    Ok(all.filter(|(_, name)| !cordon_vmm::kept::is_ours(name)).collect())
+    Ok(sd_notify::listen_fds_with_names()?.collect())
 }
 
 /// See the module.

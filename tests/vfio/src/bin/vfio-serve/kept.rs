@@ -1,7 +1,7 @@
-//! `vfio-serve kept ADDRESS…`: `cordon keep` has `cordon serve` started again, which is killed at any moment while a client of each
-//! function drives its NVMe controller by it and verifies what that writes and reads. The client is strict: each answer comes
-//! once, with its number. Then a client goes away, and another one sends garbage, while nobody is there; and the server comes back
-//! with another configuration.
+//! `vfio-serve kept ADDRESS…`: `cordon keep` has `cordon serve` started again, which is killed at any moment while a
+//! client of each function drives its NVMe controller by it and verifies what that writes and reads. The client is
+//! strict: each answer comes once, with its number. Then a client goes away, and another one sends garbage, while
+//! nobody is there; and the server comes back with another configuration.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd as _;
@@ -40,7 +40,9 @@ pub(crate) fn become_server() -> Failure {
 fn wanted(addresses: &[&str], more: &[&str]) -> Result<(), Failure> {
     let mut words = vec!["serve".to_owned(), "--json".to_owned()];
     for (address, socket) in addresses.iter().zip(SOCKETS) {
-        words.extend(["--device", &format!("vfio:{address}"), "--socket", socket].map(str::to_owned));
+        words.extend(
+            ["--device", &format!("vfio:{address}"), "--socket", socket].map(str::to_owned),
+        );
     }
     words.extend(more.iter().map(|word| (*word).to_owned()));
     Ok(fs::write(WORDS, words.join("\n"))?)
@@ -167,6 +169,25 @@ impl Driven {
     }
 }
 
+/// How many processes of servers there are still, 10 s after the last one at most.
+fn remaining() -> Result<usize, Failure> {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut found = 0;
+        for process in fs::read_dir("/proc")?.flatten() {
+            // Others than processes have none.
+            let words = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let mut words = words.split(|byte| *byte == 0);
+            let name = words.next().unwrap_or_default();
+            found += usize::from(name.ends_with(b"cordon") || name.ends_with(b"device-proc"));
+        }
+        if found == 0 || Instant::now() > until {
+            return Ok(found);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn median(all: &mut [Duration]) -> Duration {
     all.sort_unstable();
     all.get(all.len() / 2).copied().unwrap_or_default()
@@ -243,7 +264,8 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
     let mut waits: Vec<Duration> =
         driven.iter().flat_map(|one| one.client.waits().iter().copied()).collect();
     let in_flight = waits.len();
-    let undisturbed = driven.iter_mut().map(Driven::is_undisturbed).collect::<Result<Vec<_>, _>>()?;
+    let undisturbed =
+        driven.iter_mut().map(Driven::is_undisturbed).collect::<Result<Vec<_>, _>>()?;
     let (attached, adopted) = (servers.count("attach"), servers.count("client-adopted"));
     let lost = servers.count("client-lost") + servers.count("detach");
     let last = last_process(&servers)?;
@@ -289,6 +311,8 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
     kill_process(last, Signal::TERM)?;
     let status = servers.serve.child.wait()?.code();
     let ended = after.client.is_closed();
+    // Before and after, since others use the machine's processors too.
+    let again = measured_without(addresses[0])?;
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     Ok(json!({
         "functions": addresses.len(),
@@ -298,7 +322,7 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
         "in_flight": in_flight,
         "waited_us": micros(median(&mut waits)),
         "longest_us": waits.last().copied().map(micros),
-        "access_us": { "without": micros(without), "with": micros(with) },
+        "access_us": { "without": micros(without), "with": micros(with), "without_again": micros(again) },
         "undisturbed": undisturbed,
         "attached": attached,
         "adopted": adopted,
@@ -308,12 +332,13 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
         "garbage_closed": closed,
         "ended": ended,
         "status": status,
+        "remaining": remaining()?,
     }))
 }
 
 fn last_process(servers: &Servers) -> Result<Pid, Failure> {
-    let confined = servers.serve.seen.iter().filter(|event| event["event"] == "confined");
-    let pid = confined.last().and_then(|event| event["process"].as_i64());
+    let mut confined = servers.serve.seen.iter().filter(|event| event["event"] == "confined");
+    let pid = confined.next_back().and_then(|event| event["process"].as_i64());
     let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     Ok(pid.ok_or("no process")?)
 }

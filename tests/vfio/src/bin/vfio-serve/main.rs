@@ -1,7 +1,7 @@
-//! `vfio-serve ADDRESS`: runs `cordon serve --device vfio:ADDRESS`, drives the NVMe controller at ADDRESS through its socket as a
-//! client of vfio-user's does, has it reach outside of the client's memory, takes it out of the machine and puts it
-//! back, and prints what came of it as one JSON object. `vfio-serve ADDRESS handed`: see `handed`. With two addresses,
-//! of one IOMMU group, it is the client of both: see `pair`. `vfio-serve kept ADDRESS…`: see `kept`.
+//! `vfio-serve ADDRESS`: runs `cordon serve --device vfio:ADDRESS`, drives the NVMe controller at ADDRESS through its
+//! socket as a client of vfio-user's does, has it reach outside of the client's memory, takes it out of the machine and
+//! puts it back, and prints what came of it as one JSON object. `vfio-serve ADDRESS handed`: see `handed`. With two
+//! addresses, of one IOMMU group, it is the client of both: see `pair`. `vfio-serve kept ADDRESS…`: see `kept`.
 
 mod handed;
 mod kept;

@@ -108,7 +108,8 @@ impl<'c> Nvme<'c> {
         Self::start_with(client, memory, part, None)
     }
 
-    /// The same, whose vectors are this event and another one, which [`vectors`] set up: every completion of data is said by an interrupt.
+    /// The same, whose vectors are this event and another one, which [`vectors`] set up: every completion of data is
+    /// said by an interrupt.
     pub(crate) fn start_with(
         client: &'c mut Client,
         memory: &'c File,

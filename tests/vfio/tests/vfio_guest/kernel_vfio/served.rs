@@ -45,30 +45,38 @@ fn step(name: &str) -> &'static RanStep {
 
 #[test]
 fn a_server_that_is_killed_is_nothing_to_its_clients_but_a_wait() {
-    for (name, functions) in [("kept", 1), ("kept group", 2)] {
+    for (name, functions) in [("kept", 1_usize), ("kept group", 2)] {
+        let all = functions;
+        let functions = functions as u64;
         let output = step(name).output.join("\n");
         let said: Value = serde_json::from_str(&output)
             .unwrap_or_else(|error| panic!("{error}: {:#?}", step(name)));
         let number = |name: &str| said[name].as_u64().unwrap_or_else(|| panic!("{name}: {said}"));
         assert_eq!((number("functions"), number("kills")), (functions, KILLS), "{said}");
-        assert_eq!(said["undisturbed"], json!(vec![true; functions as usize]), "{said}");
+        assert_eq!(said["undisturbed"], json!(vec![true; all]), "{said}");
         // Each came once, and was gone on with by every server that lived to do so.
         assert_eq!((number("attached"), number("lost")), (functions, 0), "{said}");
         assert!(number("adopted") >= functions * KILLS / 2, "{said}");
         assert!(number("bytes_verified") > 0, "{said}");
         // Of commands of clients that were waiting when the server was killed.
         assert!(number("in_flight") >= KILLS / 2, "{said}");
-        assert_eq!((&said["cleaned"], &said["garbage_closed"]), (&json!(true), &json!(true)), "{said}");
+        assert_eq!(
+            (&said["cleaned"], &said["garbage_closed"]),
+            (&json!(true), &json!(true)),
+            "{said}"
+        );
         assert_eq!((&said["ended"], &said["status"]), (&json!(true), &json!(0)), "{said}");
+        assert_eq!(said["remaining"], 0, "{said}");
         if functions > 1 {
             assert_eq!(said["less"]["closed"], true, "{said}");
         }
         let access = &said["access_us"];
-        let [without, with] =
-            ["without", "with"].map(|one| access[one].as_u64().unwrap_or_else(|| panic!("{said}")));
+        let [before, with, after] = ["without", "with", "without_again"]
+            .map(|one| access[one].as_u64().unwrap_or_else(|| panic!("{said}")));
         verdict(&format!(
-            "vfio guest: {KILLS} kills of a server under {} MiB of verified I/O of {functions} clients, {} with a command \
-             waiting, {} ms in the median ({} at most); a trapped access {with} us, {without} without a keeper ({name})",
+            "vfio guest: {KILLS} kills of a server under {} MiB of verified I/O of {functions} clients, {} with a \
+             command waiting, {} ms in the median ({} at most); a trapped access {with} us, {before} and {after} \
+             without a keeper ({name})",
             number("bytes_verified") >> 20,
             number("in_flight"),
             number("waited_us") / 1000,

@@ -395,6 +395,8 @@ fn spawner_messages() {
     golden(start(spawn::Role::Connection), "00000000 0000 010203 00000000 05000000");
     golden(start(spawn::Role::Adopter), "00000000 0000 010203 03000000 05000000");
     golden(start(spawn::Role::Handed), "00000000 0000 010203 04000000 05000000");
+    let both = spawn::Role::HandedAdopter;
+    golden(start(both), "00000000 0000 010203 05000000 05000000");
     golden(start(spawn::Role::Lister), "00000000 0000 010203 01000000 05000000");
     golden(start(function), "00000000 0000 010203 02000000 01 00 01 02 01 05000000");
     golden(spawn::Request::Listen(3), "01000000 03000000");

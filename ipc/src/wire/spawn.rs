@@ -88,6 +88,8 @@ pub enum Role {
     Adopter,
     /// A connection process that is handed the files of its group, which a manager opened.
     Handed,
+    /// Another one, which takes over what a dead process left, and is handed the files of its functions too.
+    HandedAdopter,
 }
 
 /// What comes of it. With each of them, pidfds of children that were made and did not come to run,

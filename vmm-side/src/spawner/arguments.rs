@@ -48,7 +48,7 @@ pub(super) fn read(arguments: &[OsString], program: u32) -> Result<Request, Stri
     let address = address.ok_or("a spawner starts nothing without an address")?;
     let role = if command == ConnectionProtocol::COMMAND {
         match (adopt, handed) {
-            (true, true) => return Err("a process that adopts is handed no group".to_owned()),
+            (true, true) => Role::HandedAdopter,
             (true, false) => Role::Adopter,
             (false, true) => Role::Handed,
             (false, false) => Role::Connection,
@@ -82,11 +82,12 @@ pub(super) fn write(
     let mut arguments = vec![dext, format!("--sandbox={mode}").into()];
     arguments.push(format!("--address={address}").into());
     let command = match role {
-        Role::Connection | Role::Adopter | Role::Handed => {
+        Role::Connection | Role::Adopter | Role::Handed | Role::HandedAdopter => {
             arguments.push(format!("--windows={}", grant.windows).into());
             match role {
                 Role::Adopter => arguments.push("--adopt".into()),
                 Role::Handed => arguments.push("--handed".into()),
+                Role::HandedAdopter => arguments.extend(["--adopt", "--handed"].map(Into::into)),
                 _ => {}
             }
             ConnectionProtocol::COMMAND
@@ -187,6 +188,9 @@ mod tests {
         assert_eq!((run.len(), &run[5]), (7, &"--adopt".into()));
         let run = there_and_back(&["connection", "--address=01:00.0", "--handed"]).unwrap();
         assert_eq!((run.len(), &run[5]), (7, &"--handed".into()));
+        let both = ["connection", "--address=01:00.0", "--adopt", "--handed"];
+        let run = there_and_back(&both).unwrap();
+        assert_eq!(run[5..7], ["--adopt", "--handed"]);
     }
 
     #[test]
@@ -194,7 +198,6 @@ mod tests {
         for (words, why) in [
             (&["function", "--address=01:00.1"][..], "none of the functions"),
             (&["function"], "without an address"),
-            (&["connection", "--address=01:00.0", "--adopt", "--handed"], "is handed no group"),
             (&["lister"], "without an address"),
             (&["lister", "--address=01:00.1"], "none of the functions"),
             (&["doctor", "--address=01:00.0"], "no doctor process"),

@@ -18,6 +18,7 @@ pub(crate) enum VfioFds {
 
 /// The files.
 #[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "counted where there is no VFIO"))]
 pub(crate) enum Files {
     /// That of a group, and that of a container.
     Group(OwnedFd, Option<OwnedFd>),

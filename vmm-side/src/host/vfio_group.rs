@@ -22,6 +22,7 @@ pub struct VfioGroup {
 
 /// What was handed.
 #[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "there is no VFIO to be handed"))]
 pub(super) enum Files {
     Group { file: OwnedFd, container: Option<OwnedFd> },
     Devices { devices: Vec<OwnedFd>, iommufd: OwnedFd },

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::entrance::Way;
 use crate::guest::{Guest, Stay};
-use crate::kept::Adopted;
+use crate::kept::{Adopted, Baseline};
 use crate::options::{AtBudget, Options};
 use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
@@ -86,6 +86,8 @@ pub struct Keeping {
     pub store: Option<Arc<Store>>,
     /// One that was left.
     pub adopted: Option<Adopted>,
+    /// What one has left in the device's config space that does not go on.
+    pub baseline: Option<Baseline>,
 }
 
 /// A served function. Dropping it stops serving; the device stays attached.
@@ -192,7 +194,7 @@ impl Server {
         file: Option<Arc<SocketFile>>,
         path: PathBuf,
         (device, guest, options): (Arc<dyn PassthroughDevice>, Guest, Options),
-        Keeping { store, adopted }: Keeping,
+        Keeping { store, adopted, mut baseline }: Keeping,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
         let stay = adopted.as_ref().map(|adopted| guest.admit(&adopted.stream)).transpose();
@@ -200,7 +202,12 @@ impl Server {
             Ok(stay) => (stay, adopted),
             Err(why) => {
                 log(Event::Lost(why));
-                adopted.into_iter().for_each(|one| one.abandon(guest.container()));
+                if let Some(one) = adopted {
+                    // Before its memory goes.
+                    let _ = device.quiesce();
+                    baseline = Some(Baseline(one.record.handover.clone()));
+                    one.abandon(guest.container());
+                }
                 (None, None)
             }
         };
@@ -226,7 +233,7 @@ impl Server {
             log,
         };
         let run = move || {
-            service.run(way, adopted);
+            service.run(way, adopted, baseline);
             let _ = sender.send(());
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(start)?;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use crate::entrance::{Entrance, Way};
 use crate::guest::{Guest, Stay};
 use crate::handover::Handover;
-use crate::kept::{Adopted, Kept};
+use crate::kept::{Adopted, Baseline, Kept};
 use crate::options::Options;
 use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
@@ -87,9 +87,10 @@ pub(crate) struct Service<L> {
 
 impl<L: Fn(Event)> Service<L> {
     /// Serves until it is stopped.
-    pub(crate) fn run(&self, way: Way, adopted: Option<Adopted>) {
+    pub(crate) fn run(&self, way: Way, adopted: Option<Adopted>, baseline: Option<Baseline>) {
         // What a panic leaves behind is this function's alone, and used by nobody afterwards.
-        let served = catch_unwind(AssertUnwindSafe(|| self.serve(Entrance::new(way), adopted)));
+        let serve = || self.serve(Entrance::new(way), adopted, baseline);
+        let served = catch_unwind(AssertUnwindSafe(serve));
         // Nothing is left to be stuck in.
         self.progress.waits();
         let why = match served {
@@ -101,8 +102,14 @@ impl<L: Fn(Event)> Service<L> {
         let _ = catch_unwind(AssertUnwindSafe(|| (self.log)(Event::Failed(why))));
     }
 
-    fn serve(&self, mut entrance: Entrance, adopted: Option<Adopted>) -> io::Result<()> {
-        let mut handover = Handover::new();
+    fn serve(
+        &self,
+        mut entrance: Entrance,
+        adopted: Option<Adopted>,
+        baseline: Option<Baseline>,
+    ) -> io::Result<()> {
+        let mut handover =
+            baseline.map_or_else(Handover::new, |baseline| Handover::of(&baseline.0));
         let mut kept = None;
         if let Some(adopted) = adopted {
             handover = Handover::of(&adopted.record.handover);

@@ -55,6 +55,13 @@ pub const MAX_RECORD: usize = 256 << 10;
 /// keeper has a limit of its own for all descriptors.
 pub const MAX_KEPT_FILES: usize = 128;
 
+/// Descriptors that are kept of one client of a front end: four, and one for each vector; an NVMe controller with 64
+/// queues fits.
+pub const MAX_KEPT_OF_CLIENT: usize = 80;
+/// Descriptors that are kept of all clients of a front end: the rest of the 256 that `cordon keep` has room for is for
+/// functions and guest memory.
+pub const MAX_KEPT_OF_CLIENTS: usize = 160;
+
 /// Bytes of what a front end knows of one client, whose layout is the front end's own: its maps, its events, config
 /// space and an answer.
 pub const MAX_CLIENT_STATE: u64 = 1 << 20;

@@ -12,7 +12,6 @@ use std::time::Duration;
 use cordon_cli::confinement::Confinement;
 use cordon_cli::event::{Event, Part};
 use cordon_cli::protocol::{ControlError, ErrorCode};
-use cordon_vfio_user::kept::Adopted;
 use cordon_vfio_user::{self as vfio_user, Clients, Guest, Keeping, Server};
 use cordon_vmm::faults::Faults;
 use cordon_vmm::kept::Store;
@@ -165,12 +164,15 @@ impl Fleet {
             }
         }
         // Who had a client before has what that mapped; the rest is not reached any more.
+        attached.iter().for_each(|(_, one)| left.quiet(&one.function));
         left.release();
         for (slot, one) in attached {
             match done {
                 Ok(()) => {
                     let adopted = left.client(slot.address, &one.function);
-                    done = self.serve(slot, &mut slot.work.lock(), one, adopted);
+                    let baseline = left.baseline(&one.function);
+                    let clients = Keeping { store: self.store.clone(), adopted, baseline };
+                    done = self.serve(slot, &mut slot.work.lock(), one, clients);
                 }
                 Err(_) => self.host.detach(&one.function),
             }
@@ -254,7 +256,8 @@ impl Fleet {
     /// Attaches a function and listens; nothing is left of it where that fails.
     fn attach_now(&self, slot: &Slot, places: &mut Places) -> Result<(), Failure> {
         let attached = self.attach_function(slot)?;
-        self.serve(slot, places, attached, None)
+        let clients = Keeping { store: self.store.clone(), ..Keeping::default() };
+        self.serve(slot, places, attached, clients)
     }
 
     fn attach_function(&self, slot: &Slot) -> Result<FunctionAttached, Failure> {
@@ -279,11 +282,11 @@ impl Fleet {
         slot: &Slot,
         places: &mut Places,
         attached: FunctionAttached,
-        adopted: Option<Adopted>,
+        clients: Keeping,
     ) -> Result<(), Failure> {
         let FunctionAttached { guest, function, companion } = attached;
         let watched = Arc::new(Watched::new(Arc::clone(&function)));
-        match self.listen(places, &watched, (guest, adopted), companion) {
+        match self.listen(places, &watched, (guest, clients), companion) {
             Ok(servers) => {
                 *slot.served.lock() = Some(Served { watched, servers, told: None });
                 self.tell_change.signal();
@@ -300,13 +303,12 @@ impl Fleet {
         &self,
         places: &mut Places,
         watched: &Arc<Watched>,
-        (guest, adopted): (Guest, Option<Adopted>),
+        (guest, keeping): (Guest, Keeping),
         companion: Option<Arc<Companion>>,
     ) -> Result<Vec<Server>, Failure> {
         let function = &watched.function;
         let device: Arc<dyn PassthroughDevice> = Arc::clone(function) as _;
         let log = self.reporter(watched, Part::Function)?;
-        let keeping = Keeping { store: self.store.clone(), adopted };
         let server = self.server(&mut places.function, keeping, device, guest, log)?;
         let socket = server.path().display().to_string();
         let mut servers = vec![server];

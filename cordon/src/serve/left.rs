@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use cordon_cli::event::Event;
 use cordon_vfio_user::Options;
-use cordon_vfio_user::kept::Adopted;
+use cordon_vfio_user::kept::{Adopted, Baseline};
 use cordon_vmm::kept::{LeftFunction, Store};
 use cordon_vmm::text::printable;
-use cordon_vmm::{Container, Function, GuestRegion};
+use cordon_vmm::{Container, Function, GuestRegion, PassthroughDevice as _};
 use ipc::PciAddress;
 
 use super::slot::Slot;
@@ -26,6 +26,8 @@ pub(super) struct Left<'s> {
     tell: &'s dyn Fn(&Event),
     functions: BTreeMap<PciAddress, LeftFunction>,
     clients: BTreeMap<PciAddress, (Adopted, Arc<Container>)>,
+    /// Of clients that do not go on.
+    baselines: BTreeMap<PciAddress, Baseline>,
     /// What is mapped until everything is attached.
     held: Vec<(Arc<Container>, u64, u64)>,
 }
@@ -38,8 +40,8 @@ impl<'s> Left<'s> {
         how: Options,
         tell: &'s dyn Fn(&Event),
     ) -> Self {
-        let (functions, clients, held) = Default::default();
-        let mut left = Self { store, tell, functions, clients, held };
+        let (functions, clients, baselines, held) = Default::default();
+        let mut left = Self { store, tell, functions, clients, baselines, held };
         let Some(store) = store else { return left };
         for (address, why) in store.unusable() {
             tracing::warn!("{address}: what was kept of it is closed: {}", ipc::chain(&**why));
@@ -104,12 +106,32 @@ impl<'s> Left<'s> {
             client.send_away();
             return self.lost(address, "its function is not served any more");
         };
+        let baseline = Baseline::of(&client);
         match Adopted::of(client, container, &function.regions, how) {
             Ok(adopted) => {
                 self.clients.insert(address, (adopted, Arc::clone(container)));
             }
-            Err(error) => self.lost(address, &ipc::chain(&error)),
+            Err(error) => {
+                self.lost(address, &ipc::chain(&error));
+                self.baselines.extend(baseline.map(|baseline| (address, baseline)));
+            }
         }
+    }
+
+    /// Has functions neither reach memory nor interrupt that go on without a client, before that memory is given back.
+    pub(super) fn quiet(&self, function: &Function) {
+        if function.was_kept()
+            && !self.clients.contains_key(&function.address())
+            && let Err(error) = function.quiesce()
+        {
+            tracing::warn!("{}: quiescing what was left: {error}", function.address());
+        }
+    }
+
+    /// What a client left in a function's config space that does not go on.
+    pub(super) fn baseline(&mut self, function: &Function) -> Option<Baseline> {
+        // One that was opened anew has what the host had there.
+        self.baselines.remove(&function.address()).filter(|_| function.was_kept())
     }
 
     /// A function that was left cannot be attached as it is: it is given up with its group. `false` where there was

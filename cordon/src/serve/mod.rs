@@ -128,6 +128,13 @@ pub(crate) struct Prepared {
     signals: Held,
 }
 
+/// Whether whoever started this keeps descriptors for the next one: `cordon keep` and systemd from version 254 on say how
+/// many. One that keeps none is not asked to, since each command of a client is more work for that.
+fn keeps() -> bool {
+    let most = std::env::var("FDSTORE").ok().and_then(|most| most.parse().ok());
+    most.is_some_and(|most: u32| most > 0)
+}
+
 /// Reads what is to be read, and confines this process, which has no other thread yet, for good: nothing
 /// can be opened or run afterwards but by its spawner. `None` when all that was asked for has been said.
 pub(crate) fn prepare(options: &ServeOptions) -> Result<Option<Prepared>, Failure> {
@@ -141,7 +148,7 @@ pub(crate) fn prepare(options: &ServeOptions) -> Result<Option<Prepared>, Failur
     // First of all, since these numbers are of what is open before this program opens anything.
     let settings = Settings::of(options)?;
     let manager = Manager::connect()?;
-    let store = Store::from_environment()?.map(Arc::new);
+    let store = if keeps() { Store::from_environment()?.map(Arc::new) } else { None };
     crate::limits::raise_descriptors();
     let config = settings.config()?;
     // Of a dext nothing goes on.

@@ -7,11 +7,27 @@ use std::os::unix::net::UnixStream;
 
 use cordon_vmm::kept::LeftClient;
 use cordon_vmm::{Container, GuestRegion};
+use ipc::Deadline;
 
-use super::{Kept, KeptError, Phase, Record, consume};
+use super::{HandoverRecord, Kept, KeptError, Phase, Record, consume};
 use crate::dma::Maps;
 use crate::options::Options;
+use crate::socket::TIMEOUT;
 use crate::sys;
+
+/// What a client that does not go on has written to config space, and what was there before: so that it is put back.
+#[derive(Debug)]
+pub struct Baseline(pub(crate) HandoverRecord);
+
+impl Baseline {
+    /// Of what was left, if that can be read.
+    #[must_use]
+    pub fn of(left: &LeftClient) -> Option<Self> {
+        let memory = left.session.try_clone().ok()?;
+        let (_, _, record) = super::Journal::left(memory).ok()?;
+        Some(Self(record.handover))
+    }
+}
 
 /// See the module. Dropped, it sends its client away; its memory is to be given back before: [`Adopted::abandon`].
 #[derive(Debug)]
@@ -126,9 +142,13 @@ impl Adopted {
                 }
                 kept.journal.set(Phase::Staged { rest, length });
             }
+            let until = Deadline::after(TIMEOUT);
             while self.staged > 0 {
                 match kept.send(stream, self.staged) {
                     Ok(sent) => self.staged -= sent.min(self.staged),
+                    Err(rustix::io::Errno::AGAIN) if until.passed() => {
+                        return Err(KeptError::Socket(std::io::ErrorKind::TimedOut.into()));
+                    }
                     Err(rustix::io::Errno::AGAIN) => wait(stream)?,
                     Err(rustix::io::Errno::INTR) => {}
                     Err(error) => return Err(io(error)),

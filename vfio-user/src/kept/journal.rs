@@ -56,6 +56,9 @@ pub(crate) struct Journal {
     slot: u8,
     /// The other slot is written, and counts with the next word.
     is_written: bool,
+    /// The client is torn now; and for good, since it is not kept any more.
+    is_torn: bool,
+    is_given_up: bool,
 }
 
 impl Journal {
@@ -70,7 +73,8 @@ impl Journal {
 
     fn mapped(memory: SharedMemory, slot: u8) -> Result<Self, KeptError> {
         let window = memory.map_all(Access::ReadWrite).map_err(KeptError::Map)?;
-        Ok(Self { memory, window, slot, is_written: false })
+        let (is_written, is_torn, is_given_up) = (false, false, false);
+        Ok(Self { memory, window, slot, is_written, is_torn, is_given_up })
     }
 
     /// What an instance before this one left, how far it was, and its record.
@@ -142,8 +146,21 @@ impl Journal {
         Ok(answer)
     }
 
+    /// Whoever finds this sends the client away, whatever is set from here on.
+    pub(crate) fn give_up(&mut self) {
+        self.is_given_up = true;
+        self.set(Phase::Torn);
+    }
+
+    /// What was written counts, and the client is as far as it was: a message is to be executed, or torn.
+    pub(crate) fn commit(&mut self) {
+        self.set(if self.is_torn { Phase::Torn } else { Phase::Open });
+    }
+
     /// From here on this is how far it has come, and what was written counts.
     pub(crate) fn set(&mut self, phase: Phase) {
+        let phase = if self.is_given_up { Phase::Torn } else { phase };
+        self.is_torn = phase == Phase::Torn;
         if std::mem::take(&mut self.is_written) {
             self.slot ^= 1;
         }

@@ -45,7 +45,7 @@ use rustix::io::Errno;
 use crate::limits::MAX_KEPT_MESSAGE;
 use crate::sys;
 
-pub use self::adopted::Adopted;
+pub use self::adopted::{Adopted, Baseline};
 pub(crate) use self::journal::{Journal, Phase};
 pub(crate) use self::record::{ConfigRecord, EventsRecord, HandoverRecord, Record};
 
@@ -173,6 +173,8 @@ impl Kept {
 
     /// It is not kept any more: a kill ends it.
     fn lose(&mut self, error: &(dyn std::error::Error + 'static)) {
+        // The keeper may not hear it, and has what is written here.
+        self.journal.give_up();
         self.client.give_up();
         if !std::mem::replace(&mut self.is_lost, true) {
             let (address, why) = (self.client.address(), ipc::chain(error));
@@ -197,7 +199,7 @@ impl Kept {
             return;
         }
         self.write(record);
-        self.journal.set(Phase::Open);
+        self.journal.commit();
         step("events change");
         for ((index, vector), event) in events {
             self.client.remove_event(index, vector);

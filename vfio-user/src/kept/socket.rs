@@ -31,44 +31,46 @@ impl Socket<'_> {
             HEADER.. => header(&bytes)?,
             _ => header(&self.look_at(HEADER, deadline)?.body)?,
         };
+        self.ahead = Ahead::new();
         if size > MAX_KEPT_MESSAGE {
             return self.receive_torn(header, size, deadline);
         }
         self.size = size;
-        if have < size {
-            let Message { mut body, descriptors, too_many, .. } = self.look_at(size, deadline)?;
-            body.drain(..HEADER);
+        // A look that filled its room goes on to the next descriptors that there are, of whichever message.
+        if have == size && have < bytes.len() {
+            let body = bytes[HEADER..size].to_vec();
             return Ok(Message { header, body, descriptors, too_many });
         }
-        let body = bytes[HEADER..size].to_vec();
-        let mut message = Message { header, body, descriptors: Vec::new(), too_many: false };
-        if have == size {
-            (message.descriptors, message.too_many) = (descriptors, too_many);
-        } else {
-            // They came with the last of what was looked at.
-            let mut ahead = Ahead { have: have - size, descriptors, too_many, ..Ahead::new() };
-            ahead.bytes[..have - size].copy_from_slice(&bytes[size..have]);
-            self.ahead = ahead;
-        }
-        Ok(message)
+        drop(descriptors);
+        let Message { mut body, descriptors, too_many, .. } = self.look_at(size, deadline)?;
+        body.drain(..HEADER);
+        Ok(Message { header, body, descriptors, too_many })
     }
 
-    /// Looks at so many bytes from the beginning of the message on, with what came beside them.
-    fn look_at(&self, size: usize, deadline: Deadline) -> Result<Message, SocketError> {
+    /// Looks at so many bytes from the beginning of the message on, with what came beside them. There is room for one byte
+    /// more: a look that fills its room brings the next descriptors that there are, so these are of what follows.
+    fn look_at(&mut self, size: usize, deadline: Deadline) -> Result<Message, SocketError> {
         sys::look_from_begin(&self.stream)?;
-        let (mut body, mut have) = (vec![0; size], 0);
+        let (mut body, mut have) = (vec![0; size + 1], 0);
         let (mut descriptors, mut too_many) = (Vec::new(), false);
         while have < size {
             match rights::peek(&self.stream, &mut body[have..]) {
                 Ok(came) if came.bytes == 0 => return Err(SocketError::EndOfFile),
                 Ok(came) => {
                     have += came.bytes;
-                    take(came, &mut descriptors, &mut too_many);
+                    if have <= size {
+                        take(came, &mut descriptors, &mut too_many);
+                    }
                 }
                 Err(Errno::AGAIN) => self.pause(deadline)?,
                 Err(error) => return Err(error.into()),
             }
         }
+        self.ahead = Ahead::new();
+        if have > size {
+            (self.ahead.bytes[0], self.ahead.have) = (body[size], 1);
+        }
+        body.truncate(size);
         let header = Header { id: 0, command: 0, size: 0, flags: 0, error: 0 };
         Ok(Message { header, body, descriptors, too_many })
     }
@@ -153,6 +155,8 @@ impl Socket<'_> {
             match kept.send(&self.stream, left) {
                 Ok(sent) => left = left.saturating_sub(sent),
                 Err(Errno::INTR) => {}
+                // Also where somebody else has taken what was in the pipe.
+                Err(Errno::AGAIN) if deadline.passed() => return Err(SocketError::Stalled),
                 Err(Errno::AGAIN) => {
                     self.wait(Source::writable(&self.stream, Token::Client), deadline)?;
                 }

@@ -431,3 +431,61 @@ fn one_that_is_ended_while_it_goes_on_is_followed_by_one_that_does() {
     }
     assert!(twice > 500, "{twice}");
 }
+
+#[test]
+fn descriptors_are_the_message_s_that_they_came_beside_and_of_none_before_it() {
+    let (mut keeper, store) = Keeper::new();
+    let (near, client) = UnixStream::pair().unwrap();
+    let kept = Kept::new(store.client(address()).unwrap(), &near, &Record::default()).unwrap();
+    let (stopped, device, container) =
+        (Event::new().unwrap(), device(), Container::new(DmaMode::Direct));
+    let mut handover = Handover::new();
+    let socket = Socket::kept(near, kept, &stopped);
+    let mut session = Session::new(socket, &device, &container, &mut handover, Options::default());
+    let memory = SharedMemory::create("ram", SIZE).unwrap();
+    // All of it is there before the first is looked at: of these the last alone brings memory.
+    let said = [
+        say(command::VERSION, b"\0\0\0\0{}\0".to_vec()),
+        say(command::DMA_MAP, map(3, &[0, BASE, SIZE])),
+        say(command::DMA_MAP, map(3, &[0, 2 * BASE, SIZE])),
+        // As long as what is looked at at first, together with the one behind it.
+        say(command::RESET, Vec::new()),
+        say(command::DMA_MAP, map(3, &[0, 3 * BASE, SIZE])),
+        Said { memory: true, ..say(command::DMA_MAP, map(3, &[0, 4 * BASE, SIZE])) },
+    ];
+    for (id, one) in (1..).zip(&said) {
+        let size = u32::try_from(HEADER + one.body.len()).unwrap();
+        let header = Header { id, command: one.command, size, flags: 0, error: 0 };
+        let message = [&header.to_bytes()[..], &one.body].concat();
+        let beside: Vec<BorrowedFd<'_>> = one.memory.then(|| memory.as_fd()).into_iter().collect();
+        assert_eq!(ipc::rights::send(&client, &message, &beside).unwrap(), message.len());
+    }
+    for _ in &said {
+        assert!(session.look());
+        assert_eq!(session.serve_one().unwrap(), None);
+    }
+    assert_eq!(container.usage().0, 1);
+    assert!(container.unmap(4 * BASE, SIZE).is_ok(), "and it is the one that brought it");
+    drop(session);
+    keeper.hear();
+}
+
+#[test]
+fn who_is_torn_stays_so_until_the_message_is_over_and_for_good_when_given_up() {
+    let mut journal = Journal::new().unwrap();
+    let phase = |journal: &Journal| {
+        Journal::left(journal.memory().try_clone().unwrap()).map(|(_, phase, _)| phase).unwrap()
+    };
+    journal.write(&Record::default()).unwrap();
+    journal.set(Phase::Torn);
+    // An event changes in the middle of a long message.
+    journal.write(&Record::default()).unwrap();
+    journal.commit();
+    assert_eq!(phase(&journal), Phase::Torn);
+    journal.set(Phase::Open);
+    journal.commit();
+    assert_eq!(phase(&journal), Phase::Open);
+    journal.give_up();
+    journal.set(Phase::Open);
+    assert_eq!(phase(&journal), Phase::Torn);
+}

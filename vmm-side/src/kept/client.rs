@@ -124,6 +124,8 @@ impl LeftClient {
         for (address, parts) in passed {
             manager.client_left(address, parts.keys().copied());
             let keeping = KeptClient::new(Arc::clone(manager), address);
+            let socket = parts.get(&Name::Client(address, ClientPart::Socket));
+            let socket = socket.and_then(|found| found.first()?.try_clone().ok());
             let client = match goes_on(address) {
                 true => Self::of(keeping, parts),
                 false => Err(StoreError::WithoutFunction),
@@ -132,6 +134,8 @@ impl LeftClient {
                 Ok(client) => drop(left.insert(address, client)),
                 Err(error) => {
                     manager.forget_client(address);
+                    // Whoever else has it open.
+                    let _ = socket.map(|socket| rustix::net::shutdown(&socket, Shutdown::Both));
                     unusable.push((address, Arc::new(error)));
                 }
             }

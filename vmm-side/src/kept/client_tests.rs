@@ -176,3 +176,42 @@ fn what_is_kept_of_a_client_goes_with_it_and_with_its_function() {
         assert_eq!(removed(&keeper).len(), 5);
     }
 }
+
+#[test]
+fn one_client_takes_the_room_of_no_other_and_all_of_them_not_that_of_functions() {
+    use crate::limits::{MAX_KEPT_OF_CLIENT, MAX_KEPT_OF_CLIENTS};
+
+    let (keeper, socket) = UnixDatagram::pair().unwrap();
+    let functions = ["01:00.0", "01:00.1", "01:00.2"].map(|text| text.parse().unwrap());
+    let store = Store::with_functions(socket, Vec::new(), &functions);
+    keeper.set_nonblocking(true).unwrap();
+    let mut heard = 0;
+    let mut hear = || {
+        while keeper.recv(&mut [0; 512]).is_ok() {
+            heard += 1;
+        }
+        heard
+    };
+    let clients = functions.map(|function| store.client(function).unwrap());
+    let event = event();
+    let mut given = 0;
+    for (client, most) in clients.iter().zip([MAX_KEPT_OF_CLIENT, MAX_KEPT_OF_CLIENT, 0]) {
+        for vector in 0..u16::try_from(most).unwrap() {
+            client.event(2, vector, event.as_fd()).unwrap();
+            given += 1;
+            hear();
+        }
+        let refused = client.event(2, 9999, event.as_fd()).unwrap_err();
+        assert!(matches!(refused, StoreError::NoRoom { .. }), "{refused}");
+        assert!(refused.to_string().contains("80 and 160 are the limits"), "{refused}");
+        // It is given up for that, which is room for nobody here.
+        assert_eq!(given, MAX_KEPT_OF_CLIENTS.min(given));
+        if most > 0 {
+            for vector in 0..u16::try_from(most).unwrap() {
+                client.event(2, vector, event.as_fd()).unwrap();
+                hear();
+            }
+        }
+    }
+    assert!(hear() >= MAX_KEPT_OF_CLIENTS);
+}

@@ -6,6 +6,7 @@ use ipc::PciAddress;
 use ipc::codec::CodecError;
 
 use super::record::VERSION;
+use crate::limits::{MAX_KEPT_OF_CLIENT, MAX_KEPT_OF_CLIENTS};
 
 /// What is wrong with a keeper, or with what it kept of a function or a group.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,19 @@ pub enum StoreError {
     /// More files than are kept.
     #[error("Guest memory is in more than {0} files, which are as many as are kept")]
     TooManyFiles(usize),
+    /// More descriptors than are kept of clients.
+    #[error(
+        "Its client would have {} descriptors kept, and all clients {}: {MAX_KEPT_OF_CLIENT} and {MAX_KEPT_OF_CLIENTS} are \
+         the limits",
+        own + 1,
+        all + 1
+    )]
+    NoRoom {
+        /// Those of the client.
+        own: usize,
+        /// Those of all.
+        all: usize,
+    },
     /// Nothing of it is kept.
     #[error(
         "Function {0} is not kept: nobody attached it, it has a companion, or nothing survives its processes"

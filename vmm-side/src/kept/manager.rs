@@ -18,7 +18,7 @@ use rustix::fs::OFlags;
 
 use super::StoreError;
 use super::names::{ClientPart, Name};
-use crate::limits::MAX_KEPT_FILES;
+use crate::limits::{MAX_KEPT_FILES, MAX_KEPT_OF_CLIENT, MAX_KEPT_OF_CLIENTS};
 
 /// How long the keeper may have no room for a message. Whoever gives a guest memory waits meanwhile.
 const ROOM: Duration = Duration::from_secs(1);
@@ -215,8 +215,16 @@ impl Manager {
             return Err(StoreError::NotKept(address));
         }
         let name = Name::Client(address, part);
+        // One client must not take the room of others, or that of functions and memory.
+        let all: usize = state.clients.values().map(BTreeSet::len).sum();
+        let own = state.clients.get(&address).map_or(0, BTreeSet::len);
+        let is_there = state.clients.get(&address).is_some_and(|names| names.contains(&name));
+        if !is_there && (own >= MAX_KEPT_OF_CLIENT || all >= MAX_KEPT_OF_CLIENTS) {
+            return Err(StoreError::NoRoom { own, all });
+        }
+        self.store_in(&mut state, name, fd)?;
         state.clients.entry(address).or_default().insert(name);
-        self.store_in(&mut state, name, fd)
+        Ok(())
     }
 
     /// Has it close a part of the client of a function, if there is one.

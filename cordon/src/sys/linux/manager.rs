@@ -18,7 +18,8 @@ use ipc::poll::{self, Source};
 use sd_notify::NotifyState;
 
 /// Of the environment, and for this process alone.
-pub(crate) const VARIABLES: [&str; 6] = [
+pub(crate) const VARIABLES: [&str; 7] = [
+    "FDSTORE",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",

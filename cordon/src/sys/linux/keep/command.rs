@@ -29,6 +29,8 @@ pub(super) fn start(
         command.env_remove(name);
     }
     command.env("NOTIFY_SOCKET", notify);
+    // As systemd says how much it keeps.
+    command.env("FDSTORE", crate::limits::MAX_KEPT.to_string());
     let names: Vec<&str> = shelf.all().map(|(_, name)| name).collect();
     if !names.is_empty() {
         command.env("LISTEN_FDS", names.len().to_string());

@@ -66,7 +66,6 @@ pub use self::client::{KeptClient, LeftClient};
 pub use self::error::StoreError;
 pub(crate) use self::group::KeptGroup;
 pub(crate) use self::keeping::Keeping;
-pub(crate) use self::names::PREFIX;
 pub use self::names::{is_ours, wanted_back};
 
 /// A function that an instance of the VMM left which is dead, and that goes on.
@@ -108,7 +107,7 @@ impl Store {
         match sys::keeper_socket().map_err(StoreError::Unreachable)? {
             None => Ok(None),
             Some(socket) => {
-                let passed = sys::passed_on(PREFIX).map_err(StoreError::Passed)?;
+                let passed = sys::passed_on(is_ours).map_err(StoreError::Passed)?;
                 Ok(Some(Self::new(socket, passed)))
             }
         }

@@ -19,7 +19,7 @@ use std::fmt;
 use ipc::PciAddress;
 
 /// What the names of ours begin with.
-pub(crate) const PREFIX: &str = "cordon.";
+const PREFIX: &str = "cordon.";
 
 /// What is behind a name. A group is named by the function that its connection process was started for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,14 +144,21 @@ impl Name {
     }
 }
 
-/// Whether a descriptor of this name is one of a [`Store`](super::Store)'s, which takes it by itself.
+/// Whether a descriptor of this name is one of a [`Store`](super::Store)'s, of whichever version, which takes it by
+/// itself. A socket that systemd names after its unit is none.
 ///
 /// ```
-/// assert!(cordon_vmm::kept::is_ours("cordon.memory-0") && !cordon_vmm::kept::is_ours("vfio-group"));
+/// use cordon_vmm::kept::is_ours;
+///
+/// assert!(is_ours("cordon.memory-0") && is_ours("cordon.0000-01-00-0.record"));
+/// assert!(!is_ours("cordon.socket") && !is_ours("vfio-group"));
 /// ```
 #[must_use]
 pub fn is_ours(name: &str) -> bool {
-    name.starts_with(PREFIX)
+    name.strip_prefix(PREFIX).is_some_and(|rest| match rest.split_once('.') {
+        Some((first, _)) => first == "client" || address(first).is_some(),
+        None => rest.starts_with("memory-"),
+    })
 }
 
 /// For keepers: what has to go at once when the descriptor of this name is readable, since the kernel wants the

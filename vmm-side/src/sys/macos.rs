@@ -34,7 +34,7 @@ pub(crate) fn keeper_socket() -> io::Result<Option<std::os::unix::net::UnixDatag
 }
 
 /// Nothing is passed on.
-pub(crate) fn passed_on(_prefix: &str) -> io::Result<Vec<(OwnedFd, String)>> {
+pub(crate) fn passed_on(_is_wanted: fn(&str) -> bool) -> io::Result<Vec<(OwnedFd, String)>> {
     Ok(Vec::new())
 }
 

@@ -25,9 +25,9 @@ pub(crate) fn keeper_socket() -> io::Result<Option<UnixDatagram>> {
     Ok(Some(socket))
 }
 
-/// The descriptors that were passed on whose names begin like this. The others are left as they are, but for being
+/// The descriptors that were passed on whose names are wanted. The others are left as they are, but for being
 /// closed in programs that this one runs.
-pub(crate) fn passed_on(prefix: &str) -> io::Result<Vec<(OwnedFd, String)>> {
+pub(crate) fn passed_on(is_wanted: fn(&str) -> bool) -> io::Result<Vec<(OwnedFd, String)>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if sd_notify::listen_fds()?.len() == 0 {
         return Ok(Vec::new());
@@ -37,7 +37,7 @@ pub(crate) fn passed_on(prefix: &str) -> io::Result<Vec<(OwnedFd, String)>> {
     }
     let mut taken = Vec::new();
     for (number, name) in sd_notify::listen_fds_with_names()? {
-        if !name.starts_with(prefix) {
+        if !is_wanted(&name) {
             continue;
         }
         // SAFETY: numbers of `sd_notify` begin at 3, so it is not -1; it is looked at here alone, and whether it is

@@ -15,14 +15,12 @@
 //! ```
 //!
 //! From the commit on nothing is executed again. What a successor finds says how far it came: bytes that were looked at
-//! and not received are the message that is still there ([`sys::looked_at`]); what is in the pipe is not sent. A
+//! and not received are the message that is still there (SO_PEEK_OFF); what is in the pipe is not sent. A
 //! message without answer is committed and consumed. The message goes last, since whoever waits for the answer is woken
 //! by that.
 //!
 //! What does not go that way is *torn* meanwhile, and a kill ends that client as it does without a keeper: a message
 //! longer than [`MAX_KEPT_MESSAGE`], and an answer with a descriptor, which no pipe takes.
-//!
-//! [`sys::looked_at`]: crate::sys::looked_at
 
 mod adopted;
 mod journal;

@@ -76,7 +76,8 @@ pub(crate) fn open(
             other => other?,
         }
     }
-    enter(kernel, number, iommufd, files).map(Some)
+    let ioas = Ioas::allocate(Arc::clone(kernel), iommufd)?;
+    attached(kernel, number, ioas, files).map(Some)
 }
 
 /// A file that was opened; `None` of one that there is not, or that others may use.
@@ -112,18 +113,7 @@ fn members(places: &Places, group: u32) -> Result<Vec<(PciAddress, Option<PathBu
     Ok(found)
 }
 
-/// Attaches functions that are bound to a new address space of their iommufd.
-fn enter(
-    kernel: &Arc<dyn Kernel>,
-    number: u32,
-    iommufd: OwnedFd,
-    files: Vec<Own>,
-) -> Result<Opened, VfioError> {
-    let ioas = Ioas::allocate(Arc::clone(kernel), iommufd)?;
-    attached(kernel, number, ioas, files)
-}
-
-/// [`enter`] with an address space that nothing is mapped in.
+/// Attaches functions that are bound to an address space of their iommufd that nothing is mapped in.
 fn attached(
     kernel: &Arc<dyn Kernel>,
     number: u32,
@@ -253,7 +243,7 @@ pub(crate) fn adopt(
     Ok(Opened { number, file: None, space, devices })
 }
 
-/// Opens functions whose own files a manager opened, for an iommufd that it opened too, or one of this process.
+/// Opens functions whose own files were handed, for the iommufd that was handed with them.
 ///
 /// Whoever handed them keeps duplicates, so that a function is bound still that a process had which is dead. It is
 /// taken from the memory of that, and reset.
@@ -288,7 +278,7 @@ pub(crate) fn open_handed(
     let mut left = Vec::new();
     for (function, file) in &files {
         if take_back(kernel.as_ref(), &file.file)? {
-            left.push((*function, file.number));
+            left.push(*function);
         } else {
             let of = (*function, number);
             bind(kernel.as_ref(), places, of, &file.file, iommufd.file.as_fd())?;
@@ -300,7 +290,7 @@ pub(crate) fn open_handed(
     })?;
     // One that is bound to another iommufd would be attached to whatever has the number there.
     let ioas = Ioas::allocate(Arc::clone(kernel), iommufd.file)?;
-    for (function, file) in files.iter().filter(|(one, _)| left.iter().any(|(of, _)| of == one)) {
+    for (function, file) in files.iter().filter(|(function, _)| left.contains(function)) {
         if ioas.attach(file.file.as_fd()).is_err() || !ioas.is_attached()? {
             let _ = take_back(kernel.as_ref(), &file.file);
             let function = *function;
@@ -310,10 +300,7 @@ pub(crate) fn open_handed(
     }
     let files = files.into_iter().map(|(function, file)| (function, file.file)).collect();
     let opened = attached(kernel, number, ioas, files)?;
-    let is_left = |one: &&OpenedDevice| {
-        let address = one.device.identity().address;
-        left.iter().any(|(function, _)| *function == address)
-    };
+    let is_left = |one: &&OpenedDevice| left.contains(&one.device.identity().address);
     for one in opened.devices.iter().filter(is_left) {
         renew(kernel.as_ref(), number, &one.device)?;
     }

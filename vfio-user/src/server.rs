@@ -136,10 +136,8 @@ impl Server {
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let (path, file) = (file.path().to_owned(), Arc::new(file));
-        let way = Way::Listener(Arc::clone(&file));
-        let (guest, kept) = (guest.into(), Keeping::default());
-        Self::start_by(way, Some(file), path, (device, guest, options), kept, log)
+        let (clients, kept) = (Clients::At(file), Keeping::default());
+        Self::start_kept(clients, kept, device, guest, options, log)
     }
 
     /// [`Server::start`] with a client that is connected already: it is served, and no other. `name`
@@ -155,9 +153,8 @@ impl Server {
         options: Options,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let way = Way::Connected(Some(client.into()));
-        let (guest, kept) = (guest.into(), Keeping::default());
-        Self::start_by(way, None, name.to_owned(), (device, guest, options), kept, log)
+        let clients = Clients::One(Some(client), name.to_owned());
+        Self::start_kept(clients, Keeping::default(), device, guest, options, log)
     }
 
     /// [`Server::start_at`], or of a client alone, with clients that are kept: a kill of this process is nothing to

@@ -43,6 +43,7 @@
 #![cfg(target_os = "linux")]
 
 pub mod binding;
+pub mod checks;
 pub mod machine;
 pub mod pack;
 pub mod script;

@@ -10,8 +10,7 @@ use std::time::Duration;
 use cordon_tests::machine::prepared;
 use cordon_tests::{announce, program, verdict};
 use serde_json::Value;
-use vfio_guest::machine::RanStep;
-use vfio_guest::script::Ending;
+use vfio_guest::checks::number;
 use vfio_guest::{Descriptor, Emulated, Machine, Ran, Step};
 
 /// A user to whom nothing of VFIO belongs.
@@ -113,54 +112,18 @@ fn ran() -> &'static Ran {
     RAN.get_or_init(boot).as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn step(name: &str) -> &'static RanStep {
-    let ran = ran();
-    ran.step(name).unwrap_or_else(|| panic!("no {name}: {ran}"))
-}
-
-/// What a step printed last, as a JSON object.
-fn last(name: &str) -> Value {
-    let step = step(name);
-    let last = step.output.last().and_then(|line| serde_json::from_str(line).ok());
-    last.unwrap_or_else(|| panic!("nothing was said: {step:#?}\n{:#?}", ran().kernel))
-}
-
-/// What a run of the demo sums up.
-fn summary(name: &str) -> Value {
-    let step = step(name);
-    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
-    last(name)
-}
-
-fn number(summary: &Value, name: &str) -> u64 {
-    summary[name].as_u64().unwrap_or_else(|| panic!("no number {name}: {summary}"))
-}
-
-/// That a step failed by itself, and said why.
-fn assert_refused(name: &str, parts: &[&str]) {
-    let step = step(name);
-    let failed = matches!(step.ending, Some(Ending::Exited(status)) if status != 0);
-    let said = step.errors.join("\n");
-    let missing: Vec<_> = parts.iter().filter(|part| !said.contains(**part)).collect();
-    assert!(failed && step.left.is_empty() && missing.is_empty(), "no {missing:?}: {step:#?}");
-}
-
-fn group(address: &str) -> u32 {
-    ran().function(address).and_then(|function| function.group).unwrap()
-}
-
 #[test]
 fn doctor_and_devices_say_that_functions_own_files_are_used() {
-    let said: Value = serde_json::from_str(&step("doctor").output.join("\n")).unwrap();
+    let said: Value = ran().found("doctor").said();
     let lines = said["lines"].as_array().unwrap();
     let line = |check: &str| {
         let line = lines.iter().find(|line| line["check"] == check);
         line.unwrap_or_else(|| panic!("no line {check}: {said:#}"))
     };
     assert_eq!(line("VFIO: an iommufd")["state"], "ok");
-    let of_group = line(&format!("VFIO: IOMMU group {}", group(NVME)));
+    let of_group = line(&format!("VFIO: IOMMU group {}", ran().group(NVME)));
     assert!(of_group["found"].as_str().unwrap().contains("their own files are used"), "{of_group}");
-    let said: Value = serde_json::from_str(&step("devices").output.join("\n")).unwrap();
+    let said: Value = ran().found("devices").said();
     let functions = said["host"]["functions"].as_array().unwrap();
     let nvme = functions.iter().find(|function| function["address"] == NVME).unwrap();
     assert_eq!(nvme["vfio"]["iommufd"], true, "{nvme}");
@@ -169,8 +132,8 @@ fn doctor_and_devices_say_that_functions_own_files_are_used() {
 #[test]
 fn a_user_who_may_open_nothing_is_served_by_what_a_manager_opened_under_kills() {
     // Without the descriptors there is nothing.
-    assert_refused("without", &["01:00.0", "cannot open /dev/vfio/", "Permission denied"]);
-    let summary = summary("nvme");
+    ran().assert_refused("without", &["01:00.0", "cannot open /dev/vfio/", "Permission denied"]);
+    let summary = ran().summary("nvme");
     let (bytes, kills) = (number(&summary, "bytes_verified"), number(&summary, "kills"));
     assert!(bytes >= 64 << 20 && kills == KILLS, "{summary}");
     let found = ["connection_kills", "away"].map(|name| number(&summary, name));
@@ -184,28 +147,28 @@ fn a_user_who_may_open_nothing_is_served_by_what_a_manager_opened_under_kills() 
 
 #[test]
 fn several_functions_and_several_groups_are_handed() {
-    assert_eq!(summary("group")["one_process"], true);
-    assert_eq!(summary("two")["one_process"], false);
+    assert_eq!(ran().summary("group")["one_process"], true);
+    assert_eq!(ran().summary("two")["one_process"], false);
 }
 
 #[test]
 fn what_is_no_file_of_the_functions_is_refused_with_its_number_and_what_it_is() {
-    let (other, own) = (group(OTHER), group(NVME));
+    let (other, own) = (ran().group(OTHER), ran().group(NVME));
     let says =
         [format!("Descriptor 3 is of IOMMU group {other}"), format!("01:00.0 is in group {own}")];
-    assert_refused("other device", &[&says[0], &says[1]]);
+    ran().assert_refused("other device", &[&says[0], &says[1]]);
     let swapped = ["Descriptor 4 is an iommufd", "not the file of a device"];
-    assert_refused("swapped", &swapped);
-    assert_refused("no iommufd", &["/dev/iommu cannot be opened", "Permission denied"]);
-    assert_refused("closed", &["Descriptor 9 is not open here"]);
-    assert_refused("named twice", &["descriptor 4 is named twice"]);
+    ran().assert_refused("swapped", &swapped);
+    ran().assert_refused("no iommufd", &["/dev/iommu cannot be opened", "Permission denied"]);
+    ran().assert_refused("closed", &["Descriptor 9 is not open here"]);
+    ran().assert_refused("named twice", &["descriptor 4 is named twice"]);
     let holder = format!("{} is bound to nvme", MIXED[1]);
-    assert_refused("not viable", &["04:00.0", "is not viable", &holder]);
+    ran().assert_refused("not viable", &["04:00.0", "is not viable", &holder]);
 }
 
 #[test]
 fn a_confined_server_is_handed_a_function_by_a_service_manager_and_comes_back_after_deaths() {
-    let said = summary("serve");
+    let said = ran().done("serve").said();
     // 64 KiB each: at first, after a death that was adopted, and after one that was not.
     assert_eq!(number(&said, "bytes_verified"), 3 * 65536, "{said}");
     for name in ["adopted", "opened_again", "confined"] {
@@ -216,7 +179,7 @@ fn a_confined_server_is_handed_a_function_by_a_service_manager_and_comes_back_af
 
 #[test]
 fn a_function_that_the_kernel_wants_back_is_let_go_and_the_error_says_what_helps() {
-    let said = summary("serve root");
+    let said = ran().done("serve root").said();
     let taken_back = &said["taken_back"];
     assert!(number(taken_back, "took_ms") < 10_000, "{said}");
     let why = taken_back["why"].as_str().unwrap();

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use vfio_guest::{Emulated, Ran, Step};
 
 use super::{run, with_programs};
@@ -60,13 +60,6 @@ fn ran() -> &'static Ran {
     ran.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What a step printed as one JSON object.
-fn said(step: &str) -> Value {
-    let ran = ran();
-    let output = ran.step(step).unwrap_or_else(|| panic!("no {step}: {ran}")).output.join("\n");
-    serde_json::from_str(&output).unwrap_or_else(|error| panic!("{step}: {error}: {ran}"))
-}
-
 #[test]
 fn an_nvme_is_alone_in_its_group_with_the_kernels_vfio() {
     let ran = ran();
@@ -77,7 +70,7 @@ fn an_nvme_is_alone_in_its_group_with_the_kernels_vfio() {
     assert!(nvme.group.is_some());
     let with_it = ran.functions.iter().filter(|other| other.group == nvme.group);
     assert_eq!(with_it.count(), 1, "{:?}", ran.functions);
-    let said = said("nvme");
+    let said = ran.found("nvme").said();
     for (name, expected) in [
         ("api_version", json!(0)),
         ("type1v2", json!(true)),
@@ -94,7 +87,7 @@ fn an_nvme_is_alone_in_its_group_with_the_kernels_vfio() {
 
 #[test]
 fn an_nvmes_regions_interrupts_and_reset_are_the_kernels() {
-    let said = said("nvme");
+    let said = ran().found("nvme").said();
     let ids = [0x36, 0x1b, 0x10, 0x00];
     assert_eq!(said["ids"], json!(ids), "{said}");
     let region = |index: u64| {
@@ -117,7 +110,7 @@ fn an_nvmes_regions_interrupts_and_reset_are_the_kernels() {
 
 #[test]
 fn memory_of_a_file_is_mapped_for_dma_once() {
-    let said = said("nvme");
+    let said = ran().found("nvme").said();
     assert_eq!(
         (&said["mapped"], &said["mapped_twice"]),
         (&json!("ok"), &json!("AlreadyExists")),
@@ -127,7 +120,7 @@ fn memory_of_a_file_is_mapped_for_dma_once() {
 
 #[test]
 fn dma_reaches_what_is_mapped_and_nothing_else() {
-    let said = said("edu");
+    let said = ran().found("edu").said();
     let expected = json!({ "whole": true, "rest_untouched": true, "whole_after_fault": true });
     assert_eq!(said["dma"], expected, "{said}");
     let kernel = &ran().kernel;
@@ -137,7 +130,7 @@ fn dma_reaches_what_is_mapped_and_nothing_else() {
 
 #[test]
 fn an_intx_signals_once_until_it_is_unmasked() {
-    let said = said("edu");
+    let said = ran().found("edu").said();
     let expected =
         json!({ "first": true, "while_masked": false, "after_unmask": false, "again": true });
     assert_eq!(said["intx"], expected, "{said}");
@@ -145,7 +138,7 @@ fn an_intx_signals_once_until_it_is_unmasked() {
 
 #[test]
 fn two_functions_of_a_group_have_one_holder() {
-    let said = said("pair");
+    let said = ran().found("pair").said();
     for (name, expected) in [
         ("same_group", json!(true)),
         ("viable", json!(true)),
@@ -162,7 +155,7 @@ fn two_functions_of_a_group_have_one_holder() {
 
 #[test]
 fn every_layer_of_the_sandbox_is_there_with_an_empty_root() {
-    let said = said("doctor");
+    let said = ran().found("doctor").said();
     let lines = said["lines"].as_array().unwrap();
     for layer in LAYERS.iter().chain(&["forbidden calls kill", "not dumpable"]) {
         let line = lines.iter().find(|line| line["check"] == *layer);

@@ -4,9 +4,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use cordon_tests::verdict;
-use serde_json::Value;
-use vfio_guest::machine::RanStep;
-use vfio_guest::script::Ending;
+use vfio_guest::checks::number;
 use vfio_guest::{Descriptor, Emulated, Ran, Step};
 
 use super::{run, with_programs};
@@ -101,43 +99,11 @@ fn ran() -> &'static Ran {
     ran.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn step(name: &str) -> &'static RanStep {
-    let ran = ran();
-    ran.step(name).unwrap_or_else(|| panic!("no {name}: {ran}"))
-}
-
-/// What a run of the demo sums up.
-fn summary(name: &str) -> Value {
-    let step = step(name);
-    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
-    let last = step.output.last().and_then(|line| serde_json::from_str(line).ok());
-    let summary: Value = last.unwrap_or_else(|| panic!("no summary: {step:#?}"));
-    assert_eq!((&summary["type"], &summary["ok"]), (&"summary".into(), &true.into()), "{summary}");
-    summary
-}
-
-fn number(summary: &Value, name: &str) -> u64 {
-    summary[name].as_u64().unwrap_or_else(|| panic!("no number {name}: {summary}"))
-}
-
-/// That a step failed by itself, and said why.
-fn assert_refused(name: &str, parts: &[&str]) {
-    let step = step(name);
-    let failed = matches!(step.ending, Some(Ending::Exited(status)) if status != 0);
-    let said = step.errors.join("\n");
-    let missing: Vec<_> = parts.iter().filter(|part| !said.contains(**part)).collect();
-    assert!(failed && step.left.is_empty() && missing.is_empty(), "no {missing:?}: {step:#?}");
-}
-
-fn group(address: &str) -> u32 {
-    ran().function(address).and_then(|function| function.group).unwrap()
-}
-
 #[test]
 fn a_user_who_may_open_nothing_is_served_by_what_a_manager_opened_under_kills() {
     // Without the descriptors there is nothing.
-    assert_refused("without", &["01:00.0", "cannot open /dev/vfio/", "Permission denied"]);
-    let summary = summary("nvme");
+    ran().assert_refused("without", &["01:00.0", "cannot open /dev/vfio/", "Permission denied"]);
+    let summary = ran().summary("nvme");
     let (bytes, kills) = (number(&summary, "bytes_verified"), number(&summary, "kills"));
     assert!(bytes >= 64 << 20 && kills == KILLS, "{summary}");
     let found = ["connection_kills", "away"].map(|name| number(&summary, name));
@@ -152,41 +118,37 @@ fn a_user_who_may_open_nothing_is_served_by_what_a_manager_opened_under_kills() 
 
 #[test]
 fn several_functions_and_several_groups_are_handed() {
-    let of_a_group = summary("group");
+    let of_a_group = ran().summary("group");
     assert_eq!(of_a_group["one_process"], true, "{of_a_group}");
-    let of_two = summary("two");
+    let of_two = ran().summary("two");
     assert_eq!(of_two["one_process"], false, "{of_two}");
 }
 
 #[test]
 fn what_is_no_file_of_the_functions_group_is_refused_with_its_number_and_what_it_is() {
-    let (other, own) = (group(OTHER), group(NVME));
-    assert_refused(
+    let (other, own) = (ran().group(OTHER), ran().group(NVME));
+    ran().assert_refused(
         "other group",
         &[
             &format!("Descriptor 3 is of IOMMU group {other}"),
             &format!("01:00.0 is in group {own}"),
         ],
     );
-    assert_refused("no group", &["Descriptor 3 is the character device 1:3", "mem/null"]);
-    assert_refused("swapped", &["Descriptor 4 is a container", "not the file of an IOMMU group"]);
-    assert_refused("no container", &["cannot open /dev/vfio/vfio", "Permission denied"]);
-    assert_refused("closed", &["Descriptor 9 is not open here"]);
-    assert_refused("named twice", &["descriptor 4 is named twice"]);
+    ran().assert_refused("no group", &["Descriptor 3 is the character device 1:3", "mem/null"]);
+    ran().assert_refused(
+        "swapped",
+        &["Descriptor 4 is a container", "not the file of an IOMMU group"],
+    );
+    ran().assert_refused("no container", &["cannot open /dev/vfio/vfio", "Permission denied"]);
+    ran().assert_refused("closed", &["Descriptor 9 is not open here"]);
+    ran().assert_refused("named twice", &["descriptor 4 is named twice"]);
     let holder = format!("{} is bound to nvme", MIXED[1]);
-    assert_refused("not viable", &["04:00.0", "is not viable", &holder]);
-}
-
-/// What a step printed as one JSON object.
-fn said(name: &str) -> Value {
-    let step = step(name);
-    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
-    serde_json::from_str(&step.output.join("\n")).unwrap()
+    ran().assert_refused("not viable", &["04:00.0", "is not viable", &holder]);
 }
 
 #[test]
 fn a_confined_server_is_handed_a_group_by_a_service_manager_and_comes_back_after_deaths() {
-    let said = said("serve");
+    let said = ran().done("serve").said();
     // 64 KiB each: at first, after a death that was adopted, and after one that was not.
     assert_eq!(number(&said, "bytes_verified"), 3 * 65536, "{said}");
     for (name, expected) in [("adopted", true), ("opened_again", true), ("confined", true)] {
@@ -197,7 +159,7 @@ fn a_confined_server_is_handed_a_group_by_a_service_manager_and_comes_back_after
 
 #[test]
 fn files_that_are_kept_hold_no_device_that_the_kernel_wants_back() {
-    let said = said("removed");
+    let said = ran().done("removed").said();
     assert!(number(&said, "removal_took_ms") < 10_000, "{said}");
     for name in ["gone", "program_ran_on", "returned"] {
         assert_eq!(said[name], true, "{name}: {said}");
@@ -207,7 +169,7 @@ fn files_that_are_kept_hold_no_device_that_the_kernel_wants_back() {
 
 #[test]
 fn a_group_that_the_kernel_took_back_is_not_served_by_its_old_file_and_the_error_says_what_helps() {
-    let said = said("serve root");
+    let said = ran().done("serve root").said();
     let taken_back = &said["taken_back"];
     assert!(number(taken_back, "took_ms") < 10_000, "{said}");
     let why = taken_back["why"].as_str().unwrap();

@@ -4,8 +4,6 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use cordon_tests::verdict;
-use serde_json::Value;
-use vfio_guest::machine::RanStep;
 use vfio_guest::{Emulated, Ran, Step};
 
 use super::{run, with_programs};
@@ -41,23 +39,10 @@ fn ran() -> &'static Ran {
     ran.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn step(name: &str) -> &'static RanStep {
-    let ran = ran();
-    let step = ran.step(name).unwrap_or_else(|| panic!("no {name}: {ran}"));
-    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran.kernel);
-    step
-}
-
-fn said(name: &str) -> Value {
-    let step = step(name);
-    let output = step.output.join("\n");
-    serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {step:#?}"))
-}
-
 #[test]
 fn a_vmm_that_is_killed_goes_on_with_its_device_and_what_was_in_flight() {
     for (name, functions) in [("kept", 1), ("kept by a user", 1), ("kept group", 2)] {
-        let said = said(name);
+        let said = ran().done(name).said();
         let number = |name: &str| said[name].as_u64().unwrap_or_else(|| panic!("{name}: {said}"));
         assert_eq!(number("kills"), KILLS, "{said}");
         // Once by each instance of what was in flight when the one before it was killed, and once of its own.
@@ -72,10 +57,11 @@ fn a_vmm_that_is_killed_goes_on_with_its_device_and_what_was_in_flight() {
         // It was killed in the moment in which it rang the doorbell: of some of these, nothing was completed by then.
         let in_flight = number("in_flight");
         assert!(in_flight > 0, "{said}");
-        let again = step(name).errors.iter().filter(|line| line.contains("started again")).count();
+        let again =
+            ran().done(name).errors.iter().filter(|line| line.contains("started again")).count();
         // Of a group once more, after which one function of it is attached without the other.
         let kills = KILLS + (functions - 1);
-        assert_eq!(again as u64, kills, "{:#?}", step(name).errors);
+        assert_eq!(again as u64, kills, "{:#?}", ran().done(name).errors);
         verdict(&format!(
             "vfio guest: {KILLS} kills of a VMM, {in_flight} with a command in flight for certain, adopted ({name})"
         ));
@@ -84,10 +70,6 @@ fn a_vmm_that_is_killed_goes_on_with_its_device_and_what_was_in_flight() {
 
 #[test]
 fn no_device_reached_for_what_it_may_not() {
-    step("kept");
-    let shorts = [NVME, PAIR[0], PAIR[1]].map(|one| one.trim_start_matches("0000:"));
-    let of_it =
-        |line: &&String| line.contains("DMAR") && shorts.iter().any(|short| line.contains(short));
-    let faults: Vec<_> = ran().kernel.iter().filter(of_it).collect();
-    assert!(faults.is_empty(), "{faults:#?}");
+    let _ = ran().done("kept");
+    ran().assert_no_faults(&[NVME, PAIR[0], PAIR[1]]);
 }

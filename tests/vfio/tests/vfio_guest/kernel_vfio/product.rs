@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cordon_tests::verdict;
 use serde_json::{Value, json};
-use vfio_guest::machine::RanStep;
+use vfio_guest::checks::number;
 use vfio_guest::script::Ending;
 use vfio_guest::{Emulated, Ran, Step};
 
@@ -96,28 +96,9 @@ fn ran() -> &'static Ran {
     ran.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn step(name: &str) -> &'static RanStep {
-    let ran = ran();
-    ran.step(name).unwrap_or_else(|| panic!("no {name}: {ran}"))
-}
-
-/// What a run of the demo sums up.
-fn summary(name: &str) -> Value {
-    let step = step(name);
-    assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
-    let last = step.output.last().and_then(|line| serde_json::from_str(line).ok());
-    let summary: Value = last.unwrap_or_else(|| panic!("no summary: {step:#?}"));
-    assert_eq!((&summary["type"], &summary["ok"]), (&"summary".into(), &true.into()), "{summary}");
-    summary
-}
-
-fn number(summary: &Value, name: &str) -> u64 {
-    summary[name].as_u64().unwrap_or_else(|| panic!("no number {name}: {summary}"))
-}
-
 #[test]
 fn an_nvme_moves_64_mib_by_dma_and_msi_x_while_its_function_process_is_killed() {
-    let summary = summary("nvme");
+    let summary = ran().summary("nvme");
     let (bytes, kills) = (number(&summary, "bytes_verified"), number(&summary, "kills"));
     assert!(bytes >= MOVED, "{summary}");
     assert_eq!(kills, KILLS, "{summary}");
@@ -133,11 +114,11 @@ fn an_nvme_moves_64_mib_by_dma_and_msi_x_while_its_function_process_is_killed() 
 
 #[test]
 fn the_death_of_a_connection_process_costs_a_guest_nothing() {
-    let summary = summary("nvme");
+    let summary = ran().summary("nvme");
     let found = ["connection_kills", "stops", "away"].map(|name| number(&summary, name));
     // Under verified I/O, by the same function process, and without a moment away: the demo fails otherwise.
     assert_eq!(found, [CONNECTION_KILLS, STOPS, 0], "{summary}");
-    let with_a_pin = self::summary("edu");
+    let with_a_pin = ran().summary("edu");
     let found = ["connection_kills", "away"].map(|name| number(&with_a_pin, name));
     assert_eq!(found, [EDU_KILLS / 10, 0], "{with_a_pin}");
     verdict(&format!(
@@ -147,7 +128,7 @@ fn the_death_of_a_connection_process_costs_a_guest_nothing() {
 
 #[test]
 fn a_pin_interrupt_is_taken_while_its_function_process_is_killed() {
-    let summary = summary("edu");
+    let summary = ran().summary("edu");
     assert_eq!(number(&summary, "kills"), EDU_KILLS, "{summary}");
     let taken = summary["interrupts"][0].as_u64();
     assert!(taken > Some(16), "{summary}");
@@ -155,7 +136,7 @@ fn a_pin_interrupt_is_taken_while_its_function_process_is_killed() {
 
 #[test]
 fn functions_of_a_group_are_served_at_once_and_one_is_killed_and_detached_without_the_other() {
-    let summary = summary("group");
+    let summary = ran().summary("group");
     assert_eq!(summary["one_process"], true, "{summary}");
     assert_eq!(number(&summary, "kills"), PAIR_KILLS, "{summary}");
     assert_eq!(number(&summary, "replaced_of_second"), 0, "{summary}");
@@ -171,30 +152,21 @@ fn functions_of_a_group_are_served_at_once_and_one_is_killed_and_detached_withou
 
 #[test]
 fn a_user_who_has_the_group_needs_no_other_right() {
-    assert!(number(&summary("user"), "bytes_verified") >= MOVED);
-}
-
-/// That a step failed by itself, and said why.
-fn assert_refused(name: &str, parts: &[&str]) {
-    let step = step(name);
-    let failed = matches!(step.ending, Some(Ending::Exited(status)) if status != 0);
-    let said = step.errors.join("\n");
-    let missing: Vec<_> = parts.iter().filter(|part| !said.contains(**part)).collect();
-    assert!(failed && step.left.is_empty() && missing.is_empty(), "no {missing:?}: {step:#?}");
+    assert!(number(&ran().summary("user"), "bytes_verified") >= MOVED);
 }
 
 #[test]
 fn what_cannot_be_served_is_refused_with_the_reason() {
-    assert_refused("foreign", &["04:00.0", "its driver is nvme, not vfio-pci", "driverctl"]);
+    ran().assert_refused("foreign", &["04:00.0", "its driver is nvme, not vfio-pci", "driverctl"]);
     let other = format!("{} is bound to nvme", MIXED[1]);
-    assert_refused("mixed", &["03:00.0", "is not viable", &other]);
-    assert_refused("absent", &["77:00.0"]);
-    assert_refused("little", &["RLIMIT_MEMLOCK", "cannot be locked"]);
+    ran().assert_refused("mixed", &["03:00.0", "is not viable", &other]);
+    ran().assert_refused("absent", &["77:00.0"]);
+    ran().assert_refused("little", &["RLIMIT_MEMLOCK", "cannot be locked"]);
 }
 
 #[test]
 fn what_is_bound_is_listed() {
-    let step = step("devices");
+    let step = ran().found("devices");
     assert!(step.succeeded() && step.left.is_empty(), "{step:#?}");
     let said = step.output.join("\n");
     for listed in ["01:00.0", "02:00.0", "03:00.0", PAIR[0], PAIR[1]] {
@@ -206,20 +178,9 @@ fn what_is_bound_is_listed() {
     }
 }
 
-/// What a step printed as one JSON object.
-fn said(name: &str) -> Value {
-    let step = step(name);
-    let output = step.output.join("\n");
-    serde_json::from_str(&output).unwrap_or_else(|error| panic!("{name}: {error}: {step:#?}"))
-}
-
-fn group(address: &str) -> u32 {
-    ran().function(address).and_then(|function| function.group).unwrap()
-}
-
 /// A line of doctor's: its state, and everything that it says.
 fn line(step: &str, check: &str) -> (String, String) {
-    let said = said(step);
+    let said = ran().found(step).said();
     let lines = said["lines"].as_array().unwrap();
     let line = lines.iter().find(|line| line["check"] == check);
     let line = line.unwrap_or_else(|| panic!("there is no line '{check}': {said:#}"));
@@ -237,13 +198,18 @@ fn doctor_says_what_vfio_has_and_what_it_lacks() {
         let (state, said) = line("doctor", &format!("VFIO: {check}"));
         assert_eq!(state, "ok", "{said}");
     }
-    let of = |address: &str| line("doctor", &format!("VFIO: IOMMU group {}", group(address)));
+    let of = |address: &str| line("doctor", &format!("VFIO: IOMMU group {}", ran().group(address)));
     let (state, said) = of(PAIR[0]);
     assert!(state == "ok" && said.contains(PAIR[1]), "{said}");
     let (state, said) = of(MIXED[0]);
     assert!(state == "missing" && said.contains(&format!("{} (nvme)", MIXED[1])), "{said}");
     // Required, since it was VFIO that was asked about.
-    assert_eq!(step("doctor").ending, Some(Ending::Exited(1)), "{:#?}", step("doctor"));
+    assert_eq!(
+        ran().found("doctor").ending,
+        Some(Ending::Exited(1)),
+        "{:#?}",
+        ran().found("doctor")
+    );
     let (state, said) = line("doctor of a user", "VFIO: memory that may be locked");
     assert!(state == "missing" && said.contains("1024 KiB"), "{said}");
 }
@@ -252,10 +218,10 @@ fn doctor_says_what_vfio_has_and_what_it_lacks() {
 fn devices_and_inspect_show_the_group() {
     let said_of = |function: &Value, address: &str| {
         let vfio = &function["vfio"];
-        assert_eq!(vfio["number"], group(address), "{function}");
+        assert_eq!(vfio["number"], ran().group(address), "{function}");
         vfio.clone()
     };
-    let all = said("all devices");
+    let all = ran().found("all devices").said();
     let functions = all["host"]["functions"].as_array().unwrap();
     let function = |address: &str| {
         let found = functions.iter().find(|function| function["address"] == address);
@@ -266,15 +232,15 @@ fn devices_and_inspect_show_the_group() {
     assert!(pair["obstacle"].is_null() && pair["file"]["path"].is_string(), "{pair}");
     let cause = function(FOREIGN)["obstacle"]["cause"].to_string();
     assert!(cause.contains("no function of it is bound to vfio-pci"), "{cause}");
-    let inspected = said("inspect");
+    let inspected = ran().found("inspect").said();
     let vfio = said_of(&inspected, NVME);
     assert_eq!(vfio["members"].as_array().map(Vec::len), Some(1), "{vfio}");
 }
 
 #[test]
 fn a_bus_is_reset_while_nothing_else_of_it_is_in_use_and_the_error_names_what_is() {
-    assert_eq!(group(TOGETHER[0]), group(TOGETHER[1]));
-    let (step, said) = (step("bus"), said("bus"));
+    assert_eq!(ran().group(TOGETHER[0]), ran().group(TOGETHER[1]));
+    let (step, said) = (ran().found("bus"), ran().found("bus").said());
     assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
     for (name, expected) in [
         ("written", json!(true)),
@@ -290,16 +256,16 @@ fn a_bus_is_reset_while_nothing_else_of_it_is_in_use_and_the_error_names_what_is
     let says = refused.1.contains("in use there is 07:00.1");
     assert!(refused.0 == Some(libc::EBUSY.into()) && says, "{said}");
     // As /sys says it, which is what is shown before anything is opened.
-    let reset = |step: &str| self::said(step)["vfio"]["members"][0]["reset"].clone();
+    let reset = |step: &str| ran().found(step).said()["vfio"]["members"][0]["reset"].clone();
     assert_eq!(reset("inspect of two"), "bus");
     assert_eq!(reset("inspect"), "function");
 }
 
 #[test]
 fn a_client_of_vfio_user_drives_a_real_function_that_goes_and_comes_back() {
-    let step = step("serve");
+    let step = ran().found("serve");
     assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
-    let said = said("serve");
+    let said = ran().found("serve").said();
     for (name, expected) in [
         ("ids", json!([0x36, 0x1b, 0x10, 0x00])),
         ("memory_error", json!(0)),
@@ -315,7 +281,7 @@ fn a_client_of_vfio_user_drives_a_real_function_that_goes_and_comes_back() {
     assert!(said["model"].as_str().unwrap().contains("NVMe"), "{said}");
     assert!(said["requested"].as_str().unwrap().contains("the kernel wants it back"), "{said}");
     assert!(number(&said, "removal_took_ms") < 10_000, "{said}");
-    let faults = faults_of(SERVED);
+    let faults = ran().faults_of(SERVED);
     assert!(
         !faults.is_empty(),
         "nothing reported that {SERVED} reached outside: {:#?}",
@@ -325,9 +291,9 @@ fn a_client_of_vfio_user_drives_a_real_function_that_goes_and_comes_back() {
 
 #[test]
 fn functions_of_a_group_are_served_to_one_client_and_no_other_process_has_one_of_them() {
-    let step = step("serve a group");
+    let step = ran().found("serve a group");
     assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
-    let said = said("serve a group");
+    let said = ran().found("serve a group").said();
     for (name, expected) in [
         ("one_process", json!(true)),
         ("mapped", json!([0, 0])),
@@ -346,7 +312,7 @@ fn functions_of_a_group_are_served_to_one_client_and_no_other_process_has_one_of
 
 #[test]
 fn a_function_that_the_kernel_wants_back_is_let_go_at_once() {
-    let step = step("removed");
+    let step = ran().found("removed");
     assert!(step.succeeded() && step.left.is_empty(), "{step:#?}\n{:#?}", ran().kernel);
     let said: Value = serde_json::from_str(&step.output.join("\n")).unwrap();
     // Removal waits until everything of the function is closed, for ever if need be.
@@ -358,17 +324,7 @@ fn a_function_that_the_kernel_wants_back_is_let_go_at_once() {
     assert!(said["status"].as_i64() > Some(0), "{said}: {step:#?}");
 }
 
-/// Faults of the IOMMU that the kernel reported of a function.
-fn faults_of(address: &str) -> Vec<&'static String> {
-    let short = address.trim_start_matches("0000:");
-    let of_it = |line: &&String| line.contains("DMAR") && line.contains(short);
-    ran().kernel.iter().filter(of_it).collect()
-}
-
 #[test]
 fn no_device_reached_for_what_it_may_not() {
-    for address in [NVME, EDU, PAIR[0], PAIR[1]] {
-        let faults = faults_of(address);
-        assert!(faults.is_empty(), "{faults:#?}");
-    }
+    ran().assert_no_faults(&[NVME, EDU, PAIR[0], PAIR[1]]);
 }

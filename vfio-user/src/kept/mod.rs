@@ -16,8 +16,8 @@
 //!
 //! From the commit on nothing is executed again. What a successor finds says how far it came: bytes that were looked at
 //! and not received are the message that is still there (SO_PEEK_OFF); what is in the pipe is not sent. A
-//! message without answer is committed and consumed. The message goes last, since whoever waits for the answer is woken
-//! by that.
+//! message without answer is committed and consumed. The message goes last, so that the client has its answer
+//! sooner.
 //!
 //! What does not go that way is *torn* meanwhile, and a kill ends that client as it does without a keeper: a message
 //! longer than [`MAX_KEPT_MESSAGE`], and an answer with a descriptor, which no pipe takes.

@@ -136,7 +136,7 @@ impl Socket<'_> {
             if kept.stage(bytes)? {
                 kept.journal.set(Phase::Staged { rest: self.ahead.have, length });
                 self.send_staged(length)?;
-                // The last of it: who waits for the answer is woken by a message that goes.
+                // The last of it: the client has its answer already.
                 consume(&self.stream, std::mem::take(&mut self.size))?;
                 return self.open();
             }

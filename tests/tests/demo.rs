@@ -274,11 +274,12 @@ fn plans_that_cannot_be_are_named() {
     }
 }
 
-/// Runs the demo and kills the process called `victim` once `step` has begun; how it ended and
-/// which processes it had.
-fn killed_at(victim: &str, step: usize) -> (bool, Vec<u32>) {
+/// Runs the demo with `folder` for temporary files and kills the process called `victim` once `step`
+/// has begun; how it ended and which processes it had.
+fn killed_at(victim: &str, step: usize, folder: &Path) -> (bool, Vec<u32>) {
     let mut child = Command::new(program("cordon"))
         .args(["demo", "--json"])
+        .env("TMPDIR", folder)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -324,10 +325,16 @@ fn killing_any_process_at_any_step_never_hangs_the_demo_and_leaves_nothing() {
     let mut failed = 0;
     for victim in ["cordon", "dext-sim", "connection", "function 01:00.0", "function 01:00.1"] {
         for step in 1..=13 {
-            let (ok, pids) = killed_at(victim, step);
+            let folder = tempfile::tempdir().unwrap();
+            let (ok, pids) = killed_at(victim, step, folder.path());
             failed += usize::from(!ok);
             let gone = eventually(|| pids.iter().all(|pid| !is_running(*pid)));
             assert!(gone, "{victim} at {step} left processes");
+            // Nobody is there to remove its own folder when it is killed itself.
+            if victim != "cordon" {
+                let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+                assert!(left.is_empty(), "{victim} at {step} left {left:?}");
+            }
         }
     }
     // The kills were real: most of them end the demo early.

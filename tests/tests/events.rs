@@ -29,6 +29,8 @@ const NOT_CAUSED: &[(&str, &str)] = &[
     ("failed", "a bug of the server: tests/tests/vfio_user/panics.rs"),
     ("forced", "what cannot be stopped in order"),
     ("connection-adopted", "over VFIO only: tests/vfio"),
+    ("client-adopted", "over VFIO only: tests/vfio/tests/vfio_guest"),
+    ("client-lost", "over VFIO only: tests/vfio/tests/vfio_guest"),
     ("requested", "over VFIO only: tests/vfio"),
     ("unobserved", "a thousand deaths at once: vmm-side/src/observer.rs"),
 ];

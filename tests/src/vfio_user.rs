@@ -296,6 +296,14 @@ impl Client {
         id
     }
 
+    /// Sends a command without its last byte; what the socket does not hold the server has taken out then.
+    pub fn send_most(&mut self, command: u16, body: &[u8]) {
+        let size = u32::try_from(HEADER + body.len()).unwrap();
+        let header = Header { id: self.next, command, size, flags: flag::COMMAND, error: 0 };
+        let bytes = [&header.to_bytes()[..], body].concat();
+        self.send_raw(&bytes[..bytes.len() - 1], &[]);
+    }
+
     /// The next reply, with its header.
     ///
     /// # Panics

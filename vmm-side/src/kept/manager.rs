@@ -5,7 +5,7 @@
 //! room in time, or is gone, is given nothing any more. What it has and is to close it is told all the same, as soon as
 //! it has room again. A change of what is shared and its message are one: no other thread comes between.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -52,8 +52,8 @@ pub(crate) struct Manager {
 #[derive(Debug, Default)]
 struct ManagerState {
     is_silent: bool,
-    /// What it was not told to close yet.
-    removals: VecDeque<Name>,
+    /// What it was not told to close yet: each once, however often it was to be, so as many as it can have.
+    removals: BTreeSet<Name>,
     files: Vec<KeptFile>,
     functions: BTreeMap<PciAddress, Result<(), Arc<StoreError>>>,
     /// What there is of the client of each function.
@@ -101,13 +101,13 @@ impl Manager {
     }
 
     fn remove_in(&self, state: &mut ManagerState, name: Name) {
-        state.removals.push_back(name);
+        state.removals.insert(name);
         self.catch_up(state);
     }
 
     /// Tells it what it is to close.
     fn catch_up(&self, state: &mut ManagerState) {
-        while let Some(name) = state.removals.front() {
+        while let Some(name) = state.removals.first() {
             let room = if state.is_silent { Duration::ZERO } else { ROOM };
             let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
             if let Err(error) = self.tell(&text, &[], room) {
@@ -119,7 +119,7 @@ impl Manager {
                 }
                 return;
             }
-            state.removals.pop_front();
+            state.removals.pop_first();
         }
     }
 
@@ -264,3 +264,21 @@ impl Manager {
 
 /// A descriptor that a keeper passed on, with its name.
 pub(super) type Passed = (OwnedFd, String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_silent_keeper_is_to_close_is_waiting_once_however_often_it_is_told() {
+        let (keeper, socket) = UnixDatagram::pair().unwrap();
+        let manager = Manager::new(socket);
+        drop(keeper);
+        for _ in 0..1000 {
+            manager.remove(Name::Memory(1));
+            manager.remove(Name::Memory(2));
+        }
+        let waiting = manager.state.lock().removals.clone();
+        assert_eq!(waiting, BTreeSet::from([Name::Memory(1), Name::Memory(2)]));
+    }
+}

@@ -25,6 +25,12 @@ pub(crate) const BECOME: &str = "become-kept";
 const WORDS: &str = "/tmp/words";
 /// Servers that are killed while clients work.
 const KILLS: usize = 40;
+/// Config space, as a region, and a register of it that drivers may write.
+const CONFIG: u32 = 7;
+const LINE_SIZE: u64 = 0x0c;
+const REGION_WRITE: u16 = 10;
+/// Bytes of a message of which a socket holds a small part.
+const LONG: usize = 1 << 20;
 /// Accesses that are measured.
 const ACCESSES: usize = 2000;
 
@@ -167,6 +173,19 @@ impl Driven {
         }
         servers.next()
     }
+
+    /// Changes a register and is in the middle of a message that is too long to stay in its socket: the server has
+    /// taken out the most of it. What the register was before.
+    fn tear(&mut self) -> Result<Vec<u8>, Failure> {
+        let found = self.client.read(CONFIG, LINE_SIZE, 1);
+        let other = [found.first().ok_or("nothing was read")? ^ 0x10];
+        self.client.write(CONFIG, LINE_SIZE, &other);
+        if self.client.read(CONFIG, LINE_SIZE, 1) != other {
+            return Err("the cache line size cannot be written".into());
+        }
+        self.client.send_most(REGION_WRITE, &vec![0; LONG]);
+        Ok(found)
+    }
 }
 
 /// How many processes of servers there are still, 10 s after the last one at most.
@@ -304,9 +323,19 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
         closed |= next.client.is_closed();
     }
     drop(next);
+    let mut torn = Driven::connect(0, &memory)?;
+    torn.client.master_bus();
+    Nvme::start(&mut torn.client, &file)?.verify(79)?;
+    let (found, lost) = (torn.tear()?, servers.count("client-lost"));
+    kill_process(last, Signal::KILL)?;
+    let last = servers.next()?;
+    let told = servers.serve.until_all("client-lost", lost + 1)?.pop();
+    let torn_closed = torn.client.is_closed();
     let mut after = Driven::connect(0, &memory)?;
+    let restored = after.client.read(CONFIG, LINE_SIZE, 1) == found;
+    let torn = json!({ "closed": torn_closed, "restored": restored, "told": told });
     after.client.master_bus();
-    Nvme::start(&mut after.client, &file)?.verify(79)?;
+    Nvme::start(&mut after.client, &file)?.verify(80)?;
     // In order: everything is given back.
     kill_process(last, Signal::TERM)?;
     let status = servers.serve.child.wait()?.code();
@@ -330,6 +359,7 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
         "less": less,
         "cleaned": cleaned,
         "garbage_closed": closed,
+        "torn": torn,
         "ended": ended,
         "status": status,
         "remaining": remaining()?,

@@ -55,6 +55,11 @@ fn a_server_that_is_killed_is_nothing_to_its_clients_but_a_wait() {
             (&json!(true), &json!(true)),
             "{said}"
         );
+        // One whose message is in pieces is lost, and what it changed is put back.
+        let torn = &said["torn"];
+        assert_eq!((&torn["closed"], &torn["restored"]), (&json!(true), &json!(true)), "{said}");
+        let why = torn["told"]["why"].as_str().unwrap_or_default();
+        assert!(why.contains("message"), "{said}");
         assert_eq!((&said["ended"], &said["status"]), (&json!(true), &json!(0)), "{said}");
         assert_eq!(said["remaining"], 0, "{said}");
         if functions > 1 {

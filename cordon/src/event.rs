@@ -96,8 +96,7 @@ pub enum Event {
         /// To which server.
         part: Part,
     },
-    /// A client goes on that a server before this one had which was killed: a keeper held its function and its
-    /// connection meanwhile.
+    /// This server continues with the client of a server that was killed.
     ClientAdopted {
         /// The function.
         #[serde(with = "as_text")]

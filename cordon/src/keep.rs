@@ -16,27 +16,28 @@ pub(crate) const STARTER: &str = "keep-start";
 
 /// For the end of `cordon keep --help`.
 pub(crate) const HELP: &str = "\
-The command stores descriptors as with systemd's FileDescriptorStoreMax=: it sends
-FDSTORE=1 with FDNAME=NAME to NOTIFY_SOCKET, finds them again by LISTEN_FDS,
-LISTEN_PID and LISTEN_FDNAMES, and has them closed by FDSTOREREMOVE=1. It is started
-again when it was killed or crashed: by any signal but SIGHUP, SIGINT, SIGPIPE and
-SIGTERM, or with a status that is not 0 and something stored. A VMM that links
-cordon-vmm and has a store finds its devices running; cordon serve, over VFIO, goes
-on with its devices and clients.
+The command stores descriptors as with systemd's FileDescriptorStoreMax=: it
+sends FDSTORE=1 with FDNAME=NAME to NOTIFY_SOCKET, finds them again by
+LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES, and has them closed by
+FDSTOREREMOVE=1. It is started again when it was killed or crashed: by any
+signal but SIGHUP, SIGINT, SIGPIPE and SIGTERM, or with a status that is not 0
+and something stored. A VMM that links cordon-vmm and has a store finds its
+devices running; cordon serve, over VFIO, goes on with its devices and
+clients.
 
 Exit status:
-    that of the command, or 128 and the number of the signal that ended it; else
+    the command's, or 128 and the number of the signal that ended it; else
     1  it was not run, or failed; one line on standard error says why
     2  the command line makes no sense
   129, 130, 143
-       ended by SIGHUP, SIGINT or SIGTERM, after the command was";
+       ended by SIGHUP, SIGINT or SIGTERM, after ending the command";
 
 /// What is kept for whom.
 #[cfg_attr(target_os = "macos", allow(dead_code, reason = "there nothing is kept"))]
 #[derive(Debug, Args)]
 pub(crate) struct KeepOptions {
-    /// How many seconds what a dead command left is kept for one that takes it: that says
-    /// READY=1, stores anything or has anything removed.
+    /// Seconds to keep what a dead command left. The next one takes it by READY=1, by storing, or by removing
+    /// anything.
     #[arg(long = "for", value_name = "SECONDS", default_value_t = 60)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,

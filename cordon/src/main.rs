@@ -90,6 +90,8 @@ enum Command {
         json: bool,
     },
     /// Serve functions over vfio-user to VMMs that Cordon is not linked into, such as QEMU.
+    ///
+    /// Over Linux's VFIO, one that is run by `cordon keep` and killed goes on with its devices and clients.
     #[command(after_help = exit::SERVICE_HELP)]
     Serve(Box<serve::ServeOptions>),
     /// Ask a running `cordon serve` by its --control socket: what it serves, metrics, and to detach, attach, revive or

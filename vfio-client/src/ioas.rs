@@ -96,7 +96,7 @@ impl Ioas {
         done.map_err(VfioError::refused("DEVICE_ATTACH_IOMMUFD_PT"))
     }
 
-    /// Whether a device is attached: the kernel ends an address space otherwise, which this is not to be used after.
+    /// Whether a device is attached. If none is attached, the kernel destroys the address space; do not use it then.
     ///
     /// # Errors
     /// [`VfioError`].

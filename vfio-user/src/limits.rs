@@ -29,9 +29,9 @@ pub const MAX_REGIONS: usize = 1024;
 pub const MAX_REPORTS: u32 = 20;
 
 /// Most data of one REGION_READ or REGION_WRITE of a client that is kept for a next server, in bytes: a message and its
-/// answer each fit into a socket and a pipe as the system makes them. In a pipe of a user who has too many an answer
-/// of more than 8 KiB does not, and is torn. Clients are told. They ask for config space at once, 4 KiB, and otherwise
-/// for registers.
+/// answer each fit into a socket and a pipe as the system makes them. A user who has too many pipes gets smaller ones,
+/// into which an answer of more than 8 KiB does not fit: a kill while it is sent ends the client. Clients are told this
+/// limit when they connect. They read config space, 4 KiB, by one message, and registers otherwise.
 pub const MAX_KEPT_DATA: u32 = 16 << 10;
 
 /// Largest message that stays in its socket until its answer is known: the data and what describes it.

@@ -157,8 +157,8 @@ impl Server {
         Self::start_kept(clients, Keeping::default(), device, guest, options, log)
     }
 
-    /// [`Server::start_at`], or of a client alone, with clients that are kept: a kill of this process is nothing to
-    /// them but a wait, if a keeper starts a next one that goes on with them. The device is one of a host with the same
+    /// As [`Server::start_at`], or for one connected client. With a keeper, its clients survive a kill of this process:
+    /// they only wait for the next one, which goes on with them. The device is one of a host with the same
     /// store. With a client that was left, the device is not reset before that is gone.
     ///
     /// # Errors

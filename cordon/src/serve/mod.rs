@@ -9,7 +9,7 @@
 //! | `inherited` | sockets that whoever starts this made |
 //! | `left` | what a server before this one left that was killed |
 //! | `options` | the command line |
-//! | `passed` | those of a service manager: which is whose |
+//! | `passed` | sockets and files of VFIO's that a service manager passed on: which is whose |
 //! | `programs` | which program functions are served by |
 //! | `reports` | crash reports |
 //! | `settings` | what is served where, of all that was said |

@@ -53,8 +53,8 @@ pub(crate) struct ServeOptions {
     /// it for each such group, in their order.
     #[arg(long = "iommufd-fd", value_name = "NUMBER")]
     pub(super) iommufds: Vec<RawFd>,
-    /// A TOML file that says what is served, as docs/config.md has it. What the command line says too
-    /// is as that says; devices of both are served.
+    /// A TOML file that says what is served, as docs/config.md has it. The command line wins where both say
+    /// something; devices of both are served.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Say whether the command line and the config file are right, and start nothing.
@@ -141,7 +141,7 @@ pub(super) fn mode(text: &str) -> Result<u32, String> {
 pub(super) enum Dma {
     /// All of it is mapped as the client announces it; needs bus addresses equal to guest ones.
     Direct,
-    /// Nothing is mapped by itself.
+    /// Only what the guest maps through the companion.
     Companion,
 }
 
@@ -152,7 +152,7 @@ pub(super) enum Windows {
     Handed,
     /// This program maps them by a connection of its own to the dext, with all its powers.
     OwnConnection,
-    /// They do not: every access is trapped.
+    /// There are no windows: every access is trapped.
     Trapped,
 }
 

@@ -1,7 +1,7 @@
 //! The Linux policy as data: which system calls each role may make, with which arguments, and who
 //! needs them. The filter that is installed is made from these tables and nothing else. Each row and what is
-//! beside it is tried against that filter, and which rows are used is compared with which there are
-//! (`tests/tests/policy.rs`, `cargo xtask test`).
+//! beside it is tried against that filter (`tests/tests/policy/main.rs`, a part of `cargo xtask test`). Which rows
+//! are used is compared with which there are by `cargo xtask trace`, which is no part of it.
 
 mod common;
 mod connection;

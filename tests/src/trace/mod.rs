@@ -7,7 +7,7 @@
 //! rows. A call that a row takes is noted and goes on; one that no row takes is noted and not carried out, and
 //! the process is killed. (By SIGKILL: it is the first of its pid namespace, which no other signal from outside
 //! ends. Of a call that the filter itself ends a process for, nothing would be seen.) Whether the
-//! installed filter does what the rows say is tried by another test, `tests/tests/policy.rs`.
+//! installed filter does what the rows say is tried by another test, `tests/tests/policy/main.rs`.
 //!
 //! A process that starts later does not show what the tracer knows by then: calls that are taken by a row that
 //! this role was seen to use. So a suite that starts hundreds of processes takes little longer than it

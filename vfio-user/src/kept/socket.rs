@@ -1,4 +1,4 @@
-//! The socket of a client that is kept: its messages stay in it until their answers are in the pipe.
+//! The socket of a client that is kept: its messages stay in it until their answers were sent.
 
 use std::io;
 use std::os::fd::BorrowedFd;

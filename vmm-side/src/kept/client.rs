@@ -22,8 +22,8 @@ use super::manager::Manager;
 use super::names::{ClientPart, Name};
 use crate::limits::MAX_CLIENT_STATE;
 
-/// What keeps the one client of a function. Dropping it gives everything up, once it has begun: what was left and
-/// nobody went on with stays for a next instance.
+/// What keeps the one client of a function. Dropping it after [`KeptClient::begin`] gives up everything of the client.
+/// Dropped before, it gives up nothing: what an instance before this one left stays for the next one.
 #[derive(Debug)]
 pub struct KeptClient {
     manager: Arc<Manager>,

@@ -107,11 +107,7 @@ impl MemoryTable {
             if !self.mapped {
                 // The kernel pins memory of a file for a device whatever the descriptor allows, and whatever the file is
                 // sealed against. A mapping is where it looks.
-                let page = u64::try_from(rustix::param::page_size()).unwrap_or(size);
-                let one =
-                    usize::try_from(size.min(page)).map_err(|error| refuse(&error.to_string()))?;
-                let tried = memory.map(offset - offset % page, one, access);
-                drop(tried.map_err(|error| refuse(&ipc::chain(&error)))?);
+                memory.may_map(offset, access).map_err(|error| refuse(&ipc::chain(&error)))?;
                 return Ok((memory, None));
             }
             let length = usize::try_from(size).map_err(|error| refuse(&error.to_string()))?;
@@ -235,6 +231,27 @@ mod tests {
             let refused = table.add(0x40000, 0x8000, ram(0x10000), offset, true).unwrap_err();
             assert_eq!(refused.kind, FailureKind::InvalidArgument, "{}", refused.message);
         }
+    }
+
+    /// Of huge pages of 2 MiB, of which the system need not have any.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn memory_of_huge_pages_is_known_from_any_page_on_and_nothing_of_it_stays_mapped() {
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+        let huge = memfd_create("huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB).unwrap();
+        ftruncate(&huge, 8 << 20).unwrap();
+        let number = rustix::fs::fstat(&huge).unwrap().st_ino;
+        let mut table = MemoryTable::new(false);
+        // As QEMU has it: its memory from 1 MiB on is there in the file too.
+        table.add(0x10_0000, 0x20_0000, huge, 0x10_0000, true).unwrap();
+        let is_mapped = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.lines().any(|line| line.split_whitespace().nth(4) == Some(&number.to_string()))
+        };
+        assert!(!is_mapped());
+        table.remove(0x10_0000).unwrap();
+        assert!(!is_mapped());
     }
 
     proptest! {

@@ -131,6 +131,15 @@ impl SharedMemory {
         Window::map(self.fd.as_fd(), offset, length, access)
     }
 
+    /// Whether a mapping with `access` may be made of it at `offset`, as its descriptor and its seals have it. Nothing
+    /// is left of that, nor is memory set aside.
+    ///
+    /// # Errors
+    /// [`WindowError::Map`] when not.
+    pub fn may_map(&self, offset: u64, access: Access) -> Result<(), WindowError> {
+        Window::may_map(self.fd.as_fd(), offset, access)
+    }
+
     /// Maps all of it.
     ///
     /// # Errors

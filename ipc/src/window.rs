@@ -95,6 +95,10 @@ pub struct Window {
     /// Aligned to [`Window::ALIGNMENT`].
     base: NonNull<u8>,
     length: usize,
+    /// Bytes that are mapped before it.
+    before: usize,
+    /// Bytes that mappings of its memory are made of.
+    granule: usize,
     access: Access,
     /// Who unmaps it, where that is not us.
     owner: Option<Box<dyn Owner>>,
@@ -129,18 +133,51 @@ impl Window {
         length: usize,
         access: Access,
     ) -> Result<Self, WindowError> {
-        let protection = protection(access);
+        let failed = |source| WindowError::Map { offset, length: length as u64, source };
+        let granule = granule(fd).map_err(failed)?;
+        // An offset that is no multiple of a page is for the kernel to refuse.
+        let before = match usize::try_from(offset % granule as u64).unwrap_or(0) {
+            before if before.is_multiple_of(rustix::param::page_size()) => before,
+            _ => 0,
+        };
+        let whole =
+            before.checked_add(length).and_then(|all| all.checked_next_multiple_of(granule));
+        let whole = whole.ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+        let (protection, from) = (protection(access), offset - before as u64);
         // SAFETY: a fresh mapping at an address the kernel chooses overlaps nothing of ours, and
         // the arguments are plain values that the kernel checks.
         let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, fd, offset)
+            rustix::mm::mmap(std::ptr::null_mut(), whole, protection, MapFlags::SHARED, fd, from)
         };
-        base.map_err(std::io::Error::from)
-            .and_then(|base| {
-                NonNull::new(base.cast()).ok_or_else(|| std::io::Error::other("mapped at 0"))
-            })
-            .map(|base| Self { base, length, access, owner: None })
-            .map_err(|source| WindowError::Map { offset, length: length as u64, source })
+        let base = base.map_err(|error| failed(error.into()))?;
+        // SAFETY: `before` bytes lie in what was mapped.
+        let base = NonNull::new(unsafe { base.cast::<u8>().add(before) });
+        let base = base.ok_or_else(|| failed(std::io::Error::other("mapped at 0")))?;
+        Ok(Self { base, length, before, granule, access, owner: None })
+    }
+
+    /// Whether `fd` lets a mapping with `access` be made of it from `offset` on: nothing of it stays, and no memory is
+    /// set aside.
+    pub(crate) fn may_map(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        access: Access,
+    ) -> Result<(), WindowError> {
+        let mut length = 1;
+        let failed = |length: usize| {
+            move |source| WindowError::Map { offset, length: length as u64, source }
+        };
+        let granule = granule(fd).map_err(failed(length))?;
+        length = granule;
+        let (flags, from) =
+            (MapFlags::SHARED | MapFlags::NORESERVE, offset - offset % granule as u64);
+        // SAFETY: as in `map`.
+        let base = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), granule, protection(access), flags, fd, from)
+        };
+        let base = base.map_err(|error| failed(length)(error.into()))?;
+        // SAFETY: it was mapped above, and nobody knows of it.
+        unsafe { rustix::mm::munmap(base, granule) }.map_err(|error| failed(length)(error.into()))
     }
 
     /// Memory that somebody else mapped, and unmaps when `owner` is dropped. It need not begin at a
@@ -163,7 +200,7 @@ impl Window {
         if !address.is_multiple_of(alignment) {
             return Err(WindowError::Base { address, alignment });
         }
-        Ok(Self { base, length, access, owner: Some(owner) })
+        Ok(Self { base, length, before: 0, granule: 1, access, owner: Some(owner) })
     }
 
     /// Length in bytes.
@@ -374,6 +411,14 @@ impl Window {
     }
 }
 
+/// What mappings of a file begin and end at multiples of: a page, and of memory of huge pages (hugetlbfs) one of those,
+/// which the kernel tells as the file's preferred block. It maps whole ones, and takes back nothing else.
+fn granule(fd: BorrowedFd<'_>) -> std::io::Result<usize> {
+    let page = rustix::param::page_size();
+    let block = usize::try_from(rustix::fs::fstat(fd)?.st_blksize).unwrap_or(page);
+    Ok(if block > page && block.is_power_of_two() { block } else { page })
+}
+
 /// Never executable (P7.6).
 pub(crate) fn protection(access: Access) -> ProtFlags {
     match access {
@@ -392,8 +437,12 @@ impl Drop for Window {
         if self.owner.take().is_some() {
             return;
         }
+        let whole = (self.before + self.length).next_multiple_of(self.granule);
         // SAFETY: the range is exactly what `map` mapped, and nothing borrows from it.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
+        let _ = unsafe {
+            let base = self.base.as_ptr().sub(self.before);
+            rustix::mm::munmap(base.cast(), whole)
+        };
     }
 }
 

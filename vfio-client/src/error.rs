@@ -353,7 +353,7 @@ impl VfioError {
             Self::Requested => ErrorKind::Gone,
             Self::Refused { source, .. } => match source.raw_os_error() {
                 Some(libc::ENODEV | libc::ENXIO) => ErrorKind::Gone,
-                Some(libc::ENOSPC) => ErrorKind::NoSpace,
+                _ if source.kind() == io::ErrorKind::StorageFull => ErrorKind::NoSpace,
                 Some(libc::EBUSY) => ErrorKind::Busy,
                 _ => ErrorKind::Refused,
             },

@@ -166,6 +166,18 @@ fn result(returned: libc::c_int) -> io::Result<u32> {
     u32::try_from(returned).map_err(|_| io::Error::last_os_error())
 }
 
+/// A request with a structure is carried out: the one that has a result other than 0 then is for interrupts, of which
+/// the host has fewer, and set none up.
+fn whole(result: u32) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        fewer => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("the host has {fewer} vectors for it, and set up none"),
+        )),
+    }
+}
+
 impl Kernel for Linux {
     fn open(&self, path: &Path) -> io::Result<OwnedFd> {
         Ok(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
@@ -192,7 +204,7 @@ impl Kernel for Linux {
         let done = unsafe {
             libc::ioctl(fd.as_raw_fd(), request.number() as libc::Ioctl, bytes.as_mut_ptr())
         };
-        result(done).map(drop)
+        whole(result(done)?)
     }
 
     fn ioas_ranges(
@@ -268,6 +280,17 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     use super::*;
+    use crate::error::VfioError;
+
+    #[test]
+    fn fewer_vectors_than_were_asked_for_are_no_success() {
+        whole(0).unwrap();
+        let fewer =
+            VfioError::Refused { request: "DEVICE_SET_IRQS", source: whole(1).unwrap_err() };
+        let fewer = fewer.of("Function 01:00.0", "SetInterrupts");
+        assert_eq!(fewer.kind, cordon_backend::ErrorKind::NoSpace);
+        assert!(fewer.text.contains("the host has 1 vectors"), "{fewer}");
+    }
 
     #[test]
     fn what_is_no_vfio_refuses_every_request() {

@@ -42,7 +42,13 @@ pub(crate) fn list(
 }
 
 fn show(kernel: &dyn Kernel, places: &Places, address: PciAddress) -> Result<Shown, VfioError> {
-    let config = places.config(address)?;
+    let mut config = places.config(address)?;
+    // A virtual function has none in its config space: vfio-pci puts them there for whoever opens it, as it is here.
+    for (at, file) in [(0, "vendor"), (2, "device")] {
+        if let Some(id) = places.id(address, file) {
+            config[at..at + 2].copy_from_slice(&id.to_le_bytes());
+        }
+    }
     let word = |at| read(&config, at).map_or(0, u16::from_le_bytes);
     let class = read(&config, 8).map_or(0, u32::from_le_bytes) >> 8;
     let identity = Identity { address, vendor: word(0), device: word(2), class };

@@ -184,6 +184,12 @@ impl Places {
         read().map_err(|source| VfioError::Sysfs { path: path.clone(), source })
     }
 
+    /// What the kernel has for the `vendor` or `device` of a function, if it says.
+    pub(crate) fn id(&self, address: PciAddress, what: &str) -> Option<u16> {
+        let said = std::fs::read_to_string(self.function(&name(address)).join(what)).ok()?;
+        u16::from_str_radix(said.trim().strip_prefix("0x")?, 16).ok()
+    }
+
     /// A function's BARs, by its resources: first and last address, and flags.
     ///
     /// # Errors

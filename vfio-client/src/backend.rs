@@ -186,22 +186,29 @@ struct Grouped {
     in_use: bool,
     /// Whom a reset of its bus reaches, where it cannot be reset alone; or what the kernel says instead.
     bus: Option<Result<Vec<Reached>, String>>,
+    /// [`OpenedDevice::duplicate`].
+    _duplicate: Option<OwnedFd>,
 }
 
 impl Grouped {
     fn new(opened: OpenedDevice, shared: Arc<Shared>) -> Result<Self, VfioError> {
-        let OpenedDevice { device, mut request, claimed: in_use } = opened;
+        let OpenedDevice { device, request, claimed: in_use, duplicate } = opened;
         let memory = device.as_fd().try_clone_to_owned();
         let memory = memory.map_err(VfioError::refused("duplicating the device"))?;
         let memory = DeviceMemory::of_device(memory)
             .map_err(|error| VfioError::Invalid(ipc::chain(&error)))?;
-        // The event that the kernel was told of goes on, with what it has signalled.
-        if request.is_none() && device.interrupts(REQUEST) > 0 {
-            let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-                .map_err(|error| VfioError::refused("eventfd")(error.into()))?;
-            device.signal(REQUEST, &[Some(event.as_fd())])?;
-            request = Some(event);
-        }
+        let request = match request {
+            None if device.interrupts(REQUEST) == 0 => None,
+            // The event that the kernel was told of goes on, with what it has signalled. It is told of it again: a
+            // function process can have it forget that.
+            adopted => {
+                let event = adopted
+                    .map_or_else(|| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK), Ok);
+                let event = event.map_err(|error| VfioError::refused("eventfd")(error.into()))?;
+                device.signal(REQUEST, &[Some(event.as_fd())])?;
+                Some(event)
+            }
+        };
         let memory = Arc::new(memory);
         let (is_claimed, mapped) = (false, BTreeSet::new());
         // Asked now, since a confined process cannot.
@@ -214,7 +221,8 @@ impl Grouped {
         if in_use {
             shared.claimed().insert(device.identity().address);
         }
-        Ok(Self { device, memory, request, shared, is_claimed, mapped, in_use, bus })
+        let _duplicate = duplicate;
+        Ok(Self { device, memory, request, shared, is_claimed, mapped, in_use, bus, _duplicate })
     }
 
     /// Has the space map a range, in one way or the other.

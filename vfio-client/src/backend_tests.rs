@@ -222,6 +222,8 @@ fn what_a_dead_process_left_is_adopted_as_it_is() {
     let left = left(&group, &[0]);
     // Killed: it gives nothing back.
     std::mem::forget(group);
+    // A function process that was taken over can do this.
+    kernel.device_of(name, FakeDevice::forget_request);
 
     kernel.fail("open", libc::EBUSY);
     kernel.fail("GROUP_GET_DEVICE_FD", libc::EBUSY);
@@ -243,7 +245,7 @@ fn what_a_dead_process_left_is_adopted_as_it_is() {
     assert_eq!(none.kind, ErrorKind::NoSpace, "{none}");
     function.unregister_dma(0x8000_0000, bus).unwrap();
     assert_eq!(kernel.mappings().keys().copied().collect::<Vec<_>>(), [0x9000_0000]);
-    // The kernel tells by the event that it was told of when the device was opened.
+    // The kernel tells by the event that it was told of when the device was opened, and once more since.
     kernel.device_of(name, |one| one.ask_for());
     let ready = ipc::poll::wait(
         &[group.functions[0].liveness().unwrap().source(())],
@@ -421,6 +423,12 @@ fn functions_are_listed_without_being_opened() {
         bytes[..12].copy_from_slice(&[0x36, 0x1b, 0x10, 0, 6, 0, 0x10, 0, 2, 2, 8, 1]);
         std::fs::write(config, bytes).unwrap();
     }
+    // A virtual function, as its config space is until vfio-pci shows it.
+    let folder = "sys/bus/pci/devices/0000:01:00.1";
+    let config = machine.write(&format!("{folder}/config"), "");
+    std::fs::write(config, [[0xff; 4], [6, 0, 0x10, 0], [2, 2, 8, 1]].concat()).unwrap();
+    machine.write(&format!("{folder}/vendor"), "0x8086\n");
+    machine.write(&format!("{folder}/device"), "0x10ca\n");
     let group = vfio.open_group(address("02:00.0"), Source::Own).unwrap();
     let mut listed = vfio.list(64).unwrap();
     let found: Vec<_> = listed.iter().map(|one| one.function.address()).collect();
@@ -433,6 +441,9 @@ fn functions_are_listed_without_being_opened() {
     assert_eq!(first.config_read(8, 4).unwrap(), 0x0108_0202);
     assert_eq!((first.config_read(2, 2).unwrap(), first.config_read(4095, 1).unwrap()), (0x10, 0));
     assert!(first.config_read(4094, 4).is_err() && first.config_read(0, 3).is_err());
+    let second = listed[1].function.as_mut();
+    assert_eq!((second.identity().vendor, second.identity().device), (0x8086, 0x10ca));
+    assert_eq!(second.config_read(0, 4).unwrap(), 0x10ca_8086);
     assert_eq!(vfio.list(1).unwrap().len(), 1);
     drop(group);
     assert_eq!(kernel.device_of(NAME, |one| one.resets()), 0);

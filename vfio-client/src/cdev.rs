@@ -124,7 +124,7 @@ fn attached(
     for (function, file) in files {
         ioas.attach(file.as_fd())?;
         let device = Device::new(Arc::clone(kernel), file, function)?;
-        devices.push(OpenedDevice { device, request: None, claimed: false });
+        devices.push(OpenedDevice::new(device));
     }
     let space = AddressSpace::new(Mapper::Ioas(ioas))?;
     Ok(Opened { number, file: None, space, devices })
@@ -209,9 +209,13 @@ pub(crate) fn adopt(
     let others: Vec<(Own, bool)> = match handed {
         Some(handed) => {
             let files = functions_of(kernel.as_ref(), places, address, number, handed.devices)?;
-            let others = files.into_iter().filter(|(function, _)| !is_open(&devices, *function));
             let mut bound = Vec::new();
-            for (function, file) in others {
+            for (function, file) in files {
+                let is_it = |one: &&mut OpenedDevice| one.device.identity().address == function;
+                if let Some(open) = devices.iter_mut().find(is_it) {
+                    open.duplicate = Some(file.file);
+                    continue;
+                }
                 lock(&file.file, file.number)?;
                 let was_bound = take_back(kernel.as_ref(), &file.file)?;
                 bound.push(((function, file.file), was_bound));
@@ -236,7 +240,7 @@ pub(crate) fn adopt(
             quiet(&device)?;
             device.is_resettable().then(|| device.reset()).transpose()?;
         }
-        devices.push(OpenedDevice { device, request: None, claimed: false });
+        devices.push(OpenedDevice::new(device));
     }
     devices.sort_unstable_by_key(|one| one.device.identity().address);
     let space = AddressSpace::adopted(Mapper::Ioas(ioas))?;

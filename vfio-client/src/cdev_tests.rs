@@ -400,6 +400,50 @@ fn objects_beyond_those_that_are_looked_at_are_not_taken_for_spaces() {
     assert_eq!(host.kernel.spaces(), 1);
 }
 
+/// The file that the process tries to lock that a test starts of its own program.
+const TRIES: &str = "CORDON_TEST_TRIES_A_LOCK";
+
+#[test]
+fn a_function_that_was_adopted_stays_locked_though_its_file_was_handed_once_more() {
+    use std::process::Command;
+
+    if let Some(path) = std::env::var_os(TRIES) {
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let locked = fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(locked, Err(Errno::AGAIN));
+        return;
+    }
+    let host = Host::new();
+    let (own, iommufd) = (host.file("vfio/devices/vfio20"), host.file("iommu"));
+    let mut group = host.hand(&[&own], &iommufd).unwrap();
+    group.functions[0].claim().unwrap();
+    let copy = |file: &OwnedFd, number| HandedFile { file: file.try_clone().unwrap(), number };
+    let devices = vec![copy(&own, DEVICE)];
+    let handed = HandedDevices { devices, iommufd: copy(&iommufd, IOMMUFD) };
+    let left = cordon_backend::Left {
+        group: vec![iommufd.try_clone().unwrap()],
+        functions: vec![LeftFunction {
+            address: address("01:00.0"),
+            descriptors: vec![own.try_clone().unwrap()],
+            request: None,
+        }],
+        handed: Some(handed),
+    };
+    // Killed.
+    std::mem::forget(group);
+    let adopted = host.vfio.open_group(address("01:00.0"), Source::Adopted(left)).unwrap();
+    let tried = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "cdev::tests::a_function_that_was_adopted_stays_locked_though_its_file_was_handed_once_more",
+        ])
+        .env(TRIES, format!("/proc/{}/fd/{}", std::process::id(), own.as_raw_fd()))
+        .output()
+        .unwrap();
+    assert!(tried.status.success(), "{}", String::from_utf8_lossy(&tried.stdout));
+    drop(adopted);
+}
+
 /// Names this test to the process that it starts of its own program, which has the file as standard input.
 const HOLDS: &str = "CORDON_TEST_HOLDS_A_LOCK";
 

@@ -51,6 +51,16 @@ pub(crate) struct OpenedDevice {
     pub(crate) request: Option<OwnedFd>,
     /// Whether a process that is dead claimed it: it is left as it is.
     pub(crate) claimed: bool,
+    /// Its file as it was handed once more. Closed before the function is, it would take the lock along that keeps
+    /// other processes from it, which is of this process and the file.
+    pub(crate) duplicate: Option<OwnedFd>,
+}
+
+impl OpenedDevice {
+    /// One that nobody has used.
+    pub(crate) fn new(device: Device) -> Self {
+        Self { device, request: None, claimed: false, duplicate: None }
+    }
 }
 
 fn opening(kernel: &dyn Kernel, path: &Path) -> Result<OwnedFd, VfioError> {
@@ -185,7 +195,7 @@ pub(crate) fn left(
             VfioError::Invalid(why)
         })?;
         let device = Device::new(Arc::clone(kernel), device, address)?;
-        Ok(OpenedDevice { device, request, claimed: true })
+        Ok(OpenedDevice { request, claimed: true, ..OpenedDevice::new(device) })
     };
     functions.into_iter().map(one).collect()
 }
@@ -208,7 +218,7 @@ fn open_members(
                 .device(file.as_fd(), &member)
                 .map_err(VfioError::refused("GROUP_GET_DEVICE_FD"))?;
             let device = Device::new(Arc::clone(kernel), fd, function)?;
-            devices.push(OpenedDevice { device, request: None, claimed: false });
+            devices.push(OpenedDevice::new(device));
         }
     }
     devices.sort_unstable_by_key(|one| one.device.identity().address);

@@ -113,6 +113,11 @@ impl FakeDevice {
         rustix::io::write(self.request.as_ref().unwrap(), &1u64.to_ne_bytes()).unwrap();
     }
 
+    /// Whoever has it has the kernel forget whom to tell that it wants it back.
+    pub fn forget_request(&mut self) {
+        self.request = None;
+    }
+
     /// How often it was reset.
     #[must_use]
     pub fn resets(&self) -> u32 {

@@ -109,6 +109,22 @@ fn p6_4_what_the_device_refuses_leaves_windows_as_they_were() {
     assert_eq!(mapped(&window), HELD);
 }
 
+/// What nobody answers in time may be done yet.
+#[test]
+fn p6_4_windows_stay_all_ones_when_nobody_knows_whether_memory_went_off() {
+    let (s, window) = with_power_management();
+    let soon = || Deadline::after(Duration::from_millis(150));
+    let off = || Access::write(Space::Config, COMMAND.into(), 1, 0x04);
+    s.fake().stall(Operation::ConfigWrite);
+    assert_eq!(s.function.access(off(), soon()).unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(mapped(&window), u32::MAX);
+    s.fake().resume(Operation::ConfigWrite);
+    assert!(eventually(|| s.fake().config(at())[COMMAND as usize] == 0x04), "it is done late");
+    assert_eq!((mapped(&window), trapped(&s.function)), (u32::MAX, u32::MAX));
+    s.function.config_write(COMMAND, &[0x06]).unwrap();
+    assert_eq!((mapped(&window), trapped(&s.function)), (HELD, HELD));
+}
+
 /// The process is replaced while memory is off, and the device goes and comes back.
 #[test]
 fn p6_4_a_replacement_changes_nothing_and_a_device_that_comes_back_is_shown() {

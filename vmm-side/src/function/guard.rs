@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::FunctionShared;
 use crate::child::CallError;
-use crate::error::DeviceError;
+use crate::error::{DeviceError, ErrorKind};
 
 /// Of one function.
 pub(super) struct ConfigGuard {
@@ -149,7 +149,10 @@ impl FunctionShared {
                 self.windows.hide();
             }
             let sent = self.send_all(&forwards, deadline);
-            if sent.is_ok() {
+            // One that was not answered may have been made all the same, or may be yet.
+            let is_unknown =
+                sent.as_ref().is_err_and(|error| !matches!(error, CallError::Refused(_)));
+            if sent.is_ok() || (is_unknown && !next.is_on()) {
                 self.guard.change(|decoding| *decoding = next);
             }
             self.show_if_decoded();
@@ -169,8 +172,13 @@ impl FunctionShared {
             }
             other => other.map_err(DeviceError::from),
         };
-        if done.is_ok() {
-            self.guard.change(|decoding| decoding.power = PowerState::D0);
+        match &done {
+            Ok(()) => self.guard.change(|decoding| decoding.power = PowerState::D0),
+            // The kernel may be at it still: nobody loads until the guest has the device decode its memory again.
+            Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Gone) => {
+                self.guard.change(|decoding| decoding.memory = false);
+            }
+            Err(_) => {}
         }
         self.show_if_decoded();
         done

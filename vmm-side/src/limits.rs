@@ -47,9 +47,9 @@ pub const MAX_TRAIL: usize = 64;
 /// that are just ending.
 pub const MAX_RUNNING: usize = 6;
 
-/// Bytes of one of the two slots of a record of what is kept of a group: a thousand regions of guest memory for each of
-/// three functions, or a few hundred for as many functions as there can be.
-pub const MAX_RECORD: usize = 256 << 10;
+/// Bytes of one of the two slots of a record of what is kept of a group: a thousand regions or GiB of guest memory for
+/// each of twelve functions.
+pub const MAX_RECORD: usize = 1 << 20;
 
 /// Files of guest memory that are kept for a next instance of the VMM, of all its groups: VMMs have one or a few. A
 /// keeper has a limit of its own for all descriptors.

@@ -13,6 +13,7 @@ use crate::error::{BackendError, ErrorKind};
 use crate::function::Liveness;
 use crate::group::{
     Backing, BarMemory, BusAddresses, BusRange, DmaRange, DmaSpace, Group, GroupFunction, Survives,
+    SurvivingFunction,
 };
 
 impl GroupFunction for Handle {
@@ -37,6 +38,12 @@ impl GroupFunction for Handle {
 
     fn handed(&self) -> Vec<BorrowedFd<'_>> {
         if self.handed { vec![self.token.as_fd()] } else { Vec::new() }
+    }
+
+    fn survives(&self) -> SurvivingFunction<'_> {
+        // The tokens are the group's.
+        let request = Handle::survives(self).then(|| self.request.as_fd());
+        SurvivingFunction { descriptors: Vec::new(), request }
     }
 
     fn window_granule(&self) -> u64 {

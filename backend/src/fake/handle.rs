@@ -32,6 +32,7 @@ pub(super) struct Handle {
     completion: Event,
     liveness: UnixStream,
     pub(super) token: Arc<SharedMemory>,
+    pub(super) request: Arc<Event>,
 }
 
 impl Handle {
@@ -56,6 +57,7 @@ impl Handle {
             completion: Event::new()?,
             liveness: state.liveness()?,
             token: Arc::clone(&function.token),
+            request: Arc::clone(&function.request),
         })
     }
 
@@ -138,12 +140,14 @@ impl Handle {
             *state.waiting.entry(operation).or_default() -= 1;
         }
         let call = (self.identity.address, operation);
-        *state.calls.entry(call).or_default() += 1;
+        let calls = state.calls.entry(call).or_default();
+        *calls += 1;
+        let calls = *calls;
         match state.failing.get(&call) {
-            Some(kind) => {
+            Some((good, kind)) if calls > *good => {
                 Err(self.error(*kind, operation, "on purpose").with_code(Some(ON_PURPOSE)))
             }
-            None => Ok(state),
+            _ => Ok(state),
         }
     }
 

@@ -183,6 +183,14 @@ impl Fake {
         self.with(address, |function| function.claim.is_some())
     }
 
+    /// Wants it back, of whoever may go on with it when its process has died.
+    ///
+    /// # Errors
+    /// When the system has no descriptors left.
+    pub fn ask_for(&self, address: PciAddress) -> io::Result<()> {
+        self.with(address, |function| function.request.signaller()).map(|event| event.signal())
+    }
+
     /// How often it was reset.
     #[must_use]
     pub fn resets(&self, address: PciAddress) -> u32 {
@@ -197,7 +205,20 @@ impl Fake {
 
     /// From here on the function fails at `operation`, until [`Fake::recover`].
     pub fn fail(&self, address: PciAddress, operation: Operation, kind: ErrorKind) {
-        self.0.state().failing.insert((address, operation), kind);
+        self.0.state().failing.insert((address, operation), (0, kind));
+    }
+
+    /// [`Fake::fail`], after so many calls more of it that do not.
+    pub fn fail_after(
+        &self,
+        address: PciAddress,
+        operation: Operation,
+        good: u64,
+        kind: ErrorKind,
+    ) {
+        let (mut state, call) = (self.0.state(), (address, operation));
+        let calls = state.calls.get(&call).copied().unwrap_or_default();
+        state.failing.insert(call, (calls + good, kind));
     }
 
     /// The function fails at `operation` no more.
@@ -289,7 +310,7 @@ impl FakeProcess {
             let kind = ErrorKind::Unreachable;
             return Err(BackendError::new(kind, "fake backend", "Open", "it is dead"));
         }
-        if let Some(kind) = state.failing.get(&(address, Operation::Open)) {
+        if let Some((_, kind)) = state.failing.get(&(address, Operation::Open)) {
             return Err(failed(*kind, "on purpose".to_owned()).with_code(Some(ON_PURPOSE)));
         }
         let holder = Holder { process: self.number, handle: state.number() };

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use ipc::event::Signaller;
 use ipc::wire::common::BarInfo;
 use ipc::wire::function::InterruptIndex;
-use ipc::{Access, DeviceMemory, PciAddress, SharedMemory, Window};
+use ipc::{Access, DeviceMemory, Event, PciAddress, SharedMemory, Window};
 
 use super::Operation;
 use super::description::FakeFunction;
@@ -74,7 +74,8 @@ pub(super) struct FakeState {
     pub(super) functions: BTreeMap<PciAddress, FunctionState>,
     pub(super) dead: BTreeSet<u64>,
     pub(super) suspended: BTreeSet<u64>,
-    pub(super) failing: BTreeMap<(PciAddress, Operation), ErrorKind>,
+    /// What fails, after so many calls in all.
+    pub(super) failing: BTreeMap<(PciAddress, Operation), (u64, ErrorKind)>,
     pub(super) stalled: BTreeSet<Operation>,
     pub(super) waiting: BTreeMap<Operation, usize>,
     pub(super) calls: BTreeMap<(PciAddress, Operation), u64>,
@@ -168,6 +169,8 @@ pub(super) struct FunctionState {
     pub(super) resets: u32,
     /// What a process shows that was handed the function, or that adopts it.
     pub(super) token: Arc<SharedMemory>,
+    /// Signalled once the fake wants it back, in a kernel's place.
+    pub(super) request: Arc<Event>,
 }
 
 /// The memory of a BAR.
@@ -229,6 +232,7 @@ impl FunctionState {
             dma: BTreeMap::new(),
             resets: 0,
             token: Arc::new(SharedMemory::create("fake-token", 4096)?),
+            request: Arc::new(Event::new()?),
         })
     }
 

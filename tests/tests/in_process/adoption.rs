@@ -23,6 +23,7 @@ fn observer(told: &Told) -> Observer {
             Happening::Recovered { .. } => "recovered",
             Happening::Away { .. } => "away",
             Happening::Back { .. } => "back",
+            Happening::Requested { .. } => "requested",
             _ => "other",
         });
     })
@@ -127,6 +128,34 @@ fn memory_that_comes_and_goes_meanwhile_is_given_and_taken_by_the_successor() {
     assert_eq!((s.function.connection().adoptions(), s.function.returns()), (1, 0));
 }
 
+/// Bytes of memory of which nobody has touched any: the kernel makes it when it is registered.
+#[test]
+fn large_memory_is_registered_in_pieces_that_a_successor_finds_again() {
+    let (s, _told) = lasting(Recovery::default());
+    let (base, size, gib) = ((3u64 << 30) - 0x1_0000, (2u64 << 30) + 0x2_0000, 1u64 << 30);
+    let memory = SharedMemory::create("large", size).unwrap();
+    let region = GuestRegion { iova: base, size, memory: memory.into(), offset: 0, writable: true };
+    s.vmm.container.map(region).unwrap();
+    let pieces = || {
+        let all = s.fake().registered(at()).into_iter().filter(|(key, _)| *key >= base);
+        all.map(|(key, range)| (key, range.length)).collect::<Vec<_>>()
+    };
+    let expected = [(base, 0x1_0000), (3 * gib, gib), (4 * gib, gib), (5 * gib, 0x1_0000)];
+    assert_eq!(pieces(), expected);
+    s.kill_connection();
+    assert!(eventually(|| s.function.connection().adoptions() == 1));
+    assert!(pieces() == expected && s.reaches(base) && s.reaches(4 * gib));
+    s.vmm.container.unmap(base, size).unwrap();
+    assert_eq!(pieces(), []);
+    // Of what cannot be registered to its end nothing stays.
+    s.fake().fail_after(at(), Operation::RegisterDma, 2, ErrorKind::NoSpace);
+    let memory = SharedMemory::create("large", size).unwrap();
+    let region = GuestRegion { iova: base, size, memory: memory.into(), offset: 0, writable: true };
+    s.vmm.container.map(region).unwrap_err();
+    assert_eq!(pieces(), []);
+    assert_eq!((s.function.returns(), s.function.connection().adoptions()), (0, 1));
+}
+
 #[test]
 fn a_connection_process_that_is_stopped_is_found_and_adopted_from() {
     let (s, told) = lasting(Recovery::default());
@@ -183,6 +212,21 @@ fn what_cannot_be_adopted_is_removed_and_comes_back() {
     assert!(eventually(|| s.function.returns() == 1));
     assert_eq!((s.function.connection().adoptions(), s.fake().resets(at())), (0, 1));
     assert!(s.reaches(RAM_BASE));
+}
+
+/// The kernel asks while a successor is about to take over: nobody goes on with it, and that is told.
+#[test]
+fn what_is_wanted_back_during_an_adoption_is_not_adopted_and_that_is_told() {
+    let (s, told) = lasting(Recovery::default());
+    s.fake().stall(Operation::Bars);
+    s.kill_connection();
+    assert!(eventually(|| s.fake().waiting(Operation::Bars) > 0));
+    s.fake().ask_for(at()).unwrap();
+    s.fake().fail(at(), Operation::Bars, ErrorKind::Gone);
+    s.fake().resume(Operation::Bars);
+    assert!(eventually(|| told.lock().unwrap().contains(&"requested")));
+    assert_eq!(s.function.connection().adoptions(), 0);
+    assert_eq!(told.lock().unwrap().iter().filter(|one| **one == "requested").count(), 1);
 }
 
 #[test]

@@ -38,10 +38,11 @@ pub(super) fn begin(
     noticed: Instant,
     adoptions: &mut Deaths,
 ) -> bool {
+    const REQUESTED: &str = "the kernel wants it back";
     let begun = shared.change(|state| {
         let escrow = state.escrow.as_ref()?;
         let refused = if escrow.is_requested() {
-            Some("the kernel wants it back")
+            Some(REQUESTED)
         } else if let Some(why) = is_left_otherwise(death) {
             Some(why)
         } else if adoptions.on(noticed, death).is_err() {
@@ -50,11 +51,6 @@ pub(super) fn begin(
             None
         };
         if refused.is_some() {
-            if escrow.is_requested()
-                && let Some(group) = &shared.spec.group
-            {
-                group.give_back();
-            }
             state.drop_escrow();
         } else {
             state.link = Link::Adopting(state.claims, Arc::clone(death));
@@ -62,6 +58,9 @@ pub(super) fn begin(
         Some(refused)
     });
     if let Some(Some(why)) = begun {
+        if why == REQUESTED {
+            shared.is_wanted_back(death);
+        }
         tracing::info!("{}: not adopted: {why}", shared.spec.subject);
     }
     matches!(begun, Some(None))

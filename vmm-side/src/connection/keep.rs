@@ -82,11 +82,7 @@ fn keep(shared: &ConnectionShared, keeper: &mut Keeper<ConnectionProtocol>) {
         let (noticed, kind) = (Instant::now(), ProcessKind::Connection);
         let died = Arc::clone(&death);
         if death.is_requested() {
-            if let Some(group) = &shared.spec.group {
-                group.give_back();
-            }
-            let death = Arc::clone(&death);
-            shared.spec.tell(|address| Happening::Requested { address, death });
+            shared.is_wanted_back(&death);
         }
         shared.spec.tell(|address| {
             let state = shared.state.lock();
@@ -104,6 +100,11 @@ fn keep(shared: &ConnectionShared, keeper: &mut Keeper<ConnectionProtocol>) {
                             return;
                         }
                         Err(why) => {
+                            // That too may be why.
+                            let escrow = shared.state.lock().escrow.clone();
+                            if escrow.is_some_and(|escrow| escrow.is_requested()) {
+                                shared.is_wanted_back(&why);
+                            }
                             tracing::warn!("{}: not adopted: {why}", shared.spec.subject);
                         }
                     }
@@ -145,6 +146,17 @@ fn keep(shared: &ConnectionShared, keeper: &mut Keeper<ConnectionProtocol>) {
                 shared.died.signal();
             }
         }
+    }
+}
+
+impl ConnectionShared {
+    /// The kernel wants a function back: what was handed of its group is closed, and that is told.
+    pub(super) fn is_wanted_back(&self, death: &Arc<Death>) {
+        if let Some(group) = &self.spec.group {
+            group.give_back();
+        }
+        let death = Arc::clone(death);
+        self.spec.tell(|address| Happening::Requested { address, death });
     }
 }
 

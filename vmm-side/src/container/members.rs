@@ -8,7 +8,7 @@ use ipc::wire::connection::DmaEntry;
 use ipc::{Deadline, PciAddress};
 use parking_lot::MutexGuard;
 
-use super::{CHANGE, Container, ContainerState, DmaMode, Member, Membership, Step};
+use super::{CHANGE, Container, ContainerState, DmaMode, Member, Membership, Step, change};
 use crate::connection::Connection;
 use crate::error::{DeviceError, ErrorKind};
 use crate::memory::{GuestRegion, RingReader};
@@ -89,7 +89,7 @@ impl Container {
         member: &Arc<Member>,
         regions: &[Arc<GuestRegion>],
     ) -> Result<(), DeviceError> {
-        let deadline = Deadline::after(CHANGE);
+        let deadline = Deadline::after(change(regions.iter().map(|region| region.size).sum()));
         regions.iter().try_for_each(|region| self.give(member, region, deadline))
     }
 
@@ -159,12 +159,12 @@ impl Container {
     /// A function leaves. What it was given is released with its opener, which its connection process
     /// closes next.
     pub(crate) fn leave(&self, address: PciAddress, connection: &Arc<Connection>) {
-        let deadline = Deadline::after(CHANGE);
         let (member, regions) = {
             let mut state = self.state.lock();
             let Some(one) = state.find_by(address, connection) else { return };
             (Arc::clone(&one.member), state.all_regions())
         };
+        let deadline = Deadline::after(change(regions.iter().map(|region| region.size).sum()));
         for region in &regions {
             self.take(&member, region, deadline);
         }
@@ -288,7 +288,8 @@ impl Container {
             None => {}
             Some(Step::Given) => {
                 let unregistered = match self.mode {
-                    DmaMode::Direct => connection.unmap_dma(*address, base, deadline),
+                    DmaMode::Direct => pieces(region)
+                        .try_for_each(|piece| connection.unmap_dma(*address, piece.key, deadline)),
                     DmaMode::Companion => Ok(()),
                 };
                 let taken =
@@ -317,23 +318,71 @@ fn release_or_end(address: PciAddress, connection: &Connection, taken: Result<()
     }
 }
 
-/// Registers a region under key = iova and checks that the device reaches it there (P2.4).
+/// Most bytes of one registration: making and pinning that much memory takes a connection process well below the time
+/// after which it is taken for hung.
+const PIECE: u64 = 1 << 30;
+
+/// The registrations that a region is made of, each under key = iova. They end at multiples of [`PIECE`], so that the
+/// large pages of an IOMMU fit.
+fn pieces(region: &GuestRegion) -> impl Iterator<Item = DmaEntry> {
+    let (mut at, mut left) = (region.iova, region.size);
+    std::iter::from_fn(move || {
+        let size = left.min(PIECE - at % PIECE);
+        let entry = DmaEntry { key: at, address: at, size };
+        // The last one may end where addresses do.
+        (at, left) = (at.wrapping_add(size), left - size);
+        (size > 0).then_some(entry)
+    })
+}
+
+/// Registers a region piece by piece and checks that the device reaches it there (P2.4).
 fn register_direct(
     address: PciAddress,
     connection: &Connection,
     region: &GuestRegion,
     deadline: Deadline,
 ) -> Result<(), DeviceError> {
-    let entry = DmaEntry { key: region.iova, address: region.iova, size: region.size };
-    let bus = connection.map_dma(address, entry, deadline)?;
-    if bus == region.iova {
-        return Ok(());
+    for piece in pieces(region) {
+        let registered = match connection.map_dma(address, piece, deadline) {
+            Ok(bus) if bus == piece.key => continue,
+            registered => registered,
+        };
+        let ends = piece.key + if registered.is_ok() { piece.size } else { 0 };
+        let given = pieces(region).take_while(|given| given.key < ends);
+        for given in given.collect::<Vec<_>>() {
+            let removed = connection.unmap_dma(address, given.key, deadline);
+            release_or_end(address, connection, removed);
+        }
+        let bus = registered?;
+        return Err(DeviceError::not_supported(format!(
+            "Function {address}: direct DMA needs bus address == iova, but {:#x} is at {bus:#x}: \
+             the platform needs companion mode",
+            piece.key
+        )));
     }
-    let removed = connection.unmap_dma(address, region.iova, deadline);
-    release_or_end(address, connection, removed);
-    Err(DeviceError::not_supported(format!(
-        "Function {address}: direct DMA needs bus address == iova, but {:#x} is at {bus:#x}: \
-         the platform needs companion mode",
-        region.iova
-    )))
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ipc::SharedMemory;
+
+    fn pieces_of(iova: u64, size: u64) -> Vec<(u64, u64)> {
+        let memory = SharedMemory::create("ram", 0x1000).unwrap().into();
+        let region = GuestRegion { iova, size, memory, offset: 0, writable: true };
+        let whole = pieces(&region).inspect(|piece| assert_eq!(piece.key, piece.address));
+        whole.map(|piece| (piece.key, piece.size)).collect()
+    }
+
+    #[test]
+    fn a_region_is_registered_in_pieces_that_end_at_multiples() {
+        assert_eq!(pieces_of(0x10000, 0x1000), [(0x10000, 0x1000)]);
+        assert_eq!(pieces_of(0, 2 * PIECE), [(0, PIECE), (PIECE, PIECE)]);
+        let from = PIECE - 0x1000;
+        let three = [(from, 0x1000), (PIECE, PIECE), (2 * PIECE, 0x3000)];
+        assert_eq!(pieces_of(from, PIECE + 0x4000), three);
+        let last = u64::MAX - 0xfff;
+        assert_eq!(pieces_of(last, 0xfff), [(last, 0xfff)]);
+    }
 }

@@ -24,6 +24,15 @@ use crate::memory::RingReader;
 /// after which QEMU gives up on a request.
 const CHANGE: Duration = Duration::from_millis(4500);
 
+/// How much longer it may take for each GiB: the kernel makes and pins memory that nobody has touched yet.
+const PER_GIB: Duration = Duration::from_secs(2);
+
+/// How long a change of so many bytes may take.
+fn change(bytes: u64) -> Duration {
+    let gib = u32::try_from(bytes >> 30).unwrap_or(u32::MAX);
+    CHANGE.saturating_add(PER_GIB.saturating_mul(gib))
+}
+
 /// Who maps guest memory for the device (P2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DmaMode {
@@ -201,7 +210,7 @@ impl Container {
     }
 
     fn add(&self, region: GuestRegion, too: bool) -> Result<(), DeviceError> {
-        let deadline = Deadline::after(CHANGE);
+        let deadline = Deadline::after(change(region.size));
         let (region, members) = self.insert(Arc::new(region), too, deadline)?;
         let mut failed = None;
         for member in &members {
@@ -270,7 +279,7 @@ impl Container {
     }
 
     fn remove(&self, iova: u64, size: u64) -> Result<(), DeviceError> {
-        let deadline = Deadline::after(CHANGE);
+        let deadline = Deadline::after(change(size));
         let (region, members) = {
             let mut state = self.state.lock();
             let known = state.regions.get_mut(&iova);

@@ -144,7 +144,7 @@ fn what_does_not_fit_is_an_error_and_what_was_written_before_counts() {
     large.functions[0].ranges.clear();
     large.functions[0].regions = many(1024);
     file.write(&large).unwrap();
-    large.functions[0].regions = many(10_000);
+    large.functions[0].regions = many(50_000);
     let refused = file.write(&large).unwrap_err();
     assert!(matches!(refused, StoreError::TooLarge { most, .. } if most == MAX_RECORD - HEADER));
     assert_eq!(again(&file).unwrap().1.functions[0].regions.len(), 1024);

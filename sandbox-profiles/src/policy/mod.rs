@@ -30,6 +30,8 @@ const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;
 pub enum Condition {
     /// The argument is exactly this.
     Is(u64),
+    /// The argument is smaller than this.
+    Below(u64),
 }
 
 /// A system call that a role may make.
@@ -51,6 +53,7 @@ impl Condition {
     pub fn holds(self, argument: u64) -> bool {
         match self {
             Self::Is(value) => argument == value,
+            Self::Below(value) => argument < value,
         }
     }
 }
@@ -72,8 +75,10 @@ impl fmt::Display for Syscall {
         write!(f, "{}(", self.name)?;
         for (number, (argument, condition)) in self.conditions.iter().enumerate() {
             let before = if number == 0 { "" } else { ", " };
-            let Condition::Is(value) = condition;
-            write!(f, "{before}{argument} is {value:#x}")?;
+            match condition {
+                Condition::Is(value) => write!(f, "{before}{argument} is {value:#x}")?,
+                Condition::Below(value) => write!(f, "{before}{argument} is below {value:#x}")?,
+            }
         }
         f.write_str(")")
     }
@@ -139,13 +144,14 @@ mod tests {
         let row = &Syscall {
             name: "x",
             number: 7,
-            conditions: &[(0, Condition::Is(1)), (5, Condition::Is(2))],
+            conditions: &[(0, Condition::Is(1)), (4, Condition::Below(10)), (5, Condition::Is(2))],
             needed_by: "",
         };
         let arguments = [1, 9, 9, 9, 9, 2];
+        assert!(!row.takes(7, &[1, 9, 9, 9, 10, 2]) && !row.takes(7, &[1, 9, 9, 9, u64::MAX, 2]));
         assert!(row.takes(7, &arguments) && !row.takes(8, &arguments));
         assert!(!row.takes(7, &[1 | 1 << 32, 9, 9, 9, 9, 2]) && !row.takes(7, &[1, 9, 9, 9, 9, 3]));
-        assert_eq!(row.to_string(), "x(0 is 0x1, 5 is 0x2)");
+        assert_eq!(row.to_string(), "x(0 is 0x1, 4 is below 0xa, 5 is 0x2)");
     }
 
     #[test]
@@ -241,7 +247,9 @@ mod tests {
             let requests = rows.filter(|row| row.number == libc::SYS_ioctl);
             let request = |row: &Syscall| {
                 let named = row.conditions.iter().find(|(at, _)| *at == 1);
-                let (_, Condition::Is(number)) = named.expect("a request without its number");
+                let Some((_, Condition::Is(number))) = named else {
+                    panic!("a request without its number")
+                };
                 *number
             };
             requests.map(request).collect::<Vec<_>>()

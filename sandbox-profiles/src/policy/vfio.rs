@@ -22,18 +22,22 @@ pub const UNMAP_IOAS: u64 = 0x3b86;
 /// Map memory of a file for DMA, by an iommufd.
 pub const MAP_FILE_IOAS: u64 = 0x3b8f;
 
+/// Where in a device's file the regions begin that nobody here uses: memory of the VGA of old, which the kernel takes from
+/// whichever device has it, and regions of single drivers. BARs, the expansion ROM and config space lie below.
+pub const OTHER_REGIONS: u64 = 8 << 40;
+
 /// Added for connection and function processes.
 pub const VFIO: &[Syscall] = &[
     Syscall {
         name: "pread64",
         number: libc::SYS_pread64,
-        conditions: &[],
+        conditions: &[(3, Condition::Below(OTHER_REGIONS))],
         needed_by: "device: config space, and in a function process its BARs",
     },
     Syscall {
         name: "pwrite64",
         number: libc::SYS_pwrite64,
-        conditions: &[],
+        conditions: &[(3, Condition::Below(OTHER_REGIONS))],
         needed_by: "device: config space, and in a function process its BARs",
     },
     Syscall {

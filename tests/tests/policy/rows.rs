@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cordon_tests::announce;
 use cordon_vmm::child::{ClaimedCall, ExitStatus};
+use sandbox_profiles::policy::Condition;
 
 use crate::{ROLES, tries, try_one};
 
@@ -82,13 +83,21 @@ fn every_condition_is_violated_alone_on_both_sides_and_in_the_high_half() {
         let rows = sandbox_profiles::policy::tables(role).iter().copied().flatten();
         let all: Vec<_> = rows.collect();
         for row in &all {
-            for (at, sandbox_profiles::policy::Condition::Is(value)) in row.conditions {
-                for other in [value.wrapping_sub(1), value.wrapping_add(1), value | 1 << 32] {
+            for (at, condition) in row.conditions {
+                let beside = match condition {
+                    Condition::Is(value) => {
+                        vec![value.wrapping_sub(1), value.wrapping_add(1), value | 1 << 32]
+                    }
+                    Condition::Below(value) => vec![*value, value + 1, u64::MAX],
+                };
+                for other in beside {
                     let tried = format!("refused: {row} with {other:#x} in argument {at}");
                     // Another row may be the one that allows it.
                     let mut arguments = [0; 6];
-                    for (at, sandbox_profiles::policy::Condition::Is(value)) in row.conditions {
-                        arguments[usize::from(*at)] = *value;
+                    for (at, condition) in row.conditions {
+                        if let Condition::Is(value) = condition {
+                            arguments[usize::from(*at)] = *value;
+                        }
                     }
                     arguments[usize::from(*at)] = other;
                     let allowed = all.iter().any(|any| any.takes(row.number, &arguments));

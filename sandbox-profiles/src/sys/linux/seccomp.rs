@@ -63,9 +63,11 @@ fn filter<'r>(
 
 fn conditions(row: &Syscall) -> Result<Vec<SeccompCondition>, Error> {
     let condition = |(argument, condition): &(u8, Condition)| {
-        let Condition::Is(value) = *condition;
-        let whole = SeccompCmpArgLen::Qword;
-        Ok(SeccompCondition::new(*argument, whole, SeccompCmpOp::Eq, value)?)
+        let (holds, value) = match *condition {
+            Condition::Is(value) => (SeccompCmpOp::Eq, value),
+            Condition::Below(value) => (SeccompCmpOp::Lt, value),
+        };
+        Ok(SeccompCondition::new(*argument, SeccompCmpArgLen::Qword, holds, value)?)
     };
     row.conditions.iter().map(condition).collect()
 }

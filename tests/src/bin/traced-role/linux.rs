@@ -65,14 +65,17 @@ fn allow(number: i64, words: &[(u32, u32)]) -> Vec<libc::sock_filter> {
     steps
 }
 
-/// The words that a row's conditions are about.
-fn words(row: &Syscall) -> Vec<(u32, u32)> {
+/// The words that a row's conditions are about; `None` where one of them is about more than one value.
+fn words(row: &Syscall) -> Option<Vec<(u32, u32)>> {
     let words = |(argument, condition): &(u8, Condition)| {
-        let (Condition::Is(value), (lower, upper)) = (*condition, halves(*argument));
+        let (Condition::Is(value), (lower, upper)) = (*condition, halves(*argument)) else {
+            return None;
+        };
         let half = |value: u64| u32::try_from(value & u64::from(u32::MAX)).unwrap();
-        [(lower, half(value)), (upper, half(value >> 32))]
+        Some([(lower, half(value)), (upper, half(value >> 32))])
     };
-    row.conditions.iter().flat_map(words).collect()
+    let words: Option<Vec<_>> = row.conditions.iter().map(words).collect();
+    words.map(|words| words.concat())
 }
 
 /// Installs the filter: every call of this process but those of `known` rows waits from here on until the
@@ -80,7 +83,9 @@ fn words(row: &Syscall) -> Vec<(u32, u32)> {
 fn show_calls(known: &[&Syscall]) -> std::io::Result<OwnedFd> {
     let mut steps = allow(libc::SYS_sendmsg, &[(halves(5).0, NOT_SHOWN)]);
     // A number means another call where it came by another architecture's entry, which is at 4.
-    let rows: Vec<_> = known.iter().flat_map(|row| allow(row.number, &words(row))).collect();
+    // Calls of a row that is about many values are shown each time.
+    let rows = known.iter().filter_map(|row| Some(allow(row.number, &words(row)?)));
+    let rows: Vec<_> = rows.flatten().collect();
     let all = u32::try_from(rows.len()).unwrap();
     // Only a plain jump goes as far as over all of them.
     let native = libc::sock_filter { jt: 1, ..step(EQUAL, trace::ARCHITECTURE, 0) };

@@ -85,9 +85,14 @@ fn tries(role: Role) -> Vec<Try> {
 
 /// Values beside those that a condition holds of, on both sides.
 fn neighbours(condition: Condition) -> Vec<u64> {
-    let Condition::Is(value) = condition;
-    let mut values = vec![value.wrapping_sub(1), value.wrapping_add(1)];
-    values.extend(BITS.map(|bit| value ^ (1 << bit)));
+    let mut values = match condition {
+        Condition::Is(value) => {
+            let mut values = vec![value.wrapping_sub(1), value.wrapping_add(1)];
+            values.extend(BITS.map(|bit| value ^ (1 << bit)));
+            values
+        }
+        Condition::Below(value) => vec![value, value + 1, value << 1, u64::MAX],
+    };
     values.sort_unstable();
     values.dedup();
     values
@@ -105,8 +110,10 @@ fn is_allowed(role: Role, row: &Syscall, at: u8, value: u64) -> bool {
 /// The arguments that a row's conditions name, and 0.
 fn asked_for(row: &Syscall) -> [u64; 6] {
     let mut arguments = [0; 6];
-    for (at, Condition::Is(value)) in row.conditions {
-        if let Some(argument) = arguments.get_mut(usize::from(*at)) {
+    for (at, condition) in row.conditions {
+        if let (Condition::Is(value), Some(argument)) =
+            (condition, arguments.get_mut(usize::from(*at)))
+        {
             *argument = *value;
         }
     }

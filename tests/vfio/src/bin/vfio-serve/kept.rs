@@ -286,7 +286,8 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
     let undisturbed =
         driven.iter_mut().map(Driven::is_undisturbed).collect::<Result<Vec<_>, _>>()?;
     let (attached, adopted) = (servers.count("attach"), servers.count("client-adopted"));
-    let lost = servers.count("client-lost") + servers.count("detach");
+    let is_loss = |event: &&Value| event["event"] == "client-lost" || event["event"] == "detach";
+    let lost: Vec<Value> = servers.serve.seen.iter().filter(is_loss).cloned().collect();
     let last = last_process(&servers)?;
 
     // Another configuration: windows are handed, which a client that has none does not notice.
@@ -326,10 +327,10 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
     let mut torn = Driven::connect(0, &memory)?;
     torn.client.master_bus();
     Nvme::start(&mut torn.client, &file)?.verify(79)?;
-    let (found, lost) = (torn.tear()?, servers.count("client-lost"));
+    let (found, lost_before) = (torn.tear()?, servers.count("client-lost"));
     kill_process(last, Signal::KILL)?;
     let last = servers.next()?;
-    let told = servers.serve.until_all("client-lost", lost + 1)?.pop();
+    let told = servers.serve.until_all("client-lost", lost_before + 1)?.pop();
     let torn_closed = torn.client.is_closed();
     let mut after = Driven::connect(0, &memory)?;
     let restored = after.client.read(CONFIG, LINE_SIZE, 1) == found;

@@ -4,6 +4,7 @@
 //! addresses, of one IOMMU group, it is the client of both: see `pair`. `vfio-serve kept ADDRESS…`: see `kept`.
 
 mod handed;
+mod huge;
 mod kept;
 mod nvme;
 mod pair;
@@ -154,6 +155,7 @@ fn check(address: &str) -> Result<Value, Failure> {
     client.master_bus();
     let after = version(&mut client)?;
     verified += Nvme::start(&mut client, &memory)?.verify(3)?;
+    let huge = huge::check(&mut client)?;
     drop(client);
     let status = serve.stop()?;
     Ok(json!({
@@ -168,6 +170,7 @@ fn check(address: &str) -> Result<Value, Failure> {
         "back": back["client"],
         "same_version": after == before,
         "bytes_verified": verified,
+        "huge": huge,
         "status": status,
     }))
 }

@@ -275,6 +275,8 @@ fn a_client_of_vfio_user_drives_a_real_function_that_goes_and_comes_back() {
         ("status", json!(0)),
         // Each time 64 KiB: at first, after it tried to reach outside, and after its return.
         ("bytes_verified", json!(3 * 65536)),
+        // Two huge pages' worth that begins in the middle of one.
+        ("huge", json!({ "mapped": 0, "unmapped": 0, "pages": 4, "taken": 3, "given_back": true })),
     ] {
         assert_eq!(said[name], expected, "{name}: {said}");
     }

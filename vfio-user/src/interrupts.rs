@@ -28,8 +28,8 @@ const TRIGGER: u32 = 1 << 5;
 pub(super) enum Change<'e> {
     /// These vectors are given these events, or none; and how things are.
     Begins { before: EventsRecord, events: Vec<((u8, u16), Option<&'e Signaller>)> },
-    /// They were not.
-    Refused { vectors: Vec<(u8, u16)>, some_were_held: bool },
+    /// They were not: each has what it had.
+    Refused,
 }
 
 /// The vectors that have an event of the client's, each of which is a descriptor that is held.
@@ -89,6 +89,7 @@ impl Events {
         EventsRecord {
             held: self.held.iter().copied().collect(),
             changing: Vec::new(),
+            names: Vec::new(),
             intx_masked: self.intx_masked,
             intx_disabled: self.intx_disabled,
         }
@@ -214,10 +215,7 @@ impl Events {
         if let Err(error) =
             device.set_interrupts(index, InterruptSetup::Assign { start, signallers })
         {
-            let vectors: Vec<_> =
-                (start..).take(count.into()).map(|one| (index as u8, one)).collect();
-            let some_were_held = vectors.iter().any(|vector| self.held.contains(vector));
-            keep(Change::Refused { vectors, some_were_held });
+            keep(Change::Refused);
             return Err(error.into());
         }
         self.held = held;

@@ -98,9 +98,10 @@ impl<'d> Session<'d> {
         handover: &'d mut Handover,
         options: Options,
     ) -> Result<Self, Box<NotAdopted>> {
-        let mut adopted = adopted;
-        let events = std::mem::take(&mut adopted.events);
-        let events = Events::adopt(options.budget.events, device, &adopted.record.events, events);
+        let handed = adopted.kept.events.handed().map_err(|error| error.to_string());
+        let events = handed.and_then(|events| {
+            Events::adopt(options.budget.events, device, &adopted.record.events, events)
+        });
         let events = match events {
             Ok(events) => events,
             Err(why) => return Err(Box::new(NotAdopted { adopted, why })),
@@ -118,11 +119,13 @@ impl<'d> Session<'d> {
     /// What of the session another server needs.
     pub(super) fn record(&self) -> Record {
         let negotiated = self.negotiated.map(|one| (one.descriptors, one.data));
+        let names = self.socket.kept.as_ref().map(|kept| kept.events.recorded());
+        let names = names.unwrap_or_default();
         Record {
             negotiated,
             maps: self.maps.recorded(),
             config: self.config.record(),
-            events: self.events.record(),
+            events: EventsRecord { names, ..self.events.record() },
             handover: self.handover.record(),
             told: self.told.iter().map(|kind| kind.number()).collect(),
         }
@@ -300,16 +303,13 @@ impl<'d> Session<'d> {
             match change {
                 Change::Begins { before, events } => {
                     let changing = events.iter().map(|(vector, _)| *vector).collect();
-                    record.events = EventsRecord { changing, ..before };
+                    let names = std::mem::take(&mut record.events.names);
+                    record.events = EventsRecord { changing, names, ..before };
                     let events = events.iter();
-                    kept.change_events(
-                        record,
-                        events.map(|(vector, one)| (*vector, one.map(AsFd::as_fd))),
-                    );
+                    let events = events.map(|(vector, one)| (*vector, one.map(AsFd::as_fd)));
+                    kept.change_events(record, &events.collect::<Vec<_>>());
                 }
-                Change::Refused { vectors, some_were_held } => {
-                    kept.events_refused(&vectors, some_were_held);
-                }
+                Change::Refused => kept.events_refused(),
             }
         };
         self.events.set(device, body, descriptors, &mut keep)

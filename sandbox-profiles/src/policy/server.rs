@@ -81,6 +81,13 @@ pub const SERVER: &[Syscall] = &[
         ],
         "an answer, from the pipe that a keeper has too into its client's socket",
     ),
+    if_(
+        "kcmp",
+        libc::SYS_kcmp,
+        // KCMP_FILE.
+        &[(2, Condition::Is(0))],
+        "events of a client that is kept: is one of them that of another vector too",
+    ),
     any("close", libc::SYS_close, "whatever is dropped"),
     any("shutdown", libc::SYS_shutdown, "a client that is sent away"),
     if_(

@@ -1,15 +1,13 @@
 //! A client that another server left which was killed: looked at, its memory claimed, and brought to where its next
 //! message can be served.
 
-use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use cordon_vmm::kept::LeftClient;
 use cordon_vmm::{Container, GuestRegion};
 use ipc::Deadline;
 
-use super::{HandoverRecord, Kept, KeptError, Phase, Record, consume};
+use super::{HandoverRecord, Kept, KeptError, KeptEvents, Phase, Record, consume};
 use crate::dma::Maps;
 use crate::options::Options;
 use crate::socket::TIMEOUT;
@@ -36,7 +34,8 @@ pub struct Adopted {
     pub(crate) kept: Kept,
     pub(crate) record: Record,
     pub(crate) maps: Maps,
-    pub(crate) events: BTreeMap<(u8, u16), OwnedFd>,
+    /// Names that no vector has.
+    surplus: Vec<(u8, u16)>,
     phase: Phase,
     /// Bytes in the pipe.
     staged: usize,
@@ -57,8 +56,10 @@ impl Adopted {
         match Self::looked_at(&left, container, regions, options) {
             Ok((journal, phase, record, maps)) => {
                 let LeftClient { socket, answers: (out, into), staged, events, keeping, .. } = left;
-                let kept = Kept { journal, out, into, client: keeping, is_lost: false };
-                Ok(Self { stream: socket, kept, record, maps, events, phase, staged })
+                let (events, surplus) = KeptEvents::left(&record.events, events);
+                let (client, before, is_lost) = (keeping, None, false);
+                let kept = Kept { journal, out, into, client, events, before, is_lost };
+                Ok(Self { stream: socket, kept, record, maps, surplus, phase, staged })
             }
             Err(error) => {
                 left.send_away();
@@ -80,9 +81,10 @@ impl Adopted {
         }
         let events = &record.events;
         let may_lack = |vector: &(u8, u16)| events.changing.contains(vector);
-        let lacks = |vector: &&(u8, u16)| !left.events.contains_key(vector) && !may_lack(vector);
+        let is_there = |vector: &(u8, u16)| left.events.contains_key(&events.name(*vector));
+        let lacks = |vector: &&(u8, u16)| !is_there(vector) && !may_lack(vector);
         if let Some((index, vector)) = events.held.iter().find(lacks) {
-            return Err(KeptError::Event(*index, *vector));
+            return Err(KeptError::NoEvent(*index, *vector));
         }
         let maps = Maps::claim(&record.maps, container, regions, options);
         Ok((journal, phase, record, maps.map_err(KeptError::Mapping)?))
@@ -106,20 +108,14 @@ impl Adopted {
         &mut self,
         mut wait: impl FnMut(&UnixStream) -> Result<(), KeptError>,
     ) -> Result<(), KeptError> {
-        let Self { stream, kept, events, record, .. } = self;
+        let Self { stream, kept, surplus, .. } = self;
         let io = |error: rustix::io::Errno| KeptError::Socket(error.into());
         kept.store(stream)?;
-        // What no vector has was being given or taken away.
-        events.retain(|vector, _| {
-            let is_held = record.events.held.contains(vector);
-            if !is_held {
-                kept.client.remove_event(vector.0, vector.1);
-            }
-            is_held
-        });
-        for ((index, vector), event) in events.iter() {
-            use std::os::fd::AsFd as _;
-            kept.client.event(*index, *vector, event.as_fd()).map_err(KeptError::Store)?;
+        for (index, vector) in surplus.drain(..) {
+            kept.client.remove_event(index, vector);
+        }
+        for ((index, vector), event) in kept.events.files() {
+            kept.client.event(index, vector, event).map_err(KeptError::Store)?;
         }
         let phase = self.phase;
         if let Phase::Executed { rest, length } | Phase::Staged { rest, length } = phase {

@@ -22,7 +22,7 @@ use crate::limits::{MAX_KEPT_MESSAGE, MAX_SESSION};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"cordvfus");
 /// Of the layout of the memory and of the record.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 /// Where the version is, the word and the answer.
 const AT_VERSION: u64 = 8;
 const AT_WORD: u64 = 16;

@@ -23,6 +23,7 @@
 //! longer than [`MAX_KEPT_MESSAGE`], and an answer with a descriptor, which no pipe takes.
 
 mod adopted;
+mod events;
 mod journal;
 mod record;
 mod serve;
@@ -32,7 +33,7 @@ mod socket;
 mod tests;
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use cordon_vmm::kept::{KeptClient, StoreError};
@@ -44,6 +45,7 @@ use crate::limits::MAX_KEPT_MESSAGE;
 use crate::sys;
 
 pub use self::adopted::{Adopted, Baseline};
+pub(crate) use self::events::KeptEvents;
 pub(crate) use self::journal::{Journal, Phase};
 pub(crate) use self::record::{ConfigRecord, EventsRecord, HandoverRecord, Record};
 
@@ -84,7 +86,10 @@ pub enum KeptError {
     #[error(
         "Its event for vector {1} of interrupt index {0} was not kept: has the keeper room for everything?"
     )]
-    Event(u8, u16),
+    NoEvent(u8, u16),
+    /// There is no descriptor for an event of it.
+    #[error("An event of it cannot be kept")]
+    Event(#[source] io::Error),
     /// Its memory is not what it was.
     #[error("Its memory cannot be mapped again: {0}")]
     Mapping(String),
@@ -141,6 +146,9 @@ pub(crate) struct Kept {
     out: OwnedFd,
     into: OwnedFd,
     client: KeptClient,
+    pub(crate) events: KeptEvents,
+    /// Those before a change that the device has not taken yet.
+    before: Option<KeptEvents>,
     /// Nothing is kept any more, which was said.
     is_lost: bool,
 }
@@ -157,7 +165,8 @@ impl Kept {
         journal.write(record)?;
         journal.set(Phase::Open);
         sys::look_from_begin(stream).map_err(KeptError::Pipe)?;
-        let kept = Self { journal, out, into, client, is_lost: false };
+        let (events, before, is_lost) = (KeptEvents::default(), None, false);
+        let kept = Self { journal, out, into, client, events, before, is_lost };
         kept.store(stream)?;
         Ok(kept)
     }
@@ -171,6 +180,7 @@ impl Kept {
 
     /// It is not kept any more: a kill ends it.
     fn lose(&mut self, error: &(dyn std::error::Error + 'static)) {
+        (self.events, self.before) = Default::default();
         // The keeper may not hear it, and has what is written here.
         self.journal.give_up();
         self.client.give_up();
@@ -188,35 +198,48 @@ impl Kept {
     }
 
     /// The events of these vectors are about to change, of which `record` says so: they are not kept, or others are.
-    pub(crate) fn change_events<'e>(
+    pub(crate) fn change_events(
         &mut self,
         record: &Record,
-        events: impl Iterator<Item = ((u8, u16), Option<std::os::fd::BorrowedFd<'e>>)>,
+        events: &[((u8, u16), Option<BorrowedFd<'_>>)],
     ) {
         if self.is_lost {
             return;
         }
+        let next = match self.events.changed(events) {
+            Ok(next) => next,
+            Err(error) => return self.lose(&KeptError::Event(error)),
+        };
         self.write(record);
         self.journal.commit();
         step("events change");
-        for ((index, vector), event) in events {
-            self.client.remove_event(index, vector);
-            step("event removed");
-            let stored = event.map_or(Ok(()), |event| self.client.event(index, vector, event));
-            if let Err(error) = stored {
-                return self.lose(&KeptError::Store(error));
-            }
+        self.before = Some(self.events.clone());
+        self.exchange(next);
+    }
+
+    /// The device did not take the events of a change: it has those before, and so does the keeper again.
+    pub(crate) fn events_refused(&mut self) {
+        if let Some(before) = self.before.take().filter(|_| !self.is_lost) {
+            self.exchange(before);
         }
     }
 
-    /// Events that were given to the keeper were not taken by the device.
-    pub(crate) fn events_refused(&mut self, vectors: &[(u8, u16)], some_were_held: bool) {
-        if some_were_held {
-            // Those are the device's still, and gone here.
-            let why = io::Error::other("events of it could not be replaced");
-            self.lose(&KeptError::Pipe(why));
+    /// Has the keeper have these events and no others. First it closes what goes, since it takes nothing that it has,
+    /// by whichever name.
+    fn exchange(&mut self, next: KeptEvents) {
+        let before = std::mem::replace(&mut self.events, next);
+        for (index, vector) in before.not_in(&self.events) {
+            self.client.remove_event(index, vector);
+            step("event removed");
         }
-        vectors.iter().for_each(|(index, vector)| self.client.remove_event(*index, *vector));
+        for name in self.events.not_in(&before) {
+            let event = self.events.file(name);
+            let stored = event.map_or(Ok(()), |event| self.client.event(name.0, name.1, event));
+            if let Err(error) = stored {
+                return self.lose(&KeptError::Store(error));
+            }
+            step("event stored");
+        }
     }
 
     /// Puts an answer into the pipe; `false` where it does not take it, which is empty then.

@@ -36,8 +36,18 @@ pub(crate) struct EventsRecord {
     pub(crate) held: Vec<(u8, u16)>,
     /// Those whose event is being given, replaced or taken away: whether it is kept nobody knows.
     pub(crate) changing: Vec<(u8, u16)>,
+    /// Those whose event the keeper has by another name than theirs, with that.
+    pub(crate) names: Vec<((u8, u16), (u8, u16))>,
     pub(crate) intx_masked: bool,
     pub(crate) intx_disabled: bool,
+}
+
+impl EventsRecord {
+    /// What the keeper calls the event of a vector.
+    pub(crate) fn name(&self, vector: (u8, u16)) -> (u8, u16) {
+        let other = self.names.iter().find(|(one, _)| *one == vector);
+        other.map_or(vector, |(_, name)| *name)
+    }
 }
 
 /// What is put back when the client is gone.

@@ -44,10 +44,13 @@ impl Keeper {
             let text = String::from_utf8(bytes[..came.bytes].to_vec()).unwrap();
             let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap();
             let is_removed = text.starts_with("FDSTOREREMOVE=1\n");
-            // One of that name is replaced, as one that is the same is taken for it.
-            self.kept.retain(|(_, kept)| kept != name);
-            if !is_removed {
-                let fd = came.handles.into_iter().next().unwrap();
+            if is_removed {
+                self.kept.retain(|(_, kept)| kept != name);
+                continue;
+            }
+            let fd = came.handles.into_iter().next().unwrap();
+            // As systemd and cordon keep have it: what is there already stays what it is, by whichever name.
+            if !self.kept.iter().any(|(kept, _)| crate::sys::is_same_file(kept, &fd)) {
                 self.kept.push((fd, name.to_owned()));
             }
         }
@@ -61,11 +64,17 @@ impl Keeper {
     }
 
     fn restart(&mut self) -> Store {
+        let (socket, store) = self.start();
+        self.socket = socket;
+        store
+    }
+
+    /// What it passes on, and who is to hear what comes of that.
+    fn start(&mut self) -> (UnixDatagram, Store) {
         self.hear();
         let (socket, theirs) = UnixDatagram::pair().unwrap();
-        self.socket = socket;
         let passed = self.kept.iter().map(|(fd, name)| (fd.try_clone().unwrap(), name.clone()));
-        Store::with_functions(theirs, passed.collect(), &[address()])
+        (socket, Store::with_functions(theirs, passed.collect(), &[address()]))
     }
 }
 
@@ -91,11 +100,11 @@ struct Said {
     body: Vec<u8>,
     /// What comes beside it: the memory, or events.
     memory: bool,
-    events: usize,
+    events: Vec<usize>,
 }
 
 fn say(command: u16, body: Vec<u8>) -> Said {
-    Said { command, flags: 0, body, memory: false, events: 0 }
+    Said { command, flags: 0, body, memory: false, events: Vec::new() }
 }
 
 /// What the client says, some of it at once.
@@ -112,8 +121,8 @@ fn conversation() -> Vec<Vec<Said>> {
         say(REGION_WRITE, access(7, offset, count, data))
     };
     let map_it = Said { memory: true, ..say(DMA_MAP, map(3, &[0, BASE, SIZE])) };
-    let set = |start, count, events| Said {
-        events,
+    let set = |start, count, events: &[usize]| Said {
+        events: events.to_vec(),
         ..say(SET_IRQS, words(&[20, 1 << 2 | 1 << 5, 2, start, count]))
     };
     let silent = |said: Said| Said { flags: flag::NO_REPLY, ..said };
@@ -126,7 +135,11 @@ fn conversation() -> Vec<Vec<Said>> {
             config(0x10, &[0xff; 4]),
             say(REGION_READ, access(7, 0x10, 4, &[])),
         ],
-        vec![set(0, 2, 2), set(1, 1, 1), set(3, 1, 1), set(0, 1, 0)],
+        // One and the same event for two vectors, at once and one after the other.
+        vec![set(0, 2, &[0, 1]), set(1, 1, &[0]), set(3, 2, &[2, 2]), set(0, 1, &[])],
+        // They change places, by one message and by two; and one goes while others have it.
+        vec![set(0, 2, &[1, 0]), set(0, 2, &[0, 1]), set(0, 1, &[1])],
+        vec![set(1, 1, &[2]), set(4, 1, &[0]), set(3, 2, &[])],
         // Longer than what is looked at at first, and the longest.
         vec![write(0x100, &[7; 200]), say(REGION_READ, access(0, 0, 16 << 10, &[]))],
         vec![write(0x1000, &vec![9; 16 << 10])],
@@ -144,7 +157,7 @@ fn conversation() -> Vec<Vec<Said>> {
             map_it,
             say(DMA_UNMAP, map(0, &[2 * BASE, SIZE])),
         ],
-        vec![say(SET_IRQS, words(&[20, 1 | 1 << 5, 2, 0, 0])), set(0, 1, 1)],
+        vec![say(SET_IRQS, words(&[20, 1 | 1 << 5, 2, 0, 0])), set(0, 1, &[0])],
         vec![say(RESET, Vec::new()), say(GET_INFO, words(&[16, 0, 0, 0]))],
     ]
 }
@@ -311,6 +324,7 @@ impl World {
             while let Ok(came @ 1..) = client.read(&mut bytes) {
                 answers.extend_from_slice(&bytes[..came]);
             }
+            keeper.hear();
             if was_killed(served) {
                 *store = keeper.restart();
                 // What it says of giving up nobody hears.
@@ -330,7 +344,7 @@ impl World {
                 let header = Header { id: *id, command, size, flags, error: 0 };
                 let message = [&header.to_bytes()[..], &body].concat();
                 let signallers: Vec<_> =
-                    all.iter().take(events).map(|event| event.signaller().unwrap()).collect();
+                    events.iter().map(|at| all[*at].signaller().unwrap()).collect();
                 let mut beside: Vec<BorrowedFd<'_>> =
                     signallers.iter().map(|one| one.as_fd()).collect();
                 if with_memory {
@@ -399,6 +413,7 @@ fn a_client_is_answered_once_wherever_its_server_is_ended() {
         "executed",
         "events change",
         "event removed",
+        "event stored",
         "record written",
         "word stored",
         "staged",

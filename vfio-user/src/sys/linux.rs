@@ -1,12 +1,13 @@
 //! Linux.
 #![expect(
     unsafe_code,
-    reason = "getsockopt, setsockopt: rustix's type for a peer has none without a number, and it knows no SO_PEEK_OFF"
+    reason = "getsockopt, setsockopt: rustix's type for a peer has none without a number, and it knows no SO_PEEK_OFF; \
+              kcmp, which it does not have"
 )]
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// The number of the process that connected, or made the pair of sockets; none when it has none in this PID namespace.
@@ -82,4 +83,15 @@ pub(crate) fn splice(
 ) -> Result<usize, rustix::io::Errno> {
     use rustix::pipe::SpliceFlags;
     rustix::pipe::splice(from, None, to, None, most, SpliceFlags::NONBLOCK)
+}
+
+/// Whether both are one open file; `false` where the kernel does not say (it is built without kcmp).
+pub(crate) fn is_same_file(one: &impl AsFd, other: &impl AsFd) -> bool {
+    /// Of linux/kcmp.h.
+    const KCMP_FILE: libc::c_long = 0;
+    let pid = libc::c_long::from(std::process::id());
+    let number = |fd: BorrowedFd<'_>| libc::c_long::from(fd.as_raw_fd());
+    let (one, other) = (number(one.as_fd()), number(other.as_fd()));
+    // SAFETY: the call takes numbers only, and compares what this process has open.
+    unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one, other) == 0 }
 }

@@ -11,7 +11,7 @@ fn left(change: impl FnOnce(&mut Vec<(OwnedFd, String)>)) -> (Store, UnixStream)
     record.maps.push((BASE, SIZE, true));
     let mut kept = Kept::new(store.client(address()).unwrap(), &near, &record).unwrap();
     let event = Event::new().unwrap().signaller().unwrap();
-    kept.change_events(&record, [((2, 0), Some(event.as_fd()))].into_iter());
+    kept.change_events(&record, &[((2, 0), Some(event.as_fd()))]);
     keeper.hear();
     change(&mut keeper.kept);
     let store = keeper.restart();
@@ -92,6 +92,48 @@ fn what_is_not_as_it_was_sends_the_client_away_and_is_named() {
 }
 
 #[test]
+fn events_that_change_places_are_each_where_the_client_gave_them_last() {
+    let (mut keeper, store) = Keeper::new();
+    let (near, _far) = UnixStream::pair().unwrap();
+    let mut record = Record::default();
+    let mut kept = Kept::new(store.client(address()).unwrap(), &near, &record).unwrap();
+    let events = [(); 3].map(|()| Event::new().unwrap().signaller().unwrap());
+    // Each message gives vectors events by their numbers, as often as the client likes.
+    let said: [&[(u16, usize)]; 6] = [
+        &[(0, 0), (1, 1)],
+        &[(0, 1), (1, 0)],
+        &[(0, 0)],
+        &[(1, 2)],
+        &[(3, 2), (4, 2)],
+        &[(1, 0), (0, 1)],
+    ];
+    let mut now = std::collections::BTreeMap::new();
+    for (number, message) in said.iter().enumerate() {
+        let given = message.iter().map(|(at, event)| ((2, *at), Some(events[*event].as_fd())));
+        kept.change_events(&record, &given.collect::<Vec<_>>());
+        now.extend(message.iter().copied());
+        record.events.held = now.keys().map(|vector| (2, *vector)).collect();
+        record.events.names = kept.events.recorded();
+        kept.write(&record);
+        kept.journal.commit();
+        // What another server would be passed on now, which this one does not hear.
+        let (_nobody, store) = keeper.start();
+        let left = adopted(&store, &[]).unwrap_or_else(|error| panic!("{number}: {error}"));
+        let handed = left.kept.events.handed().unwrap();
+        assert_eq!(handed.len(), now.len(), "{number}");
+        for (vector, event) in &now {
+            let is_it = crate::sys::is_same_file(&handed[&(2, *vector)], &events[*event]);
+            assert!(is_it, "message {number}: vector {vector} has another event than {event}");
+        }
+    }
+    // What a device does not take it has as before, and so does the keeper.
+    let names = keeper.names();
+    kept.change_events(&record, &[((2, 1), Some(events[2].as_fd())), ((2, 0), None)]);
+    kept.events_refused();
+    assert_eq!((keeper.names(), kept.events.recorded()), (names, record.events.names));
+}
+
+#[test]
 fn records_that_cannot_be_are_refused() {
     let absurd = |change: fn(&mut Record)| {
         let mut record = Record::default();
@@ -123,6 +165,7 @@ fn the_largest_session_fits_and_a_larger_one_is_told() {
     };
     record.events.held = (0..2048).map(|vector| (2, vector)).collect();
     record.events.changing = record.events.held.clone();
+    record.events.names = record.events.held.iter().map(|vector| (*vector, *vector)).collect();
     let mut journal = Journal::new().unwrap();
     journal.write(&record).unwrap();
     journal.set(Phase::Executed { rest: 63, length: MAX_KEPT_MESSAGE });

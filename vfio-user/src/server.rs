@@ -202,8 +202,7 @@ impl Server {
                 if let Some(one) = adopted {
                     // Before its memory goes.
                     let _ = device.quiesce();
-                    baseline = Some(Baseline(one.record.handover.clone()));
-                    one.abandon(guest.container());
+                    baseline = Some(one.abandon(guest.container()));
                 }
                 (None, None)
             }

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use crate::entrance::{Entrance, Way};
 use crate::guest::{Guest, Stay};
 use crate::handover::Handover;
-use crate::kept::{Adopted, Baseline, Kept};
+use crate::kept::{Adopted, Baseline};
 use crate::options::Options;
 use crate::progress::Progress;
 use crate::seat::{Beside, Seat};
@@ -27,7 +27,7 @@ use crate::session::Session;
 use crate::socket::{Socket, SocketError};
 use cordon_vmm::PassthroughDevice;
 use cordon_vmm::error::{DeviceError, ErrorKind};
-use cordon_vmm::kept::Store;
+use cordon_vmm::kept::{KeptClient, Store};
 
 /// Pauses between attempts to take back what a client left.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -108,9 +108,11 @@ impl<L: Fn(Event)> Service<L> {
         adopted: Option<Adopted>,
         baseline: Option<Baseline>,
     ) -> io::Result<()> {
-        let mut handover =
-            baseline.map_or_else(Handover::new, |baseline| Handover::of(&baseline.0));
-        let mut kept = None;
+        // What the keeper has of a client that is gone, until nothing of that is left.
+        let (mut handover, mut kept) = match baseline {
+            Some(Baseline { record, client }) => (Handover::of(&record), Some(client)),
+            None => (Handover::new(), None),
+        };
         if let Some(adopted) = adopted {
             handover = Handover::of(&adopted.record.handover);
             let end;
@@ -124,7 +126,7 @@ impl<L: Fn(Event)> Service<L> {
                 return Ok(());
             }
             // Nothing of the client is left.
-            drop(std::mem::take(&mut kept));
+            kept.take().iter().for_each(KeptClient::give_up);
             drop(self.stay.lock().take());
             if entrance.is_over() {
                 (self.log)(Event::Finished);
@@ -239,7 +241,7 @@ impl<L: Fn(Event)> Service<L> {
         stream: UnixStream,
         entrance: &mut Entrance,
         handover: &mut Handover,
-    ) -> io::Result<(End, Option<Kept>)> {
+    ) -> io::Result<(End, Option<KeptClient>)> {
         let _taken = self.seat.take();
         (self.log)(Event::Attached);
         let socket = match self.keep(&stream, handover) {
@@ -255,7 +257,7 @@ impl<L: Fn(Event)> Service<L> {
         &self,
         mut session: Session<'_>,
         entrance: &mut Entrance,
-    ) -> io::Result<(End, Option<Kept>)> {
+    ) -> io::Result<(End, Option<KeptClient>)> {
         let talk = AssertUnwindSafe(|| self.converse(&mut session, entrance));
         let ended = catch_unwind(talk);
         // Whatever happened, its memory is not the device's any more.

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::dma::Maps;
 use crate::handover::Handover;
 use crate::interrupts::{Change, Events};
-use crate::kept::{Adopted, EventsRecord, Kept, Record, step};
+use crate::kept::{Adopted, EventsRecord, Record, step};
 use crate::limits::{MAX_DATA, MAX_KEPT_DATA};
 use crate::negotiate::Capabilities;
 use crate::options::{AtBudget, BudgetKind, Options};
@@ -17,6 +17,7 @@ use crate::socket::{Message, Socket, SocketError};
 use crate::timed::Timed;
 use crate::{access, info, negotiate};
 use cordon_vmm::device::BarMemory;
+use cordon_vmm::kept::KeptClient;
 use cordon_vmm::{Container, PassthroughDevice};
 
 /// A connected client.
@@ -345,7 +346,7 @@ impl<'d> Session<'d> {
     }
 
     /// What keeps the client, which is gone: until what it left is cleaned it is there for another server to clean.
-    pub(super) fn into_kept(self) -> Option<Kept> {
-        self.socket.kept
+    pub(super) fn into_kept(self) -> Option<KeptClient> {
+        self.socket.kept.map(|kept| kept.client)
     }
 }

@@ -48,6 +48,8 @@ impl<'s> Left<'s> {
         }
         for (address, why) in store.unusable_clients() {
             left.lost(*address, &ipc::chain(&**why));
+            let baseline = store.take_session(*address).and_then(Baseline::of);
+            left.baselines.extend(baseline.map(|baseline| (*address, baseline)));
         }
         let functions = store.left().into_iter().map(|function| (function.address, function));
         left.functions = functions.collect();
@@ -106,14 +108,13 @@ impl<'s> Left<'s> {
             client.send_away();
             return self.lost(address, "its function is not served any more");
         };
-        let baseline = Baseline::of(&client);
         match Adopted::of(client, container, &function.regions, how) {
             Ok(adopted) => {
                 self.clients.insert(address, (adopted, Arc::clone(container)));
             }
-            Err(error) => {
-                self.lost(address, &ipc::chain(&error));
-                self.baselines.extend(baseline.map(|baseline| (address, baseline)));
+            Err(not) => {
+                self.lost(address, &ipc::chain(&not.why));
+                self.baselines.extend(not.baseline.map(|baseline| (address, baseline)));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use cordon_vmm::kept::LeftClient;
+use cordon_vmm::kept::{KeptClient, LeftClient, LeftSession};
 use cordon_vmm::{Container, GuestRegion};
 use ipc::Deadline;
 
@@ -13,18 +13,36 @@ use crate::options::Options;
 use crate::socket::TIMEOUT;
 use crate::sys;
 
-/// What a client that does not go on has written to config space, and what was there before: so that it is put back.
+/// What a client that does not go on has written to config space, and what was there before: so that it is put back. The
+/// keeper has it until then, so that a server that is killed meanwhile is followed by one that does so.
 #[derive(Debug)]
-pub struct Baseline(pub(crate) HandoverRecord);
+pub struct Baseline {
+    pub(crate) record: HandoverRecord,
+    pub(crate) client: KeptClient,
+}
 
 impl Baseline {
-    /// Of what was left, if that can be read.
+    /// Of what was known of the client, if that can be read; otherwise the keeper has it no longer.
     #[must_use]
-    pub fn of(left: &LeftClient) -> Option<Self> {
-        let memory = left.session.try_clone().ok()?;
-        let (_, _, record) = super::Journal::left(memory).ok()?;
-        Some(Self(record.handover))
+    pub fn of(left: LeftSession) -> Option<Self> {
+        let LeftSession { session, keeping: client } = left;
+        match super::Journal::left(session) {
+            Ok((_, _, record)) => Some(Self { record: record.handover, client }),
+            Err(_) => {
+                client.give_up();
+                None
+            }
+        }
     }
+}
+
+/// A client that was left and cannot be gone on with. It was sent away.
+#[derive(Debug)]
+pub struct NotGoneOn {
+    /// Why.
+    pub why: KeptError,
+    /// What it wrote.
+    pub baseline: Option<Baseline>,
 }
 
 /// See the module. Dropped, it sends its client away; its memory is to be given back before: [`Adopted::abandon`].
@@ -46,13 +64,13 @@ impl Adopted {
     /// what is there of guest memory that the function reaches.
     ///
     /// # Errors
-    /// [`KeptError`]; the client is sent away then, and nothing of it is kept.
+    /// [`NotGoneOn`].
     pub fn of(
         left: LeftClient,
         container: &Container,
         regions: &[GuestRegion],
         options: Options,
-    ) -> Result<Self, KeptError> {
+    ) -> Result<Self, Box<NotGoneOn>> {
         match Self::looked_at(&left, container, regions, options) {
             Ok((journal, phase, record, maps)) => {
                 let LeftClient { socket, answers: (out, into), staged, events, keeping, .. } = left;
@@ -61,9 +79,9 @@ impl Adopted {
                 let kept = Kept { journal, out, into, client, events, before, is_lost };
                 Ok(Self { stream: socket, kept, record, maps, surplus, phase, staged })
             }
-            Err(error) => {
-                left.send_away();
-                Err(error)
+            Err(why) => {
+                let baseline = Baseline::of(left.send_away());
+                Err(Box::new(NotGoneOn { why, baseline }))
             }
         }
     }
@@ -90,11 +108,13 @@ impl Adopted {
         Ok((journal, phase, record, maps.map_err(KeptError::Mapping)?))
     }
 
-    /// It is not gone on with after all: its client is sent away, and its memory given back.
-    pub fn abandon(mut self, container: &Container) {
+    /// It is not gone on with after all: its client is sent away, and its memory given back; what it wrote.
+    pub fn abandon(mut self, container: &Container) -> Baseline {
         self.maps.clear(container);
-        self.kept.client.give_up();
+        self.kept.journal.give_up();
+        self.kept.client.abandon();
         self.send_away();
+        Baseline { record: self.record.handover, client: self.kept.client }
     }
 
     /// The client sees the end of its connection.

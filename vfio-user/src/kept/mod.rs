@@ -44,7 +44,7 @@ use rustix::io::Errno;
 use crate::limits::MAX_KEPT_MESSAGE;
 use crate::sys;
 
-pub use self::adopted::{Adopted, Baseline};
+pub use self::adopted::{Adopted, Baseline, NotGoneOn};
 pub(crate) use self::events::KeptEvents;
 pub(crate) use self::journal::{Journal, Phase};
 pub(crate) use self::record::{ConfigRecord, EventsRecord, HandoverRecord, Record};
@@ -145,11 +145,11 @@ pub(crate) struct Kept {
     /// Where answers are taken out, and where they are put in.
     out: OwnedFd,
     into: OwnedFd,
-    client: KeptClient,
+    pub(crate) client: KeptClient,
     pub(crate) events: KeptEvents,
     /// Those before a change that the device has not taken yet.
     before: Option<KeptEvents>,
-    /// Nothing is kept any more, which was said.
+    /// Nothing is kept any more but what was written to config space, which was said.
     is_lost: bool,
 }
 
@@ -166,8 +166,10 @@ impl Kept {
         journal.set(Phase::Open);
         sys::look_from_begin(stream).map_err(KeptError::Pipe)?;
         let (events, before, is_lost) = (KeptEvents::default(), None, false);
-        let kept = Self { journal, out, into, client, events, before, is_lost };
-        kept.store(stream)?;
+        let mut kept = Self { journal, out, into, client, events, before, is_lost };
+        if let Err(error) = kept.store(stream) {
+            kept.lose(&error);
+        }
         Ok(kept)
     }
 
@@ -178,22 +180,32 @@ impl Kept {
         self.client.begin(stream.as_fd(), answers, session).map_err(KeptError::Store)
     }
 
-    /// It is not kept any more: a kill ends it.
+    /// It is not kept from here on: a kill ends it, and what it wrote to config space is put back then.
     fn lose(&mut self, error: &(dyn std::error::Error + 'static)) {
         (self.events, self.before) = Default::default();
         // The keeper may not hear it, and has what is written here.
         self.journal.give_up();
-        self.client.give_up();
+        self.client.abandon();
         if !std::mem::replace(&mut self.is_lost, true) {
             let (address, why) = (self.client.address(), ipc::chain(error));
-            tracing::warn!("{address}: its client is not kept any more: {why}");
+            tracing::warn!(
+                "{address}: its client is not kept from here on, and a kill of this server ends it: {why}"
+            );
         }
     }
 
     /// What is known of the client from the next word on.
     pub(crate) fn write(&mut self, record: &Record) {
-        if let Err(error) = self.journal.write(record) {
-            self.lose(&error);
+        if !self.is_lost {
+            match self.journal.write(record) {
+                Ok(()) => return,
+                Err(error) => self.lose(&error),
+            }
+        }
+        let rest = Record { handover: record.handover.clone(), ..Record::default() };
+        match self.journal.write(&rest) {
+            Ok(()) => self.journal.commit(),
+            Err(error) => tracing::warn!("{}: {}", self.client.address(), ipc::chain(&error)),
         }
     }
 

@@ -3,10 +3,11 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
+use cordon_vmm::kept::KeptClient;
 use ipc::Deadline;
 use ipc::poll::{self, Source};
 
-use super::{Adopted, Kept, KeptError, Record};
+use super::{Adopted, Baseline, Kept, KeptError, Record};
 use crate::entrance::Entrance;
 use crate::handover::Handover;
 use crate::server::Event;
@@ -36,15 +37,15 @@ impl<L: Fn(Event)> Service<L> {
         mut adopted: Adopted,
         entrance: &mut Entrance,
         handover: &mut Handover,
-    ) -> io::Result<(End, Option<Kept>)> {
+    ) -> io::Result<(End, Option<KeptClient>)> {
         let _taken = self.seat.take();
         let (device, container) = (&*self.device, self.guest.container());
         let settled = adopted.settle(|stream| self.wait_for_room(stream));
         let lost = |adopted: Adopted, why| {
             self.quiesce();
-            adopted.abandon(container);
+            let Baseline { client, .. } = adopted.abandon(container);
             self.leaves();
-            Ok((End::Lost(why), None))
+            Ok((End::Lost(why), Some(client)))
         };
         if let Err(error) = settled {
             return lost(adopted, ipc::chain(&error));

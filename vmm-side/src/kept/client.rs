@@ -5,6 +5,7 @@
 //! whatever the front end knows of the client, whose layout is its own, and the event of each vector. What is passed on
 //! is put together here and checked for what it is; what it means is the front end's to check. A client goes on with
 //! its function, and not otherwise: from the moment at which that is not kept any more, nothing is kept of its client.
+//! Where the client alone is not, what the front end knows of it is, until what it wrote into the function is put back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,8 +23,8 @@ use super::manager::Manager;
 use super::names::{ClientPart, Name};
 use crate::limits::MAX_CLIENT_STATE;
 
-/// What keeps the one client of a function. Dropping it after [`KeptClient::begin`] gives up everything of the client.
-/// Dropped before, it gives up nothing: what an instance before this one left stays for the next one.
+/// What keeps the one client of a function. Dropped, it leaves to a next instance what is known of the client, for as
+/// long as the function is kept; and all of one that was left and that nobody went on with.
 #[derive(Debug)]
 pub struct KeptClient {
     manager: Arc<Manager>,
@@ -42,46 +43,51 @@ impl KeptClient {
         self.address
     }
 
-    /// Has a client kept: its socket, both ends of the pipe, and what is known of it, which comes last. Of one that was
-    /// left it is said again, since the keeper may have closed it.
+    /// Has a client kept: what is known of it, which says too what is to be put back when it is gone, and is kept for
+    /// that as long as its function, and then its socket and both ends of the pipe. Of one that was left it is said
+    /// again, since the keeper may have closed it.
     ///
     /// # Errors
-    /// [`StoreError`]; nothing of the client is kept then.
+    /// [`StoreError`]; nothing of the client is kept then but what is known of it.
     pub fn begin(
         &self,
         socket: BorrowedFd<'_>,
         (out, into): (BorrowedFd<'_>, BorrowedFd<'_>),
         session: BorrowedFd<'_>,
     ) -> Result<(), StoreError> {
+        self.has_begun.store(true, Ordering::Relaxed);
         let parts = [
             (ClientPart::Socket, socket),
             (ClientPart::AnswersOut, out),
             (ClientPart::AnswersIn, into),
-            (ClientPart::Session, session),
         ];
-        self.has_begun.store(true, Ordering::Relaxed);
-        let stored = parts
-            .into_iter()
-            .try_for_each(|(part, fd)| self.manager.store_client(self.address, part, fd));
-        stored.inspect_err(|_| self.give_up())
+        let stored = self.manager.begin_client(self.address, session);
+        let store = |(part, fd)| self.manager.store_client(self.address, part, fd);
+        stored.and_then(|()| parts.into_iter().try_for_each(store)).inspect_err(|_| self.abandon())
     }
 
-    /// Has the event of a vector kept, which has none or whose event was removed.
+    /// Has an event kept by the name of a vector, by which there is none or it was removed. A keeper takes an open file
+    /// once, whatever it is called.
     ///
     /// # Errors
-    /// [`StoreError`]; nothing of the client is kept then.
+    /// [`StoreError`]; nothing of the client is kept then but what is known of it.
     pub fn event(&self, index: u8, vector: u16, event: BorrowedFd<'_>) -> Result<(), StoreError> {
         let part = ClientPart::Event(index, vector);
         let stored = self.manager.store_client(self.address, part, event);
-        stored.inspect_err(|_| self.give_up())
+        stored.inspect_err(|_| self.abandon())
     }
 
-    /// The event of a vector is not kept any more.
+    /// The event of this name is not kept any more.
     pub fn remove_event(&self, index: u8, vector: u16) {
         self.manager.remove_client(self.address, ClientPart::Event(index, vector));
     }
 
-    /// Nothing of the client is kept any more.
+    /// Nothing of the client is kept any more but what is known of it: until that is put back which it says.
+    pub fn abandon(&self) {
+        self.manager.abandon_client(self.address);
+    }
+
+    /// Nothing of the client is kept any more: what it left is taken back.
     pub fn give_up(&self) {
         self.manager.forget_client(self.address);
     }
@@ -90,7 +96,7 @@ impl KeptClient {
 impl Drop for KeptClient {
     fn drop(&mut self) {
         if self.has_begun.load(Ordering::Relaxed) {
-            self.give_up();
+            self.manager.leave_client(self.address);
         }
     }
 }
@@ -112,41 +118,94 @@ pub struct LeftClient {
     pub keeping: KeptClient,
 }
 
-impl LeftClient {
-    /// All whose function goes on, and why others do not.
-    #[expect(clippy::type_complexity, reason = "two lists by address, made for one caller")]
+/// What was known of a client that does not go on, while its function does: what it says is to be put back
+/// ([`KeptClient::give_up`] then). Dropped, it stays with the keeper for a next instance.
+#[derive(Debug)]
+pub struct LeftSession {
+    /// It.
+    pub session: SharedMemory,
+    /// What keeps it.
+    pub keeping: KeptClient,
+}
+
+/// What was left of clients.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    /// Those that can be gone on with.
+    pub(super) whole: BTreeMap<PciAddress, LeftClient>,
+    /// Of the others what was known, if it can be read and their functions go on; and why.
+    pub(super) sessions: BTreeMap<PciAddress, LeftSession>,
+    pub(super) unusable: Vec<(PciAddress, Arc<StoreError>)>,
+}
+
+impl Clients {
+    /// All that were left.
     pub(super) fn all(
         manager: &Arc<Manager>,
         passed: BTreeMap<PciAddress, Parts>,
         goes_on: impl Fn(PciAddress) -> bool,
-    ) -> (BTreeMap<PciAddress, Self>, Vec<(PciAddress, Arc<StoreError>)>) {
-        let (mut left, mut unusable) = (BTreeMap::new(), Vec::new());
-        for (address, parts) in passed {
+    ) -> Self {
+        let mut all = Self::default();
+        for (address, mut parts) in passed {
             manager.client_left(address, parts.keys().copied());
             let keeping = KeptClient::new(Arc::clone(manager), address);
             let socket = parts.get(&Name::Client(address, ClientPart::Socket));
             let socket = socket.and_then(|found| found.first()?.try_clone().ok());
-            let client = match goes_on(address) {
-                true => Self::of(keeping, parts),
+            let session = match goes_on(address) {
+                true => session_of(address, &mut parts),
                 false => Err(StoreError::WithoutFunction),
             };
-            match client {
-                Ok(client) => drop(left.insert(address, client)),
-                Err(error) => {
-                    manager.forget_client(address);
-                    // Whoever else has it open.
-                    let _ = socket.map(|socket| rustix::net::shutdown(&socket, Shutdown::Both));
-                    unusable.push((address, Arc::new(error)));
+            let error = match session.map(|session| (session, Connected::of(address, parts))) {
+                Ok((session, Ok(connected))) => {
+                    let Connected { socket, answers, staged, events } = connected;
+                    let client = LeftClient { socket, answers, staged, session, events, keeping };
+                    all.whole.insert(address, client);
+                    continue;
                 }
-            }
+                Ok((session, Err(error))) => {
+                    keeping.abandon();
+                    all.sessions.insert(address, LeftSession { session, keeping });
+                    error
+                }
+                Err(error) => {
+                    keeping.give_up();
+                    error
+                }
+            };
+            // Whoever else has it open.
+            let _ = socket.map(|socket| rustix::net::shutdown(&socket, Shutdown::Both));
+            all.unusable.push((address, Arc::new(error)));
         }
-        (left, unusable)
+        all
     }
+}
 
-    fn of(keeping: KeptClient, mut parts: Parts) -> Result<Self, StoreError> {
-        let address = keeping.address;
+fn absurd(what: &str) -> StoreError {
+    StoreError::Absurd(format!("its client's {what}"))
+}
+
+fn session_of(address: PciAddress, parts: &mut Parts) -> Result<SharedMemory, StoreError> {
+    let session = take(parts, Name::Client(address, ClientPart::Session))?;
+    let size = SharedMemory::size_of(&session).ok().filter(|size| *size <= MAX_CLIENT_STATE);
+    let session = size.map(|size| SharedMemory::from_peer(session, size));
+    session.and_then(Result::ok).ok_or_else(|| absurd("session is in no memory of ours"))
+}
+
+/// Everything of a client but what is known of it.
+struct Connected {
+    socket: UnixStream,
+    answers: (OwnedFd, OwnedFd),
+    staged: usize,
+    events: BTreeMap<(u8, u16), OwnedFd>,
+}
+
+impl Connected {
+    fn of(address: PciAddress, mut parts: Parts) -> Result<Self, StoreError> {
+        if parts.is_empty() {
+            return Err(StoreError::Lost);
+        }
         let mut next = |part| take(&mut parts, Name::Client(address, part));
-        let (socket, session) = (next(ClientPart::Socket)?, next(ClientPart::Session)?);
+        let socket = next(ClientPart::Socket)?;
         let answers = (next(ClientPart::AnswersOut)?, next(ClientPart::AnswersIn)?);
         let mut events = BTreeMap::new();
         let numbers: BTreeSet<Name> = parts.keys().copied().collect();
@@ -155,7 +214,6 @@ impl LeftClient {
                 events.insert((index, vector), take(&mut parts, name)?);
             }
         }
-        let absurd = |what: &str| StoreError::Absurd(format!("its client's {what}"));
         let is_stream = sockopt::socket_type(&socket) == Ok(SocketType::STREAM);
         let family = getsockname(&socket).map(|name| name.address_family());
         if !is_stream || family != Ok(AddressFamily::UNIX) {
@@ -166,15 +224,12 @@ impl LeftClient {
         }
         let staged = rustix::io::ioctl_fionread(&answers.0)
             .map_err(|error| StoreError::Passed(error.into()))?;
-        let size = SharedMemory::size_of(&session).ok().filter(|size| *size <= MAX_CLIENT_STATE);
-        let session = size.map(|size| SharedMemory::from_peer(session, size));
-        let session = session
-            .and_then(Result::ok)
-            .ok_or_else(|| absurd("session is in no memory of ours"))?;
         let staged = usize::try_from(staged).unwrap_or(usize::MAX);
-        Ok(Self { socket: socket.into(), answers, staged, session, events, keeping })
+        Ok(Self { socket: socket.into(), answers, staged, events })
     }
+}
 
+impl LeftClient {
     /// Every descriptor of it.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let own = [
@@ -186,11 +241,12 @@ impl LeftClient {
         own.into_iter().chain(self.events.values().map(AsFd::as_fd))
     }
 
-    /// Sends it away: it sees the end of its connection.
-    pub fn send_away(self) {
-        self.keeping.give_up();
+    /// Sends it away: it sees the end of its connection. What was known of it stays.
+    pub fn send_away(self) -> LeftSession {
+        self.keeping.abandon();
         // Whoever else has the socket open.
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+        LeftSession { session: self.session, keeping: self.keeping }
     }
 }
 

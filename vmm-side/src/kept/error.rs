@@ -15,8 +15,8 @@ pub enum StoreError {
     /// There is no way to it.
     #[error("The keeper that NOTIFY_SOCKET names cannot be reached")]
     Unreachable(#[source] io::Error),
-    /// It did not take a message; it is not asked for anything any more.
-    #[error("The keeper takes no messages: nothing is kept from here on")]
+    /// It did not take a message; nothing is given to it until it takes messages again.
+    #[error("The keeper takes no messages: nothing is kept until it does")]
     Silent(#[source] io::Error),
     /// What it passed on cannot be taken.
     #[error("The descriptors that the keeper passed on cannot be taken (LISTEN_FDS)")]
@@ -72,6 +72,14 @@ pub enum StoreError {
         /// Those of all.
         all: usize,
     },
+    /// It has no room for one more.
+    #[error(
+        "The keeper has room for {0} descriptors (FDSTORE, systemd's FileDescriptorStoreMax=), which are taken"
+    )]
+    Full(usize),
+    /// A client that was not kept when its server ended.
+    #[error("It was not kept any more")]
+    Lost,
     /// Nothing of it is kept.
     #[error(
         "Function {0} is not kept: nobody attached it, it has a companion, or nothing survives its processes"

@@ -2,8 +2,11 @@
 //! function.
 //!
 //! A message is one datagram with at most one descriptor. Whoever should take them is waited for once: one that has no
-//! room in time, or is gone, is given nothing any more. What it has and is to close it is told all the same, as soon as
-//! it has room again. A change of what is shared and its message are one: no other thread comes between.
+//! room in time, or is gone, is told without waiting from then on, first what it is to close, until it takes messages
+//! again. It is given no more than it has room for. A change of what is shared and its message are one: no other thread
+//! comes between.
+
+mod clients;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,8 +20,8 @@ use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
 use super::StoreError;
-use super::names::{ClientPart, Name};
-use crate::limits::{MAX_KEPT_FILES, MAX_KEPT_OF_CLIENT, MAX_KEPT_OF_CLIENTS};
+use super::names::Name;
+use crate::limits::MAX_KEPT_FILES;
 
 /// How long the keeper may have no room for a message. Whoever gives a guest memory waits meanwhile.
 const ROOM: Duration = Duration::from_secs(1);
@@ -46,24 +49,47 @@ struct KeptFile {
 #[derive(Debug)]
 pub(crate) struct Manager {
     socket: UnixDatagram,
+    /// How many descriptors the keeper has room for.
+    room: usize,
     state: Mutex<ManagerState>,
 }
 
 #[derive(Debug, Default)]
 struct ManagerState {
     is_silent: bool,
+    /// What the keeper has, also what it is to close and does not know yet; and what else it has of ours, by names that
+    /// nobody here knows.
+    names: BTreeSet<Name>,
+    unknown: usize,
     /// What it was not told to close yet: each once, however often it was to be, so as many as it can have.
     removals: BTreeSet<Name>,
     files: Vec<KeptFile>,
     functions: BTreeMap<PciAddress, Result<(), Arc<StoreError>>>,
     /// What there is of the client of each function.
-    clients: BTreeMap<PciAddress, BTreeSet<Name>>,
+    clients: BTreeMap<PciAddress, clients::Client>,
+}
+
+impl ManagerState {
+    /// How long there may be no room for a message.
+    fn room(&self) -> Duration {
+        if self.is_silent { Duration::ZERO } else { ROOM }
+    }
 }
 
 impl Manager {
-    pub(super) fn new(socket: UnixDatagram) -> Self {
+    /// Of a keeper that has room for so many descriptors.
+    pub(super) fn new(socket: UnixDatagram, room: usize) -> Self {
         ipc::rights::prepare(&socket);
-        Self { socket, state: Mutex::default() }
+        Self { socket, room, state: Mutex::default() }
+    }
+
+    /// The keeper has a descriptor by this name already, or by one that nobody here knows.
+    pub(super) fn has(&self, name: Option<Name>) {
+        let mut state = self.state.lock();
+        match name {
+            Some(name) => drop(state.names.insert(name)),
+            None => state.unknown += 1,
+        }
     }
 
     /// The socket to it.
@@ -74,7 +100,7 @@ impl Manager {
     /// Gives it a descriptor.
     ///
     /// # Errors
-    /// [`StoreError::Silent`].
+    /// [`StoreError::Silent`] and [`StoreError::Full`].
     pub(super) fn store(&self, name: Name, fd: BorrowedFd<'_>) -> Result<(), StoreError> {
         self.store_in(&mut self.state.lock(), name, fd)
     }
@@ -87,12 +113,19 @@ impl Manager {
     ) -> Result<(), StoreError> {
         // What is closed may have this name.
         self.catch_up(state);
-        if state.is_silent {
-            return Err(StoreError::Silent(io::ErrorKind::BrokenPipe.into()));
+        if !state.removals.is_empty() {
+            return Err(StoreError::Silent(io::ErrorKind::TimedOut.into()));
         }
-        let told = self.tell(&format!("FDSTORE=1\nFDNAME={name}\n"), &[fd], ROOM);
-        state.is_silent = told.is_err();
-        told
+        let taken = state.names.len() + state.unknown;
+        if !state.names.contains(&name) && taken >= self.room {
+            return Err(StoreError::Full(self.room));
+        }
+        // FDPOLL=0: a socket is kept also when its peer is gone.
+        let text = format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}\n");
+        self.tell(&text, &[fd], state.room()).inspect_err(|_| state.is_silent = true)?;
+        state.is_silent = false;
+        state.names.insert(name);
+        Ok(())
     }
 
     /// Has it close what is kept by this name, now or when it has room again.
@@ -105,10 +138,11 @@ impl Manager {
         self.catch_up(state);
     }
 
-    /// Tells it what it is to close.
+    /// Tells it what it is to close. Once that is all told it is silent no more.
     fn catch_up(&self, state: &mut ManagerState) {
-        while let Some(name) = state.removals.first() {
-            let room = if state.is_silent { Duration::ZERO } else { ROOM };
+        let waiting = state.removals.len();
+        while let Some(name) = state.removals.first().copied() {
+            let room = state.room();
             let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
             if let Err(error) = self.tell(&text, &[], room) {
                 if !std::mem::replace(&mut state.is_silent, true) {
@@ -120,7 +154,9 @@ impl Manager {
                 return;
             }
             state.removals.pop_first();
+            state.names.remove(&name);
         }
+        state.is_silent &= waiting == 0;
     }
 
     fn tell(
@@ -191,68 +227,15 @@ impl Manager {
     pub(super) fn note(&self, address: PciAddress, now: Option<Result<(), Arc<StoreError>>>) {
         let mut state = self.state.lock();
         if !matches!(now, Some(Ok(()))) {
-            // Its client has nothing to go on with.
-            self.forget_client_in(&mut state, address);
+            self.function_is_not_kept(&mut state, address);
         }
+        let is_kept = matches!(now, Some(Ok(())));
         match now {
             Some(now) => drop(state.functions.insert(address, now)),
             None => drop(state.functions.remove(&address)),
         }
-    }
-
-    /// Gives it a part of the client of a function, in the place of what it has by that name.
-    ///
-    /// # Errors
-    /// [`StoreError`], also when the function is not kept: a client goes on with its function alone.
-    pub(super) fn store_client(
-        &self,
-        address: PciAddress,
-        part: ClientPart,
-        fd: BorrowedFd<'_>,
-    ) -> Result<(), StoreError> {
-        let mut state = self.state.lock();
-        if !matches!(state.functions.get(&address), Some(Ok(()))) {
-            return Err(StoreError::NotKept(address));
-        }
-        let name = Name::Client(address, part);
-        // One client must not take the room of others, or that of functions and memory.
-        let all: usize = state.clients.values().map(BTreeSet::len).sum();
-        let own = state.clients.get(&address).map_or(0, BTreeSet::len);
-        let is_there = state.clients.get(&address).is_some_and(|names| names.contains(&name));
-        if !is_there && (own >= MAX_KEPT_OF_CLIENT || all >= MAX_KEPT_OF_CLIENTS) {
-            return Err(StoreError::NoRoom { own, all });
-        }
-        self.store_in(&mut state, name, fd)?;
-        state.clients.entry(address).or_default().insert(name);
-        Ok(())
-    }
-
-    /// Has it close a part of the client of a function, if there is one.
-    pub(super) fn remove_client(&self, address: PciAddress, part: ClientPart) {
-        let (mut state, name) = (self.state.lock(), Name::Client(address, part));
-        if state.clients.get_mut(&address).is_some_and(|names| names.remove(&name)) {
-            self.remove_in(&mut state, name);
-        }
-    }
-
-    /// Whether there is something of a client of this function.
-    pub(super) fn has_client(&self, address: PciAddress) -> bool {
-        self.state.lock().clients.contains_key(&address)
-    }
-
-    /// What the keeper has already of the client of a function.
-    pub(super) fn client_left(&self, address: PciAddress, names: impl Iterator<Item = Name>) {
-        self.state.lock().clients.entry(address).or_default().extend(names);
-    }
-
-    /// The client of a function is gone, or is not kept any more.
-    pub(super) fn forget_client(&self, address: PciAddress) {
-        self.forget_client_in(&mut self.state.lock(), address);
-    }
-
-    fn forget_client_in(&self, state: &mut ManagerState, address: PciAddress) {
-        for name in state.clients.remove(&address).into_iter().flatten() {
-            self.remove_in(state, name);
+        if is_kept {
+            self.function_is_kept(&mut state, address);
         }
     }
 
@@ -272,7 +255,7 @@ mod tests {
     #[test]
     fn what_a_silent_keeper_is_to_close_is_waiting_once_however_often_it_is_told() {
         let (keeper, socket) = UnixDatagram::pair().unwrap();
-        let manager = Manager::new(socket);
+        let manager = Manager::new(socket, usize::MAX);
         drop(keeper);
         for _ in 0..1000 {
             manager.remove(Name::Memory(1));

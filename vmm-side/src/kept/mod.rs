@@ -49,20 +49,21 @@ mod names;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use ipc::{PciAddress, SharedMemory};
 use parking_lot::Mutex;
 
+use self::client::Clients;
 use self::group::{Files, Parts};
 use self::manager::{Manager, Passed};
 use self::names::Name;
 use crate::memory::GuestRegion;
 use crate::sys;
 
-pub use self::client::{KeptClient, LeftClient};
+pub use self::client::{KeptClient, LeftClient, LeftSession};
 pub use self::error::StoreError;
 pub(crate) use self::group::KeptGroup;
 pub(crate) use self::keeping::Keeping;
@@ -89,6 +90,7 @@ pub struct Store {
     left: Mutex<BTreeMap<PciAddress, KeptGroup>>,
     unusable: Vec<(PciAddress, Arc<StoreError>)>,
     clients: Mutex<BTreeMap<PciAddress, LeftClient>>,
+    sessions: Mutex<BTreeMap<PciAddress, LeftSession>>,
     unusable_clients: Vec<(PciAddress, Arc<StoreError>)>,
 }
 
@@ -108,13 +110,11 @@ impl Store {
             None => Ok(None),
             Some(socket) => {
                 let passed = sys::passed_on(is_ours).map_err(StoreError::Passed)?;
-                Ok(Some(Self::new(socket, passed)))
+                // systemd says so from version 254 on; by an older one nobody knows.
+                let room = std::env::var("FDSTORE").ok().and_then(|room| room.parse().ok());
+                Ok(Some(Self::of(socket, passed, room.unwrap_or(usize::MAX), &[])))
             }
         }
-    }
-
-    fn new(socket: UnixDatagram, passed: Vec<Passed>) -> Self {
-        Self::with_functions(socket, passed, &[])
     }
 
     /// For tests of front ends: that these functions are kept, and go on, is taken for granted.
@@ -125,13 +125,25 @@ impl Store {
         passed: Vec<(std::os::fd::OwnedFd, String)>,
         functions: &[PciAddress],
     ) -> Self {
-        let manager = Arc::new(Manager::new(socket));
+        Self::of(socket, passed, usize::MAX, functions)
+    }
+
+    /// Of a keeper that has room for so many descriptors, and of functions that are taken for kept.
+    fn of(
+        socket: UnixDatagram,
+        passed: Vec<Passed>,
+        room: usize,
+        functions: &[PciAddress],
+    ) -> Self {
+        let manager = Arc::new(Manager::new(socket, room));
         functions.iter().for_each(|address| manager.note(*address, Some(Ok(()))));
         let (mut groups, mut files) = (BTreeMap::<PciAddress, Parts>::new(), Files::new());
         let mut numbers = BTreeSet::new();
         let mut of_clients = BTreeMap::<PciAddress, Parts>::new();
         for (fd, name) in passed {
-            match Name::parse(&name) {
+            let parsed = Name::parse(&name);
+            manager.has(parsed);
+            match parsed {
                 Some(Name::Memory(number)) => {
                     let again = !numbers.insert(number);
                     let size = SharedMemory::size_of(&fd);
@@ -187,15 +199,23 @@ impl Store {
             let of_group = left.values().any(|group: &KeptGroup| group.has(address));
             of_group || functions.contains(&address)
         };
-        let (clients, unusable_clients) = LeftClient::all(&manager, of_clients, goes_on);
-        let (left, clients) = (Mutex::new(left), Mutex::new(clients));
-        Self { manager, left, unusable, clients, unusable_clients }
+        let Clients { whole, sessions, unusable: unusable_clients } =
+            Clients::all(&manager, of_clients, goes_on);
+        let (left, clients, sessions) = (Mutex::new(left), Mutex::new(whole), Mutex::new(sessions));
+        Self { manager, left, unusable, clients, sessions, unusable_clients }
     }
 
     /// The client that a front end had for a function that was left, if it is there: the caller's from here on.
     #[must_use]
     pub fn take_client(&self, address: PciAddress) -> Option<LeftClient> {
         self.clients.lock().remove(&address)
+    }
+
+    /// What was known of the client of a function, if that client is unusable and the function is not: the caller's from
+    /// here on.
+    #[must_use]
+    pub fn take_session(&self, address: PciAddress) -> Option<LeftSession> {
+        self.sessions.lock().remove(&address)
     }
 
     /// Functions whose clients were left and that nobody took.
@@ -222,10 +242,12 @@ impl Store {
     /// not know of.
     #[must_use]
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let (left, clients) = (self.left.lock(), self.clients.lock());
+        let (left, clients, sessions) =
+            (self.left.lock(), self.clients.lock(), self.sessions.lock());
         let of_groups = left.values().flat_map(KeptGroup::descriptors);
         let of_clients = clients.values().flat_map(LeftClient::descriptors);
-        let all = of_groups.chain(of_clients).chain([self.manager.socket()]);
+        let known = sessions.values().map(|one| one.session.as_fd());
+        let all = of_groups.chain(of_clients).chain(known).chain([self.manager.socket()]);
         all.map(|fd| fd.as_raw_fd()).collect()
     }
 
@@ -268,8 +290,9 @@ impl Store {
         group.map(|mut group| group.keeping.void()).is_some()
     }
 
-    /// Whether everything of a function that is attached was given to the keeper, as things are now. That it took all
-    /// of it nobody says: systemd keeps `FileDescriptorStoreMax=` descriptors, and none by default.
+    /// Whether everything of a function that is attached was given to the keeper, as things are now. A keeper does not
+    /// say that it took something; it is given no more than it says that it has room for (`FDSTORE`, which systemd sets
+    /// from version 254 on), so that this is an error where there is none.
     ///
     /// # Errors
     /// Why it would not.

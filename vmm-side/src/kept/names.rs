@@ -11,7 +11,7 @@
 //! cordon.client.0000-01-00-1.answers-in          where what it is answered is put in, and
 //! cordon.client.0000-01-00-1.answers-out         where that is taken out
 //! cordon.client.0000-01-00-1.session             what the front end knows of it
-//! cordon.client.0000-01-00-1.event-2-5           its event for vector 5 of interrupt index 2
+//! cordon.client.0000-01-00-1.event-2-5           an event of interrupt index 2, for vector 5 or another one
 //! ```
 
 use std::fmt;
@@ -44,9 +44,10 @@ pub(super) enum ClientPart {
     Socket,
     AnswersIn,
     AnswersOut,
-    Session,
-    /// By interrupt index and vector.
+    /// By interrupt index and a number: that of a vector that has it, or another.
     Event(u8, u16),
+    /// Last in order: what is closed in order leaves it to the end.
+    Session,
 }
 
 struct Plain(PciAddress);

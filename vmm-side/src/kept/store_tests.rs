@@ -35,7 +35,8 @@ impl Keeper {
                 assert!(came.handles.is_empty());
                 self.kept.retain(|(_, kept)| kept != name);
             } else {
-                assert!(text.starts_with("FDSTORE=1\n"), "{text}");
+                // Sockets are kept also when their peers are gone.
+                assert!(text.starts_with("FDSTORE=1\nFDPOLL=0\n"), "{text}");
                 let [fd] = <[OwnedFd; 1]>::try_from(came.handles).unwrap();
                 // What it has already it does not take again.
                 self.kept.retain(|(_, kept)| kept != name);
@@ -59,7 +60,7 @@ impl Keeper {
         self.socket = socket;
         let passed = self.kept.iter().rev();
         let passed = passed.map(|(fd, name)| (fd.try_clone().unwrap(), name.clone()));
-        (Store::new(theirs.try_clone().unwrap(), passed.collect()), theirs)
+        (Store::of(theirs.try_clone().unwrap(), passed.collect(), usize::MAX, &[]), theirs)
     }
 }
 
@@ -118,7 +119,7 @@ const ALL: [&str; 6] = [
 /// One function that is kept by a store of a keeper's, with two regions.
 fn kept() -> (Keeper, Store, Keeping, Escrow, Vec<UnixStream>) {
     let (mut keeper, socket) = Keeper::new();
-    let store = Store::new(socket, Vec::new());
+    let store = Store::of(socket, Vec::new(), usize::MAX, &[]);
     let (escrow, requests) = escrow(&[0]);
     let memory = memory();
     let account = account(0, &[region(&memory, 0), region(&memory, 0x4000)]);
@@ -187,7 +188,7 @@ fn each_change_is_there_after_a_kill_and_costs_no_message_where_nothing_is_new()
 #[test]
 fn what_is_given_back_is_given_up_at_once_and_memory_with_its_last_user() {
     let (mut keeper, socket) = Keeper::new();
-    let store = Store::new(socket, Vec::new());
+    let store = Store::of(socket, Vec::new(), usize::MAX, &[]);
     let ram = memory();
     let accounts =
         Accounts::from([0, 1].map(|one| (address(one), account(one, &[region(&ram, 0)]))));
@@ -324,8 +325,8 @@ fn what_is_discarded_is_given_up_with_its_group() {
 
 #[test]
 fn a_keeper_that_takes_nothing_is_waited_for_once() {
-    let (keeper, socket) = Keeper::new();
-    let store = Store::new(socket, Vec::new());
+    let (mut keeper, socket) = Keeper::new();
+    let store = Store::of(socket, Vec::new(), usize::MAX, &[]);
     let (escrow, _requests) = escrow(&[0]);
     let accounts = Accounts::from([(address(0), account(0, &[]))]);
     let mut keeping = store.keeping(address(0));
@@ -345,13 +346,78 @@ fn a_keeper_that_takes_nothing_is_waited_for_once() {
     let again = std::time::Instant::now();
     keeping.update(&escrow, &accounts, |_| true);
     assert!(again.elapsed() < Duration::from_millis(500), "it was waited for again");
+    // It is told as much as it has room for at a time, without waiting, until it has heard everything.
+    let mut is_kept = false;
+    for _ in 0..many {
+        if is_kept {
+            break;
+        }
+        keeper.hear();
+        keeping.update(&escrow, &accounts, |_| true);
+        is_kept = store.keeps(address(0)).is_ok();
+    }
+    assert!(is_kept, "it listens again");
+    assert_eq!(keeper.names(), ALL[..5], "all of the group is there again");
+    // It is waited for again, and once.
+    keeping.void();
     drop(keeper);
+    let again = std::time::Instant::now();
+    keeping.update(&escrow, &accounts, |_| true);
+    let error = store.keeps(address(0)).unwrap_err();
+    assert!(matches!(*error, StoreError::Silent(_)), "{error}");
+    assert!(again.elapsed() < Duration::from_millis(500), "nobody is there to wait for");
+}
+
+#[test]
+fn a_keeper_is_given_no_more_than_it_has_room_for() {
+    let (mut keeper, socket) = Keeper::new();
+    // Something of another version is there, whose name nobody knows.
+    let passed = vec![(file(4096), "cordon.memory-x".to_owned())];
+    let store = Store::of(socket, passed, 10, &[]);
+    let accounts = |number| Accounts::from([(address(number), account(number, &[]))]);
+    let ((one, _first), (other, _second)) = (escrow(&[0]), escrow(&[1]));
+    let mut group = store.keeping(address(0));
+    let mut another = store.keeping(address(1));
+    group.update(&one, &accounts(0), |_| true);
+    assert_eq!(keeper.names().len(), 5);
+    another.update(&other, &accounts(1), |_| true);
+    // 5 more are one too many: nothing is kept of it in part, and the first is as it was.
+    let error = store.keeps(address(1)).unwrap_err();
+    assert!(matches!(*error, StoreError::Full(10)), "{error}");
+    assert_eq!(keeper.names(), ALL[..5]);
+    store.keeps(address(0)).unwrap();
+    // A client has what is left, which is 4, and then no event.
+    let client = store.client(address(0)).unwrap();
+    let (near, _far) = UnixStream::pair().unwrap();
+    let (out, into) = rustix::pipe::pipe().unwrap();
+    let session = file(4096);
+    client.begin(near.as_fd(), (out.as_fd(), into.as_fd()), session.as_fd()).unwrap();
+    assert_eq!(keeper.names().len(), 9);
+    let refused = client.event(2, 0, session.as_fd()).unwrap_err();
+    assert!(refused.to_string().contains("room for 10 descriptors"), "{refused}");
+    assert_eq!(keeper.names().len(), 6, "what is known of it stays");
+    client.give_up();
+    // What goes is room for others, and what was passed on takes room.
+    group.void();
+    another.update(&other, &accounts(1), |_| true);
+    store.keeps(address(1)).unwrap();
+    drop((store, another));
+    keeper.hear();
+    let (socket, theirs) = UnixDatagram::pair().unwrap();
+    keeper.socket = socket;
+    let passed = keeper.kept.iter().map(|(fd, name)| (fd.try_clone().unwrap(), name.clone()));
+    let store = Store::of(theirs, passed.collect(), 9, &[]);
+    assert_eq!(store.left().len(), 1, "{}", why(&store));
+    group = store.keeping(address(0));
+    group.update(&one, &accounts(0), |_| true);
+    assert!(matches!(*store.keeps(address(0)).unwrap_err(), StoreError::Full(9)));
+    assert_eq!(keeper.names().len(), 5);
 }
 
 #[test]
 fn files_of_guest_memory_are_as_many_as_are_kept_and_no_more() {
     let (mut keeper, socket) = Keeper::new();
-    let store = Store::new(socket, Vec::new());
+    let store = Store::of(socket, Vec::new(), usize::MAX, &[]);
     let (escrow, _requests) = escrow(&[0]);
     let mut keeping = store.keeping(address(0));
     let mut regions = Vec::new();

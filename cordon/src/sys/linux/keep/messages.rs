@@ -128,6 +128,9 @@ mod tests {
     fn messages_are_read_as_those_of_systemd_are() {
         let stored = read(b"FDSTORE=1\nFDNAME=a b\n", vec![null(), null()]).unwrap();
         assert_eq!((stored.name.as_str(), stored.stored.len()), ("a b", 2));
+        // Whether systemd looks at it: nothing is looked at here but what the kernel wants back.
+        let unwatched = read(b"FDSTORE=1\nFDPOLL=0\nFDNAME=a\n", vec![null()]).unwrap();
+        assert_eq!((unwatched.name.as_str(), unwatched.stored.len()), ("a", 1));
         let nameless = read(b"STATUS=x\nFDSTORE=1", vec![null()]).unwrap();
         assert_eq!((nameless.name.as_str(), nameless.stored.len()), (NAMELESS, 1));
         let barrier = read(b"BARRIER=1", vec![null()]).unwrap();

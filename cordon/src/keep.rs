@@ -41,8 +41,10 @@ pub(crate) struct KeepOptions {
     #[arg(long = "for", value_name = "SECONDS", default_value_t = 60)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
-    /// How often in a row it is started again. The count begins anew when it has run for a
-    /// minute.
+    /// How often in a row it is started again with nothing stored. While something is, it is
+    /// for as long as --for says, from the first time on. The pause before it is 0.1 s, and is
+    /// doubled each time up to 5 s, but for one that was killed (SIGKILL). All of that begins
+    /// anew when it has run for a minute.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) restarts: u32,
     /// The command and its arguments.

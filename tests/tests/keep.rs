@@ -246,10 +246,30 @@ fn a_command_is_started_so_often_in_a_row_and_no_more() {
     let (status, errors) = place.ran(&["--restarts=2"], &["log=@log", "kill"]);
     assert_eq!((status, place.log().len()), (Some(137), 3), "{errors}");
     assert!(errors.contains("was started 2 times again: given up"), "{errors}");
-    // One that fails while it has something stored has crashed.
+}
+
+#[test]
+fn one_that_fails_with_something_stored_is_started_again_for_as_long_as_that_is_kept() {
+    // Whether it takes what was left, and fails then, or not. Pauses of 0.1, 0.2, 0.4, 0.8 s: five starts or six, and not
+    // the two that --restarts says, nor twenty.
+    let first = ["log=@log", "first:store=a:@a", "first:exit=3"];
+    for (takes, says) in [("ready", "times again: given up"), ("again:log=@seen", "nobody took")] {
+        let place = Place::new();
+        let began = std::time::Instant::now();
+        let instructions = [&first[..], &[takes, "exit=3"]].concat();
+        let (status, errors) = place.ran(&["--for=1", "--restarts=1"], &instructions);
+        let starts = place.log().len();
+        assert_eq!(status, Some(3), "{errors}");
+        assert!((4..=6).contains(&starts), "{starts}: {errors}");
+        assert!(errors.contains(says), "{errors}");
+        let took = began.elapsed();
+        assert!((1.0..5.0).contains(&took.as_secs_f64()), "{took:?}");
+    }
+    // One that is killed is started again at once, however often.
     let place = Place::new();
-    let (status, _) = place.ran(&["--restarts=1"], &["log=@log", "store=a:@a", "exit=3"]);
-    assert_eq!((status, place.log().len()), (Some(3), 2));
+    let killed = ["log=@log", "store=a:@a", "kill"];
+    let (status, errors) = place.ran(&["--for=1", "--restarts=1"], &killed);
+    assert!(status == Some(137) && place.log().len() > 6, "{} {errors}", place.log().len());
 }
 
 #[test]

@@ -37,8 +37,10 @@ use crate::keep::KeepOptions;
 use crate::run::{Sweeper, VmmEnded, program_called, status_of};
 use crate::scratch::Folder;
 
-/// Between the end of a command and the next start.
+/// Between the end of a command and the next start; twice as long after each in a row that was not killed, up to the
+/// longest.
 const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A command that ran for so long was not started in vain.
 const RUN: Duration = Duration::from_secs(60);
 /// How long a command may take to end that was asked to.
@@ -87,20 +89,44 @@ struct Keeper<'o> {
     shelf: Shelf,
 }
 
+/// Starts in a row, of which none lasted.
+struct InARow {
+    restarts: u32,
+    /// When the first one of them was over.
+    since: Instant,
+    /// The last pause after one that was not killed.
+    pause: Option<Duration>,
+}
+
+impl InARow {
+    fn new() -> Self {
+        Self { restarts: 0, since: Instant::now(), pause: None }
+    }
+
+    /// One more; the pause before it.
+    fn next(&mut self, was_killed: bool) -> Duration {
+        self.restarts = self.restarts.saturating_add(1);
+        if was_killed {
+            return PAUSE;
+        }
+        let pause = self.pause.map_or(PAUSE, |last| (last * 2).min(LONGEST_PAUSE));
+        *self.pause.insert(pause)
+    }
+}
+
 impl Keeper<'_> {
     /// Starts the command as often as it has to be; the status of the last one.
     fn run(&mut self) -> Result<u8, Failure> {
-        let mut restarts = 0;
+        let mut row = InARow::new();
         loop {
             let began = Instant::now();
             let started = command::start(self.options, &self.program, &self.path, &self.shelf);
             let child = match started {
                 Ok(child) => child,
                 // It could be started before, and what is kept is too much to lose over that.
-                Err(why) if restarts > 0 && restarts < self.options.restarts => {
+                Err(why) if row.restarts > 0 && !self.has_enough(&row) => {
                     tracing::warn!("{why}; it is tried again");
-                    restarts += 1;
-                    self.pause()?;
+                    self.pause(row.next(false))?;
                     continue;
                 }
                 Err(why) => return Err(why),
@@ -110,22 +136,27 @@ impl Keeper<'_> {
             if status.success() || !self.has_crashed(status) {
                 return Ok(code);
             }
-            if began.elapsed() >= RUN {
-                restarts = 0;
+            if row.restarts == 0 || began.elapsed() >= RUN {
+                row = InARow::new();
             }
-            if restarts == self.options.restarts {
-                let command = self.program.display();
+            let (command, kept) = (self.program.display(), self.shelf.len());
+            if self.has_enough(&row) {
+                let restarts = row.restarts;
                 tracing::warn!(
                     "{command}: {status}, and was started {restarts} times again: given up"
                 );
                 return Ok(code);
             }
-            restarts += 1;
-            let (command, kept) = (self.program.display(), self.shelf.len());
             tracing::warn!("{command}: {status}; it is started again, with {kept} descriptors");
             self.shelf.orphan();
-            self.pause()?;
+            self.pause(row.next(status.signal() == Some(Signal::KILL.as_raw())))?;
         }
+    }
+
+    /// Whether it was started often enough, and what is kept was kept for long enough.
+    fn has_enough(&self, row: &InARow) -> bool {
+        let is_kept_on = !self.shelf.is_empty() && row.since.elapsed() < self.options.time();
+        row.restarts >= self.options.restarts && !is_kept_on
     }
 
     /// Whether a command ended otherwise than it wanted to.
@@ -173,11 +204,11 @@ impl Keeper<'_> {
     }
 
     /// A moment between two instances, in which what is kept is looked after.
-    fn pause(&mut self) -> Result<(), Failure> {
-        let until = Instant::now() + PAUSE;
-        while Instant::now() < until {
-            let left = until.saturating_duration_since(Instant::now());
-            self.wait(None, Some(Deadline::after(left)))?;
+    fn pause(&mut self, pause: Duration) -> Result<(), Failure> {
+        let until = Deadline::after(pause);
+        while !until.passed() {
+            let next = self.shelf.until().map_or(until, |expires| expires.min(until));
+            self.wait(None, Some(next))?;
         }
         Ok(())
     }

@@ -100,9 +100,10 @@ impl Shelf {
         }
     }
 
-    /// The command is dead.
+    /// The command is dead. What was left by one before it, and it did not take, is kept no longer for that.
     pub(super) fn orphan(&mut self) {
-        self.until = (!self.kept.is_empty()).then(|| Deadline::after(self.time));
+        let left = self.until.unwrap_or_else(|| Deadline::after(self.time));
+        self.until = (!self.kept.is_empty()).then_some(left);
     }
 
     /// When there is something to expire.
@@ -227,5 +228,13 @@ mod tests {
         shelf.orphan();
         shelf.expire();
         assert!(shelf.is_empty());
+        // One that dies before it takes anything keeps it no longer.
+        let mut shelf = self::shelf();
+        shelf.obey(stored("a", event()));
+        shelf.orphan();
+        let until = shelf.until().unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        shelf.orphan();
+        assert_eq!(shelf.until(), Some(until));
     }
 }

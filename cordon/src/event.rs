@@ -85,7 +85,7 @@ pub enum Event {
         #[cfg_attr(test, schemars(with = "String"))]
         device: PciAddress,
     },
-    /// Every function is listening.
+    /// Every function is listening, but those of which `failed` was told.
     Ready,
     /// A client connected.
     Attach {
@@ -193,7 +193,8 @@ pub enum Event {
         /// Which server.
         part: Part,
     },
-    /// A server failed, and takes no more clients.
+    /// A server failed, and takes no more clients. Or a function could not be attached by a server that goes on with
+    /// what one before it left, and stays detached until a command of the control socket attaches it.
     Failed {
         /// The function.
         #[serde(with = "as_text")]
@@ -362,7 +363,8 @@ pub enum Event {
         /// How many.
         count: u64,
     },
-    /// The process that starts others is gone: none can be replaced any more, so the end is begun.
+    /// The process that starts others is gone: none can be replaced any more, so the end is begun. With a keeper it comes
+    /// at once and nothing else is told: the next server goes on with everything.
     SpawnerLost {
         /// Its process id.
         process: u32,

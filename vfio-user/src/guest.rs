@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cordon_vmm::Container;
 use parking_lot::Mutex;
 
-use crate::sys;
+use crate::sys::{self, Life};
 
 /// The memory that a server gives its function. Clones are of the same guest.
 #[derive(Clone, Debug)]
@@ -20,12 +20,34 @@ pub struct Guest {
 /// The process whose guest it is, for as long as it is the client of one of the servers.
 #[derive(Debug, Default)]
 struct Tenancy {
-    /// Its number; none when nobody has it, or the system does not say.
-    process: Option<u32>,
+    /// It; none when nobody has it, or the system does not say.
+    process: Option<Process>,
     /// How many of its clients are there, or are gone and something of them is left.
     clients: usize,
     /// How many are there.
     connected: usize,
+}
+
+/// A process that is the client of a server.
+#[derive(Debug)]
+struct Process {
+    number: u32,
+    /// Its number is another's once this is over.
+    life: Life,
+}
+
+impl Process {
+    /// That of a client.
+    ///
+    /// # Errors
+    /// Why it cannot be told from others, for people.
+    fn of(client: &UnixStream) -> Result<Option<Self>, String> {
+        let Some(number) = sys::peer(client) else { return Ok(None) };
+        let life = sys::life(client).map_err(|error| {
+            format!("a client was sent away: process {number} cannot be looked at: {error}")
+        })?;
+        Ok(Some(Self { number, life }))
+    }
 }
 
 impl From<Arc<Container>> for Guest {
@@ -44,6 +66,9 @@ impl Guest {
     /// Who a client is says the number of the process that connected; of a connected pair of sockets, of the one that made
     /// it. One that the system does not number for us (it is in a PID namespace that is not beneath ours) may have one
     /// function of them. A client that is gone has no number any more: nobody is let in until what it left is taken back.
+    /// Nor has a process that has ended and whose connections others have inherited: nobody else is let in until they
+    /// have left. That it has ended is known on Linux from 6.5 on (`SO_PEERPIDFD`); on older kernels a process which is
+    /// given the number of one that has ended is taken for that. Other systems number nobody.
     #[must_use]
     pub fn shared(container: Arc<Container>) -> Self {
         Self { container, tenancy: Some(Arc::default()) }
@@ -60,10 +85,25 @@ impl Guest {
     /// # Errors
     /// Why not, for people: another process is a client of a function that reaches the same memory.
     pub(crate) fn admit(&self, client: &UnixStream) -> Result<Stay, String> {
-        self.admit_process(sys::peer(client))
+        self.admit_client(client, false)
     }
 
-    fn admit_process(&self, process: Option<u32>) -> Result<Stay, String> {
+    /// Lets a client in that another server had, with those that it had of the same guest: its process may have ended
+    /// meanwhile, or before.
+    ///
+    /// # Errors
+    /// As [`Guest::admit`].
+    pub(crate) fn admit_again(&self, client: &UnixStream) -> Result<Stay, String> {
+        self.admit_client(client, true)
+    }
+
+    fn admit_client(&self, client: &UnixStream, again: bool) -> Result<Stay, String> {
+        // Nobody is told from others where there is one server.
+        let process = self.tenancy.as_ref().map(|_| Process::of(client)).transpose()?.flatten();
+        self.admit_process(process, again)
+    }
+
+    fn admit_process(&self, process: Option<Process>, again: bool) -> Result<Stay, String> {
         let stay = |tenancy| Stay { tenancy, is_connected: true };
         let Some(tenancy) = &self.tenancy else { return Ok(stay(None)) };
         let mut now = tenancy.lock();
@@ -72,18 +112,32 @@ impl Guest {
                         back yet"
                 .to_owned());
         }
-        if now.clients > 0 && (process.is_none() || now.process != process) {
-            let name = |process: Option<u32>| {
-                process.map_or_else(|| "one without a number".to_owned(), |pid| pid.to_string())
+        if now.clients > 0 {
+            let number = |process: &Option<Process>| process.as_ref().map(|one| one.number);
+            let name = |process: &Option<Process>| {
+                number(process)
+                    .map_or_else(|| "one without a number".to_owned(), |pid| pid.to_string())
             };
-            return Err(format!(
-                "a client that is process {} was sent away: process {} has a function of the same IOMMU group, and \
-                 what one of them is given all of them reach",
-                name(process),
-                name(now.process)
-            ));
+            if process.is_none() || number(&now.process) != number(&process) {
+                return Err(format!(
+                    "a client that is process {} was sent away: process {} has a function of the same IOMMU group, \
+                     and what one of them is given all of them reach",
+                    name(&process),
+                    name(&now.process)
+                ));
+            }
+            // Two that live at one time and have one number are one.
+            let mut both = now.process.iter().chain(&process);
+            if !again && both.any(|one| one.life.is_over()) {
+                return Err(format!(
+                    "a client was sent away: process {} has ended, its number may be another's by now, and a connection \
+                     of it to a function of the same IOMMU group is there",
+                    name(&process)
+                ));
+            }
+        } else {
+            now.process = process;
         }
-        now.process = process;
         now.clients += 1;
         now.connected += 1;
         Ok(stay(Some(Arc::clone(tenancy))))
@@ -121,69 +175,6 @@ impl Drop for Stay {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use cordon_vmm::DmaMode;
-
-    fn container() -> Arc<Container> {
-        Arc::new(Container::new(DmaMode::Direct))
-    }
-
-    #[test]
-    fn clients_of_a_shared_guest_are_one_process_until_the_last_has_left() {
-        let guest = Guest::shared(container());
-        let other = guest.clone();
-        let first = guest.admit_process(Some(7)).unwrap();
-        let second = other.admit_process(Some(7)).unwrap();
-        let refused = other.admit_process(Some(8)).unwrap_err();
-        assert!(refused.contains("process 8") && refused.contains("process 7"), "{refused}");
-        drop(first);
-        assert!(guest.admit_process(Some(8)).is_err() && guest.admit_process(None).is_err());
-        drop(second);
-        let _next = guest.admit_process(Some(8)).unwrap();
-        assert!(other.admit_process(Some(7)).is_err());
-    }
-
-    #[test]
-    fn while_something_of_a_client_is_left_that_is_gone_nobody_is_let_in() {
-        let guest = Guest::shared(container());
-        let mut first = guest.admit_process(Some(7)).unwrap();
-        let mut second = guest.admit_process(Some(7)).unwrap();
-        first.leaves();
-        first.leaves();
-        // The one who is still there.
-        drop(guest.admit_process(Some(7)).unwrap());
-        second.leaves();
-        // Its number may be another's by now.
-        let refused = guest.admit_process(Some(7)).unwrap_err();
-        assert!(refused.contains("not taken back yet"), "{refused}");
-        drop(first);
-        assert!(guest.admit_process(Some(8)).is_err());
-        drop(second);
-        assert!(guest.admit_process(Some(8)).is_ok());
-    }
-
-    #[test]
-    fn of_processes_that_nobody_numbers_there_is_one_client() {
-        let guest = Guest::shared(container());
-        let first = guest.admit_process(None).unwrap();
-        assert!(guest.admit_process(None).is_err() && guest.admit_process(Some(7)).is_err());
-        drop(first);
-        assert!(guest.admit_process(Some(7)).is_ok());
-    }
-
-    #[test]
-    fn a_guest_of_one_server_asks_nobody() {
-        let guest = Guest::from(container());
-        let _first = guest.admit_process(Some(7)).unwrap();
-        assert!(guest.admit_process(Some(8)).is_ok() && guest.admit_process(None).is_ok());
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn the_process_at_the_other_end_is_known() {
-        let (one, other) = UnixStream::pair().unwrap();
-        assert_eq!(sys::peer(&one), Some(std::process::id()));
-        drop(other);
-    }
-}
+#[cfg(target_os = "linux")]
+#[path = "guest_tests.rs"]
+mod tests;

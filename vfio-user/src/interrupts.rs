@@ -48,8 +48,8 @@ impl Events {
         Self { most, held: BTreeSet::new(), intx_masked: false, intx_disabled: false }
     }
 
-    /// As another server had them: each vector is given its event again, which is signalled once, since one may have
-    /// come while nobody was there. A device that is gone has none.
+    /// As another server had them: each vector is given its event again. The device signals message vectors once, since
+    /// one may have come while nobody was there; INTx only if it asserts it. A device that is gone has none.
     pub(super) fn adopt(
         most: usize,
         device: &dyn PassthroughDevice,

@@ -90,6 +90,19 @@ pub struct Keeping {
     pub baseline: Option<Baseline>,
 }
 
+impl Keeping {
+    /// Nobody is served after all: a client that was left is sent away, and its memory is given back, which the device
+    /// does not reach any more.
+    pub fn abandon(self, device: &dyn PassthroughDevice, guest: &Guest) {
+        if let Some(adopted) = self.adopted {
+            if let Err(error) = device.quiesce() {
+                tracing::warn!("quiescing what was left: {error}");
+            }
+            adopted.abandon(guest.container());
+        }
+    }
+}
+
 /// A served function. Dropping it stops serving; the device stays attached.
 pub struct Server {
     stop: Signaller,
@@ -191,10 +204,14 @@ impl Server {
         file: Option<Arc<SocketFile>>,
         path: PathBuf,
         (device, guest, options): (Arc<dyn PassthroughDevice>, Guest, Options),
-        Keeping { store, adopted, mut baseline }: Keeping,
+        Keeping { store, mut adopted, mut baseline }: Keeping,
         log: impl Fn(Event) + Send + 'static,
     ) -> Result<Self, ServerError> {
-        let stay = adopted.as_ref().map(|adopted| guest.admit(&adopted.stream)).transpose();
+        let admitted = adopted.as_mut().map(|one| {
+            let before = one.admission.take();
+            before.unwrap_or_else(|| guest.admit_again(&one.stream))
+        });
+        let stay = admitted.transpose();
         let (stay, adopted) = match stay {
             Ok(stay) => (stay, adopted),
             Err(why) => {
@@ -306,3 +323,8 @@ impl Drop for Server {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+#[path = "server_tests.rs"]
+mod tests;

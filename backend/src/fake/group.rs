@@ -41,9 +41,11 @@ impl GroupFunction for Handle {
     }
 
     fn survives(&self) -> SurvivingFunction<'_> {
-        // The tokens are the group's.
-        let request = Handle::survives(self).then(|| self.request.as_fd());
-        SurvivingFunction { descriptors: Vec::new(), request }
+        let (descriptors, request) = match Self::survives(self) {
+            true => (vec![self.token.as_fd()], Some(self.request.as_fd())),
+            false => (Vec::new(), None),
+        };
+        SurvivingFunction { descriptors, request }
     }
 
     fn window_granule(&self) -> u64 {

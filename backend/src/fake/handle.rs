@@ -82,8 +82,14 @@ impl Handle {
     pub(super) fn adopt(&self, descriptors: &[OwnedFd]) -> bool {
         let mut state = self.shared.state();
         let Some(function) = state.functions.get_mut(&self.identity.address) else { return false };
-        if function.claim != Some(Claim::Left) || !self.recognises(descriptors) {
+        if !self.recognises(descriptors) {
             return false;
+        }
+        match function.claim {
+            Some(Claim::Left) => {}
+            // It was given back before the process died.
+            None => return true,
+            Some(Claim::By(_)) => return false,
         }
         function.claim = Some(Claim::By(self.holder));
         for region in function.dma.values_mut() {

@@ -1,5 +1,5 @@
-//! The functions that a `cordon serve` was started for: attached at its start, and detached, attached again
-//! and revived by commands of the control socket.
+//! The functions that a `cordon serve` was started for: attached at its start (`begin`), and detached, attached
+//! again and revived by commands of the control socket.
 //!
 //! Commands run on threads of the control socket, events are told on the main one. Each function has one
 //! command at a time: whoever comes meanwhile is told so and not held up.
@@ -21,7 +21,6 @@ use ipc::event::Signaller;
 use ipc::{Deadline, PciAddress};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::left::Left;
 use super::programs::Programs;
 use super::settings::{Place, Settings};
 use super::sink::Sink;
@@ -33,24 +32,24 @@ use crate::Failure;
 use crate::sys::Confined;
 
 /// A function that is attached and not served yet.
-struct FunctionAttached {
-    guest: Guest,
-    function: Arc<Function>,
+pub(super) struct FunctionAttached {
+    pub(super) guest: Guest,
+    pub(super) function: Arc<Function>,
     companion: Option<Arc<Companion>>,
 }
 
 /// Everything that is served.
 pub(crate) struct Fleet {
-    how: vfio_user::Options,
+    pub(super) how: vfio_user::Options,
     control: Option<PathBuf>,
     pub(super) host: Host,
     pub(super) sink: Sink,
-    stop: Arc<Stop>,
+    pub(super) stop: Arc<Stop>,
     pub(super) confined: Arc<Confined>,
     faults: Option<Arc<Faults>>,
     is_vfio: bool,
     /// What a keeper has of functions and clients, where there is one.
-    store: Option<Arc<Store>>,
+    pub(super) store: Option<Arc<Store>>,
     pub(super) programs: Programs,
     /// Signalled when a server failed.
     pub(super) failed: ipc::Event,
@@ -148,46 +147,6 @@ impl Fleet {
         slot.companion.is_some()
     }
 
-    /// Attaches everything, at the start.
-    pub(super) fn start(&self) -> Result<(), Failure> {
-        let tell = |event: &Event| self.sink.tell(event);
-        let mut left = Left::of(self.store.as_ref(), &self.slots, self.how, &tell);
-        let (mut attached, mut done) = (Vec::new(), Ok(()));
-        for slot in &self.slots {
-            let one = self.stop.interrupt().check().map_err(Failure::from);
-            match one.and_then(|()| self.attach_left(slot, &mut left)) {
-                Ok(one) => attached.push((slot, one)),
-                Err(failure) => {
-                    done = Err(failure);
-                    break;
-                }
-            }
-        }
-        // Who had a client before has what that mapped; the rest is not reached any more.
-        attached.iter().for_each(|(_, one)| left.quiet(&one.function));
-        left.release();
-        for (slot, one) in attached {
-            match done {
-                Ok(()) => {
-                    let adopted = left.client(slot.address, &one.function);
-                    let baseline = left.baseline(&one.function);
-                    let clients = Keeping { store: self.store.clone(), adopted, baseline };
-                    done = self.serve(slot, &mut slot.work.lock(), one, clients);
-                }
-                Err(_) => self.host.detach(&one.function),
-            }
-        }
-        done
-    }
-
-    /// Attaches a function as it was left, or anew where that cannot be.
-    fn attach_left(&self, slot: &Slot, left: &mut Left<'_>) -> Result<FunctionAttached, Failure> {
-        match self.attach_function(slot) {
-            Err(failure) if left.give_up(slot, &failure) => self.attach_function(slot),
-            attached => attached,
-        }
-    }
-
     /// Attaches a function that was detached.
     pub(crate) fn attach(&self, slot: &Slot) -> Result<(), ControlError> {
         let mut places = self.begin(slot)?;
@@ -260,7 +219,7 @@ impl Fleet {
         self.serve(slot, places, attached, clients)
     }
 
-    fn attach_function(&self, slot: &Slot) -> Result<FunctionAttached, Failure> {
+    pub(super) fn attach_function(&self, slot: &Slot) -> Result<FunctionAttached, Failure> {
         // Each client has a guest of its own, or its own view of one.
         let guest = slot.guest.clone();
         let guest = guest.unwrap_or_else(|| Arc::new(Container::new(slot.dma)).into());
@@ -277,7 +236,7 @@ impl Fleet {
     }
 
     /// Listens for clients of a function, with the one that it has already; it is detached where that fails.
-    fn serve(
+    pub(super) fn serve(
         &self,
         slot: &Slot,
         places: &mut Places,
@@ -342,12 +301,11 @@ impl Fleet {
         guest: Guest,
         log: impl Fn(vfio_user::Event) + Send + 'static,
     ) -> Result<Server, Failure> {
-        let clients = match place {
-            Place::Path(path) => Clients::At(self.confined.listen(path)?),
-            Place::Inherited(socket) if socket.listens() => Clients::At(socket.listener()?),
-            Place::Inherited(socket) => {
-                let name = socket.name().to_owned();
-                Clients::One(Some(socket.take_client()?), name)
+        let clients = match self.clients(place) {
+            Ok(clients) => clients,
+            Err(failure) => {
+                keeping.abandon(&*device, &guest);
+                return Err(failure);
             }
         };
         let server = Server::start_kept(clients, keeping, device, guest, self.how, log)?;
@@ -355,6 +313,18 @@ impl Fleet {
             self.stop.remember(file);
         }
         Ok(server)
+    }
+
+    /// Where clients come.
+    fn clients(&self, place: &mut Place) -> Result<Clients, Failure> {
+        Ok(match place {
+            Place::Path(path) => Clients::At(self.confined.listen(path)?),
+            Place::Inherited(socket) if socket.listens() => Clients::At(socket.listener()?),
+            Place::Inherited(socket) => {
+                let name = socket.name().to_owned();
+                Clients::One(Some(socket.take_client()?), name)
+            }
+        })
     }
 
     /// Tells what happens to a server.

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cordon_cli::event::Event;
+use cordon_cli::event::{Event, Part};
 use cordon_vfio_user::Options;
 use cordon_vfio_user::kept::{Adopted, Baseline};
 use cordon_vmm::kept::{LeftFunction, Store};
@@ -23,6 +23,7 @@ use crate::Failure;
 /// See the module.
 pub(super) struct Left<'s> {
     store: Option<&'s Arc<Store>>,
+    is_any: bool,
     tell: &'s dyn Fn(&Event),
     functions: BTreeMap<PciAddress, LeftFunction>,
     clients: BTreeMap<PciAddress, (Adopted, Arc<Container>)>,
@@ -41,8 +42,12 @@ impl<'s> Left<'s> {
         tell: &'s dyn Fn(&Event),
     ) -> Self {
         let (functions, clients, baselines, held) = Default::default();
-        let mut left = Self { store, tell, functions, clients, baselines, held };
+        let mut left = Self { store, is_any: false, tell, functions, clients, baselines, held };
         let Some(store) = store else { return left };
+        // Beside the keeper's socket.
+        let was_passed = store.descriptors().len() > 1;
+        left.is_any =
+            was_passed || !store.unusable().is_empty() || !store.unusable_clients().is_empty();
         for (address, why) in store.unusable() {
             tracing::warn!("{address}: what was kept of it is closed: {}", ipc::chain(&**why));
         }
@@ -71,7 +76,18 @@ impl<'s> Left<'s> {
         left
     }
 
-    fn lost(&self, device: PciAddress, why: &str) {
+    /// Whether a server before this one left anything, also what cannot be gone on with.
+    pub(super) fn is_any(&self) -> bool {
+        self.is_any
+    }
+
+    /// Whether this function goes on, and was not given up.
+    pub(super) fn has(&self, address: PciAddress) -> bool {
+        self.functions.contains_key(&address)
+    }
+
+    /// A client does not go on.
+    pub(super) fn lost(&self, device: PciAddress, why: &str) {
         (self.tell)(&Event::ClientLost { device, why: printable(why) });
     }
 
@@ -135,24 +151,23 @@ impl<'s> Left<'s> {
         self.baselines.remove(&function.address()).filter(|_| function.was_kept())
     }
 
-    /// A function that was left cannot be attached as it is: it is given up with its group. `false` where there was
-    /// nothing to give up.
+    /// A function that was left cannot be attached as it is: it is given up, with its group if that is not in use.
+    /// `false` where it was not left.
     pub(super) fn give_up(&mut self, slot: &Slot, why: &Failure) -> bool {
         let address = slot.address;
-        let (Some(store), Some(one)) = (self.store, self.functions.get(&address)) else {
+        let (Some(store), Some(one)) = (self.store, self.functions.remove(&address)) else {
             return false;
         };
-        let (group, why) = (one.group.clone(), ipc::chain(&**why));
-        if !store.discard(address) {
-            return false;
-        }
+        let why = ipc::chain(&**why);
         tracing::warn!("{address} does not go on as it was left, and is attached anew: {why}");
-        for other in group {
+        self.abandon(address, &why);
+        if !store.discard(address) {
+            // Others of its group have been attached, and go on with what is held; or nothing of it is there any more.
+            return true;
+        }
+        for other in one.group {
             self.functions.remove(&other);
-            if let Some((client, container)) = self.clients.remove(&other) {
-                client.abandon(&container);
-                self.lost(other, &why);
-            }
+            self.abandon(other, &why);
         }
         let container = slot.guest.as_ref().map(|guest| guest.container());
         let is_its = |(of, ..): &mut (Arc<Container>, u64, u64)| {
@@ -162,6 +177,23 @@ impl<'s> Left<'s> {
             unmap(&of, iova, size);
         }
         true
+    }
+
+    /// The client of a function does not go on, if it has one.
+    fn abandon(&mut self, address: PciAddress, why: &str) {
+        if let Some((client, container)) = self.clients.remove(&address) {
+            client.abandon(&container);
+            self.lost(address, why);
+        }
+    }
+
+    /// A function cannot be attached or served, and others go on.
+    pub(super) fn stays_detached(&mut self, slot: &Slot, why: &Failure) {
+        let (device, why) = (slot.address, ipc::chain(&**why));
+        self.functions.remove(&device);
+        self.abandon(device, &why);
+        let why = printable(&format!("it stays detached: {why}"));
+        (self.tell)(&Event::Failed { device, part: Part::Function, why });
     }
 
     /// Everything is attached.

@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | `begin` | how it begins, also with what one before it left |
 //! | `capabilities` | what is told to tools that ask |
 //! | `file` | the config file |
 //! | `fleet` | the functions that it was started for, attached and detached |
@@ -25,6 +26,7 @@
 //! The main thread waits for signals and for news of the functions; each served function has a thread
 //! in the `cordon_vfio_user` crate, which reports through a closure and never waits for a reader.
 
+mod begin;
 mod capabilities;
 mod file;
 mod fleet;
@@ -186,7 +188,7 @@ pub(crate) fn run(prepared: Prepared) -> Result<(), Failure> {
     let Prepared { settings, config, installed, confined, events, manager, mut reports, signals } =
         prepared;
     let sink = Sink::start(settings.json, events)?;
-    let stop = Arc::new(Stop::catch(&sink, &confined)?);
+    let stop = Arc::new(Stop::catch(&sink, &confined, config.store.clone())?);
     drop(signals);
     sink.tell(&Event::Confined(confined.confinement().clone()));
     let faults = config.faults.clone();
@@ -213,6 +215,9 @@ pub(crate) fn run(prepared: Prepared) -> Result<(), Failure> {
     let ended = serving.serve(&confined, &sink);
     // A signal explains whatever failed since.
     let ended = stop.signal().map_or(ended, |signal| Ok(Ended::Signal(signal)));
+    if matches!(ended, Ok(Ended::SpawnerLost)) && fleet.is_kept() {
+        fleet.end_as_if_killed();
+    }
     manager.stopping();
     match &ended {
         Ok(Ended::Signal(signal)) => {

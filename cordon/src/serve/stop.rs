@@ -8,6 +8,8 @@
 //!            status 0                        status 70
 //! ```
 //!
+//! What a keeper has is given up before children are killed: one that was told to end is not to be gone on with.
+//!
 //! What is slow is bounded below that: a client that is in the middle of a message is left at once, one
 //! whose device does not answer after 200 ms, and detaching kills a process that is stopped at once and
 //! one that does not answer after at most a second.
@@ -18,7 +20,8 @@ use std::time::Duration;
 
 use console::{Interrupt, Signal, exit};
 use cordon_cli::event::Event;
-use ipc::SocketFile;
+use cordon_vmm::kept::Store;
+use ipc::{Deadline, SocketFile};
 
 use super::sink::Sink;
 use crate::Failure;
@@ -52,7 +55,11 @@ pub(super) struct Stop {
 
 impl Stop {
     /// Catches signals from here on.
-    pub(super) fn catch(sink: &Sink, confined: &Arc<Confined>) -> Result<Self, Failure> {
+    pub(super) fn catch(
+        sink: &Sink,
+        confined: &Arc<Confined>,
+        store: Option<Arc<Store>>,
+    ) -> Result<Self, Failure> {
         let shared = Arc::<StopShared>::default();
         let interrupt = Interrupt::catch()?;
         let (held, sink, confined) = (Arc::clone(&shared), sink.clone(), Arc::clone(confined));
@@ -63,6 +70,12 @@ impl Stop {
             }
             held.forced.store(true, Ordering::Release);
             sink.tell(&Event::Forced);
+            // It would start this program again, for an end with a status of its own and something kept.
+            if let Some(store) = &store
+                && !store.give_up_all(Deadline::after(WRITING))
+            {
+                tracing::warn!("the keeper could not be told to close all that it has");
+            }
             // What is started in their place meanwhile is killed by the end of this program.
             confined.kill_children();
             for file in held.files().iter().filter_map(Weak::upgrade) {

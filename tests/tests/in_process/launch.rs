@@ -15,11 +15,34 @@ pub(crate) struct InProcess {
     /// The backend of them all.
     pub(crate) fake: Fake,
     children: Arc<Mutex<BTreeMap<u32, Arc<Child>>>>,
+    /// Nothing is started any more: whoever starts children is dead.
+    #[cfg(target_os = "linux")]
+    is_over: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl InProcess {
     pub(crate) fn over(fake: Fake) -> Self {
-        Self { fake, children: Arc::default() }
+        Self {
+            fake,
+            children: Arc::default(),
+            #[cfg(target_os = "linux")]
+            is_over: Arc::default(),
+        }
+    }
+
+    /// Whoever starts children is killed, and they with it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn kill_all(&self) {
+        self.is_over.store(true, std::sync::atomic::Ordering::Release);
+        // None is being started.
+        let children = self.children.lock().unwrap();
+        children.values().for_each(|child| child.kill());
+    }
+
+    /// Another one starts them.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn for_another_vmm(&self) -> Self {
+        Self { is_over: Arc::default(), ..self.clone() }
     }
 
     /// The child whose number stands for `pid`.
@@ -40,6 +63,10 @@ impl Launch for InProcess {
         let tube = start.tube.try_clone_to_owned().map_err(failed)?;
         let stderr = start.stderr.try_clone_to_owned().map_err(failed)?;
         let mut children = self.children.lock().unwrap();
+        #[cfg(target_os = "linux")]
+        if self.is_over.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(LaunchError("whoever starts children is dead".to_owned()));
+        }
         let number = u32::try_from(children.len() + 1).unwrap();
         let child = Child::start(&self.fake, number, start.arguments, tube, stderr);
         let child = Arc::new(child.map_err(failed)?);

@@ -3,6 +3,8 @@
 
 mod adoption;
 mod decoding;
+#[cfg(target_os = "linux")]
+mod kept;
 mod launch;
 mod windows;
 

@@ -9,6 +9,7 @@ use ipc::Deadline;
 
 use super::{HandoverRecord, Kept, KeptError, KeptEvents, Phase, Record, consume};
 use crate::dma::Maps;
+use crate::guest::{Guest, Stay};
 use crate::options::Options;
 use crate::socket::TIMEOUT;
 use crate::sys;
@@ -54,6 +55,8 @@ pub struct Adopted {
     pub(crate) maps: Maps,
     /// Names that no vector has.
     surplus: Vec<(u8, u16)>,
+    /// Whether it may have the function, once that was looked at.
+    pub(crate) admission: Option<Result<Stay, String>>,
     phase: Phase,
     /// Bytes in the pipe.
     staged: usize,
@@ -77,7 +80,8 @@ impl Adopted {
                 let (events, surplus) = KeptEvents::left(&record.events, events);
                 let (client, before, is_lost) = (keeping, None, false);
                 let kept = Kept { journal, out, into, client, events, before, is_lost };
-                Ok(Self { stream: socket, kept, record, maps, surplus, phase, staged })
+                let (stream, admission) = (socket, None);
+                Ok(Self { stream, kept, record, maps, surplus, admission, phase, staged })
             }
             Err(why) => {
                 let baseline = Baseline::of(left.send_away());
@@ -106,6 +110,13 @@ impl Adopted {
         }
         let maps = Maps::claim(&record.maps, container, regions, options);
         Ok((journal, phase, record, maps.map_err(KeptError::Mapping)?))
+    }
+
+    /// Lets it in as a client of `guest`, which [`Server::start_kept`](crate::Server::start_kept) does otherwise. Clients
+    /// of functions that reach the same memory are all let in before the first of them is served: while one of them
+    /// leaves, nobody is let in unless another one is there.
+    pub fn admit(&mut self, guest: &Guest) {
+        self.admission = Some(guest.admit_again(&self.stream));
     }
 
     /// It is not gone on with after all: its client is sent away, and its memory given back; what it wrote.

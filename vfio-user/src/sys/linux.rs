@@ -1,13 +1,13 @@
 //! Linux.
 #![expect(
     unsafe_code,
-    reason = "getsockopt, setsockopt: rustix's type for a peer has none without a number, and it knows no SO_PEEK_OFF; \
-              kcmp, which it does not have"
+    reason = "getsockopt, setsockopt: rustix's type for a peer has none without a number, and it knows neither \
+              SO_PEEK_OFF nor SO_PEERPIDFD; kcmp, which it does not have"
 )]
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 /// The number of the process that connected, or made the pair of sockets; none when it has none in this PID namespace.
@@ -30,6 +30,58 @@ pub(crate) fn peer(stream: &UnixStream) -> Option<u32> {
     // SAFETY: the kernel has written all of it, and its fields may have any value.
     let found = unsafe { found.assume_init() };
     u32::try_from(found.pid).ok().filter(|pid| *pid > 0)
+}
+
+/// Whether a process has ended that [`peer`] is the number of.
+#[derive(Debug)]
+pub(crate) enum Life {
+    /// It had when it was looked for.
+    Over,
+    /// A pidfd, readable once it has.
+    Of(OwnedFd),
+    /// The kernel does not say (before Linux 6.5), or there is no such process.
+    Unknown,
+}
+
+impl Life {
+    pub(crate) fn is_over(&self) -> bool {
+        match self {
+            Self::Over => true,
+            Self::Unknown => false,
+            // One that cannot be looked at is not relied on.
+            Self::Of(pidfd) => {
+                ipc::poll::wait_readable(pidfd, ipc::Deadline::now()).unwrap_or(true)
+            }
+        }
+    }
+}
+
+/// The life of the process that connected, or made the pair of sockets. By the socket itself, so never that of another
+/// one which has its number by now.
+pub(crate) fn life(stream: &UnixStream) -> io::Result<Life> {
+    let mut found: libc::c_int = -1;
+    let mut size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
+    // SAFETY: the descriptor is open, and the kernel writes at most `size` bytes, which `found` has.
+    let asked = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERPIDFD,
+            (&raw mut found).cast(),
+            &raw mut size,
+        )
+    };
+    if asked == 0 && found >= 0 {
+        // SAFETY: the kernel has just made this descriptor for this call, and nobody else knows of it.
+        return Ok(Life::Of(unsafe { OwnedFd::from_raw_fd(found) }));
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT | libc::ENODATA) => Ok(Life::Unknown),
+        // As the kernel says it of a process that is not there any more, before and after 6.15.
+        Some(libc::EINVAL | libc::ESRCH) => Ok(Life::Over),
+        _ => Err(error),
+    }
 }
 
 /// From the beginning of its stream on, the next look ([`ipc::rights::peek`]) begins where the last one ended, until

@@ -6,6 +6,6 @@ mod linux;
 mod other;
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{is_same_file, look_from_begin, looked_at, peer, pipe, splice};
+pub(crate) use linux::{Life, is_same_file, life, look_from_begin, looked_at, peer, pipe, splice};
 #[cfg(not(target_os = "linux"))]
-pub(crate) use other::{is_same_file, look_from_begin, looked_at, peer, pipe, splice};
+pub(crate) use other::{Life, is_same_file, life, look_from_begin, looked_at, peer, pipe, splice};

@@ -193,6 +193,25 @@ impl Connection {
         })
     }
 
+    /// Gives back the functions that were taken over with another one of their group and that nobody has attached, as
+    /// [`Connection::detach`] does: none of them reaches memory or interrupts anybody when this returns. Which they were.
+    pub(crate) fn give_back_waiting(&self, deadline: Deadline) -> Vec<PciAddress> {
+        let waiting = {
+            let mut state = self.shared.state.lock();
+            let waiting = std::mem::take(&mut state.waiting);
+            // Nobody attaches one meanwhile.
+            state.free.retain(|address| !waiting.contains_key(address));
+            waiting
+        };
+        let addresses: Vec<_> = waiting.into_keys().collect();
+        for address in &addresses {
+            if let Err(error) = self.detach(*address, deadline) {
+                tracing::warn!("Function {address}, which was left: giving it back: {error}");
+            }
+        }
+        addresses
+    }
+
     /// Lets go of what was taken over, if nobody but this function was attached: it goes on as it is, and is there
     /// to be taken over again. `None` where others use it, or there is nothing any more.
     pub(crate) fn leave(&self, address: PciAddress) -> Option<KeptGroup> {

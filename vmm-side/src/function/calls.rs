@@ -205,14 +205,16 @@ impl FunctionShared {
     }
 
     /// Whether vectors are set up for the first time of a function that went on while nobody could be woken: one may
-    /// have come meanwhile.
+    /// have come meanwhile. INTx is a level, which the kernel tells of when it is connected anew if the device asserts
+    /// it; a signal beside that would be one that the VMM may have masked.
     fn has_to_catch_up(
         &self,
         index: InterruptIndex,
         start: u16,
         signallers: &[Option<Arc<Signaller>>],
     ) -> bool {
-        let Some(caught_up) = &self.caught_up else { return false };
+        let messages = self.caught_up.as_ref().filter(|_| index != InterruptIndex::Intx);
+        let Some(caught_up) = messages else { return false };
         let caught_up = caught_up.lock();
         let mut set_up = (start..).zip(signallers).filter(|(_, one)| one.is_some());
         set_up.any(|(vector, _)| !caught_up.contains(&(index, vector)))

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use ipc::PciAddress;
+use ipc::{Deadline, PciAddress};
 
-use super::{AttachError, Host};
+use super::attachments::Entry;
+use super::{AttachError, DETACH, Host};
 use crate::connection::{Connection, NotTakenOver};
 use crate::container::{Container, DmaMode};
 use crate::error::DeviceError;
@@ -57,6 +58,28 @@ impl Host {
         self.attachments.lock().through(address, Arc::clone(&connection));
         self.changed.notify_all();
         Ok(Some(connection))
+    }
+
+    /// Gives up what was left of functions that are not attached while others of their groups are: those that this VMM
+    /// does not have any more. They were taken over with their groups, and do what they were doing until this is
+    /// called, which is when everything has been attached and before a guest runs: what one function of a group is
+    /// given all of them reach. They have stopped and reach nothing when it returns, after a second at most for each
+    /// group. Which they were.
+    pub fn discard_unattached(&self) -> Vec<PciAddress> {
+        let mut connections: Vec<Arc<Connection>> = Vec::new();
+        for (_, entry) in self.attachments.lock().iter() {
+            let connection = match entry {
+                Entry::Attached(holders) => holders.function.connection_handle(),
+                Entry::Attaching(Some(connection)) => connection,
+                Entry::Attaching(None) => continue,
+            };
+            if !connections.iter().any(|known| Arc::ptr_eq(known, connection)) {
+                connections.push(Arc::clone(connection));
+            }
+        }
+        let given_back =
+            connections.iter().map(|one| one.give_back_waiting(Deadline::after(DETACH)));
+        given_back.flatten().collect()
     }
 
     /// A function that was taken over is not attached after all: it and its group are as they were, to be attached or

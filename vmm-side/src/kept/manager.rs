@@ -57,6 +57,8 @@ pub(crate) struct Manager {
 #[derive(Debug, Default)]
 struct ManagerState {
     is_silent: bool,
+    /// It is given nothing any more.
+    is_over: bool,
     /// What the keeper has, also what it is to close and does not know yet; and what else it has of ours, by names that
     /// nobody here knows.
     names: BTreeSet<Name>,
@@ -113,7 +115,7 @@ impl Manager {
     ) -> Result<(), StoreError> {
         // What is closed may have this name.
         self.catch_up(state);
-        if !state.removals.is_empty() {
+        if state.is_over || !state.removals.is_empty() {
             return Err(StoreError::Silent(io::ErrorKind::TimedOut.into()));
         }
         let taken = state.names.len() + state.unknown;
@@ -136,6 +138,20 @@ impl Manager {
     fn remove_in(&self, state: &mut ManagerState, name: Name) {
         state.removals.insert(name);
         self.catch_up(state);
+    }
+
+    /// Has it close everything, records first, since what no record has a next instance closes too; from here on it is
+    /// given nothing. Whether it was told all of that by `until`: whoever stores something holds this up.
+    pub(super) fn close(&self, until: Deadline) -> bool {
+        let Some(mut state) = self.state.try_lock_until(until.instant()) else { return false };
+        (state.is_over, state.removals) = (true, BTreeSet::new());
+        let (records, others): (Vec<Name>, Vec<Name>) =
+            std::mem::take(&mut state.names).into_iter().partition(|name| name.is_record());
+        let told = |name| {
+            let left = until.instant().saturating_duration_since(std::time::Instant::now());
+            self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), &[], left).is_ok()
+        };
+        records.into_iter().chain(others).all(told)
     }
 
     /// Tells it what it is to close. Once that is all told it is silent no more.
@@ -251,6 +267,39 @@ pub(super) type Passed = (OwnedFd, String);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_keeper_is_told_to_close_everything_once_records_first_and_is_given_nothing_more() {
+        let (keeper, socket) = UnixDatagram::pair().unwrap();
+        let manager = Manager::new(socket, usize::MAX);
+        let key = "01:00.0".parse().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        for name in [Name::Memory(1), Name::Group(key, 0), Name::Memory(2), Name::Record(key)] {
+            manager.store(name, file.as_fd()).unwrap();
+        }
+        manager.remove(Name::Memory(2));
+        // What it was passed on.
+        manager.has(Some(Name::Memory(7)));
+        assert!(manager.close(Deadline::after(ROOM)));
+        assert!(manager.store(Name::Memory(3), file.as_fd()).is_err());
+        let mut heard = Vec::new();
+        let mut bytes = [0; 512];
+        while let Ok(came) = ipc::rights::receive(&keeper, &mut bytes) {
+            heard.push(String::from_utf8(bytes[..came.bytes].to_vec()).unwrap());
+        }
+        let told = |name: Name| format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
+        assert_eq!(heard.len(), 9, "{heard:?}");
+        assert_eq!(heard[4], told(Name::Memory(2)));
+        assert_eq!(heard[5], told(Name::Record(key)));
+        for name in [Name::Group(key, 0), Name::Memory(1), Name::Memory(7)] {
+            assert!(heard[6..].contains(&told(name)), "{heard:?}");
+        }
+        // One that takes nothing holds nobody up.
+        let (_silent, socket) = UnixDatagram::pair().unwrap();
+        let manager = Manager::new(socket, usize::MAX);
+        (0..10_000).for_each(|number| manager.has(Some(Name::Memory(number))));
+        assert!(!manager.close(Deadline::after(Duration::from_millis(10))));
+    }
 
     #[test]
     fn what_a_silent_keeper_is_to_close_is_waiting_once_however_often_it_is_told() {

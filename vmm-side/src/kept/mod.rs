@@ -34,8 +34,8 @@
 //! of its client kept too: see [`KeptClient`] and [`LeftClient`].
 //!
 //! Nothing of a guest but its memory is kept: what its processors were doing is the VMM's own to save. Interrupts are
-//! set up by the VMM anew, and each vector of a function that was kept is signalled once when it is, since one may
-//! have come while nobody was there to be woken.
+//! set up by the VMM anew, and each message vector of a function that was kept is signalled once when it is, since one
+//! may have come while nobody was there to be woken; INTx is signalled if the device asserts it.
 //!
 //! The keeper is trusted as whoever started the VMM is. What it passes on is checked all the same, so that one that
 //! mixes things up costs a device its state and no more.
@@ -53,7 +53,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
-use ipc::{PciAddress, SharedMemory};
+use ipc::{Deadline, PciAddress, SharedMemory};
 use parking_lot::Mutex;
 
 use self::client::Clients;
@@ -77,8 +77,8 @@ pub struct LeftFunction {
     pub address: PciAddress,
     /// The guest memory that it reaches: [`Host::attach`](crate::Host::attach) wants the same in its container.
     pub regions: Vec<GuestRegion>,
-    /// All functions of its group that were left. Those that are not attached when the last one of the group is
-    /// detached are given back with it.
+    /// All functions of its group that were left. Those that are not attached go on until they are given up
+    /// ([`Host::discard_unattached`](crate::Host::discard_unattached)), or given back with the last one of the group.
     pub group: Vec<PciAddress>,
 }
 
@@ -299,6 +299,13 @@ impl Store {
     pub fn keeps(&self, address: PciAddress) -> Result<(), Arc<StoreError>> {
         let noted = self.manager.noted(address);
         noted.unwrap_or_else(|| Err(Arc::new(StoreError::NotKept(address))))
+    }
+
+    /// For a process that ends at once, out of order, and is not to be gone on with: has the keeper close everything,
+    /// and gives it nothing any more. Whether it could be told all of that by `until`. Whatever this process has of it
+    /// is given back with its end.
+    pub fn give_up_all(&self, until: Deadline) -> bool {
+        self.manager.close(until)
     }
 
     /// What is kept of a group from here on.

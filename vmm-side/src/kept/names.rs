@@ -107,6 +107,11 @@ fn client_part(text: &str) -> Option<ClientPart> {
 }
 
 impl Name {
+    /// Whether it is that of a record, of a group or of a client, without which the rest is of no use.
+    pub(super) fn is_record(self) -> bool {
+        matches!(self, Self::Record(_) | Self::Client(_, ClientPart::Session))
+    }
+
     /// What this is the name of, if it is one of ours: written as it is here and in no other way.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.strip_prefix(PREFIX)?.split('.').collect();

@@ -29,6 +29,8 @@ const KILLS: usize = 40;
 const CONFIG: u32 = 7;
 const LINE_SIZE: u64 = 0x0c;
 const REGION_WRITE: u16 = 10;
+/// Bus mastering, in the low byte of COMMAND.
+const BUS_MASTER: u8 = 1 << 2;
 /// Bytes of a message of which a socket holds a small part.
 const LONG: usize = 1 << 20;
 /// Accesses that are measured.
@@ -43,7 +45,7 @@ pub(crate) fn become_server() -> Failure {
 }
 
 /// Has the next server be this one.
-fn wanted(addresses: &[&str], more: &[&str]) -> Result<(), Failure> {
+pub(crate) fn wanted(addresses: &[&str], more: &[&str]) -> Result<(), Failure> {
     let mut words = vec!["serve".to_owned(), "--json".to_owned()];
     for (address, socket) in addresses.iter().zip(SOCKETS) {
         words.extend(
@@ -62,8 +64,8 @@ fn keeper() -> Result<Serve, Failure> {
 }
 
 /// The servers that there were.
-struct Servers {
-    serve: Serve,
+pub(crate) struct Servers {
+    pub(crate) serve: Serve,
     /// How many were started.
     started: usize,
     ready: usize,
@@ -71,12 +73,12 @@ struct Servers {
 }
 
 impl Servers {
-    fn start() -> Result<Self, Failure> {
+    pub(crate) fn start() -> Result<Self, Failure> {
         Ok(Self { serve: keeper()?, started: 0, ready: 0, random: 0x9e37_79b9_7f4a_7c15 })
     }
 
     /// The next one is there, and serves.
-    fn next(&mut self) -> Result<Pid, Failure> {
+    pub(crate) fn next(&mut self) -> Result<Pid, Failure> {
         let pid = self.next_process()?;
         self.ready = self.serve.until_all("ready", self.ready + 1)?.len();
         Ok(pid)
@@ -86,12 +88,10 @@ impl Servers {
     fn next_process(&mut self) -> Result<Pid, Failure> {
         self.started += 1;
         let confined = self.serve.until_all("confined", self.started)?;
-        let pid = confined.last().and_then(|event| event["process"].as_i64());
-        let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        Ok(pid.ok_or("no process")?)
+        process(confined.iter(), "process")
     }
 
-    fn count(&self, name: &str) -> usize {
+    pub(crate) fn count(&self, name: &str) -> usize {
         self.serve.seen.iter().filter(|event| event["event"] == name).count()
     }
 
@@ -120,15 +120,15 @@ impl Servers {
 }
 
 /// A client with its guest's memory and events.
-struct Driven {
-    client: Client,
+pub(crate) struct Driven {
+    pub(crate) client: Client,
     memory: SharedMemory,
     events: [Event; 2],
     part: u64,
 }
 
 impl Driven {
-    fn connect(number: usize, memory: &SharedMemory) -> Result<Self, Failure> {
+    pub(crate) fn connect(number: usize, memory: &SharedMemory) -> Result<Self, Failure> {
         let mut client = Client::negotiated(Path::new(SOCKETS[number]));
         client.waits_for(LONGEST);
         let whole = map(READ_WRITE, 0, BASE, SIZE);
@@ -159,7 +159,7 @@ impl Driven {
     }
 
     /// Whether the controller is as its driver left it, and nothing came that nobody asked for.
-    fn is_undisturbed(&mut self) -> Result<bool, Failure> {
+    pub(crate) fn is_undisturbed(&mut self) -> Result<bool, Failure> {
         Ok(is_enabled(&mut self.client)? && !self.client.has_more())
     }
 
@@ -167,6 +167,19 @@ impl Driven {
     fn asks_over_a_kill(&mut self, servers: &mut Servers, pid: Pid) -> Result<Pid, Failure> {
         let before = version(&mut self.client)?;
         kill_process(pid, Signal::KILL)?;
+        let after = version(&mut self.client)?;
+        if before != after || !self.is_undisturbed()? {
+            return Err("it was disturbed".into());
+        }
+        servers.next()
+    }
+
+    /// Asks for something while there is no spawner any more, without which the server ends.
+    fn asks_without_a_spawner(&mut self, servers: &mut Servers) -> Result<Pid, Failure> {
+        let before = version(&mut self.client)?;
+        let spawner = process(servers.serve.seen.iter(), "spawner")?;
+        kill_process(spawner, Signal::KILL)?;
+        servers.serve.until("spawner-lost")?;
         let after = version(&mut self.client)?;
         if before != after || !self.is_undisturbed()? {
             return Err("it was disturbed".into());
@@ -288,18 +301,26 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
     let (attached, adopted) = (servers.count("attach"), servers.count("client-adopted"));
     let is_loss = |event: &&Value| event["event"] == "client-lost" || event["event"] == "detach";
     let lost: Vec<Value> = servers.serve.seen.iter().filter(is_loss).cloned().collect();
-    let last = last_process(&servers)?;
+    let last = process(servers.serve.seen.iter(), "process")?;
 
     // Another configuration: windows are handed, which a client that has none does not notice.
     wanted(addresses, &["--windows", "handed"])?;
-    let mut last = driven[0].asks_over_a_kill(&mut servers, last)?;
+    driven[0].asks_over_a_kill(&mut servers, last)?;
+    // Whoever starts device processes is killed: the server ends as by a kill, and the next one goes on.
+    let before = servers.count("client-adopted");
+    let mut last = driven[0].asks_without_a_spawner(&mut servers)?;
+    servers.serve.until_all("client-adopted", before + addresses.len())?;
     let mut less = Value::Null;
     if addresses.len() > 1 {
         // A device less: its client is sent away, the other one goes on.
         wanted(&addresses[..1], &[])?;
         last = driven[0].asks_over_a_kill(&mut servers, last)?;
         let closed = driven.pop().is_some_and(|mut gone| gone.client.is_closed());
-        less = json!({ "closed": closed, "told": servers.serve.until("client-lost")?["why"] });
+        // It was taken over with its group.
+        let config = fs::read(format!("/sys/bus/pci/devices/{}/config", addresses[1]))?;
+        let masters = config.get(4).is_none_or(|command| command & BUS_MASTER != 0);
+        let told = servers.serve.until("client-lost")?;
+        less = json!({ "closed": closed, "masters": masters, "told": told["why"] });
         let file = File::from(memory.as_fd().try_clone_to_owned()?);
         Nvme::start(&mut driven[0].client, &file)?.verify(77)?;
     }
@@ -327,10 +348,10 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
     let mut torn = Driven::connect(0, &memory)?;
     torn.client.master_bus();
     Nvme::start(&mut torn.client, &file)?.verify(79)?;
-    let (found, lost_before) = (torn.tear()?, servers.count("client-lost"));
+    let (found, others) = (torn.tear()?, servers.count("client-lost"));
     kill_process(last, Signal::KILL)?;
     let last = servers.next()?;
-    let told = servers.serve.until_all("client-lost", lost_before + 1)?.pop();
+    let told = servers.serve.until_all("client-lost", others + 1)?.pop();
     let torn_closed = torn.client.is_closed();
     let mut after = Driven::connect(0, &memory)?;
     let restored = after.client.read(CONFIG, LINE_SIZE, 1) == found;
@@ -367,9 +388,13 @@ pub(crate) fn check(addresses: &[&str]) -> Result<Value, Failure> {
     }))
 }
 
-fn last_process(servers: &Servers) -> Result<Pid, Failure> {
-    let mut confined = servers.serve.seen.iter().filter(|event| event["event"] == "confined");
-    let pid = confined.next_back().and_then(|event| event["process"].as_i64());
+/// A process of the last server that said which there are.
+fn process<'e>(
+    events: impl DoubleEndedIterator<Item = &'e Value>,
+    of: &str,
+) -> Result<Pid, Failure> {
+    let mut confined = events.filter(|event| event["event"] == "confined");
+    let pid = confined.next_back().and_then(|event| event[of].as_i64());
     let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     Ok(pid.ok_or("no process")?)
 }

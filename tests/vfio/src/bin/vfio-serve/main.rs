@@ -1,8 +1,10 @@
 //! `vfio-serve ADDRESS`: runs `cordon serve --device vfio:ADDRESS`, drives the NVMe controller at ADDRESS through its
 //! socket as a client of vfio-user's does, has it reach outside of the client's memory, takes it out of the machine and
 //! puts it back, and prints what came of it as one JSON object. `vfio-serve ADDRESS handed`: see `handed`. With two
-//! addresses, of one IOMMU group, it is the client of both: see `pair`. `vfio-serve kept ADDRESS…`: see `kept`.
+//! addresses, of one IOMMU group, it is the client of both: see `pair`. `vfio-serve kept ADDRESS…`: see `kept`, and
+//! `apart`.
 
+mod apart;
 mod handed;
 mod huge;
 mod kept;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         [handed::BECOME, ..] => Err(handed::become_server(&words[1..])),
         [kept::BECOME] => Err(kept::become_server()),
         ["kept", ref addresses @ ..] => kept::check(addresses),
+        ["apart", first, second] => apart::check([first, second]),
         [pair::OTHER, socket] => return pair::other(socket),
         [address, "handed"] => handed::check(address, false),
         [address, "handed", "removed"] => handed::check(address, true),

@@ -30,6 +30,9 @@ fn ran() -> &'static Ran {
         };
         machine.step(kept("kept", &[NVME]));
         machine.step(kept("kept group", &PAIR));
+        // Last: one of them is taken out of the machine.
+        let apart = Step::new("apart", "/bin/vfio-serve").timeout(Duration::from_secs(200));
+        machine.step(apart.arguments(["apart", PAIR[0], NVME]));
         run(machine, "killed servers")
     });
     ran.as_ref().unwrap_or_else(|error| panic!("{error}"))
@@ -64,6 +67,8 @@ fn a_server_that_is_killed_is_nothing_to_its_clients_but_a_wait() {
         assert_eq!(said["remaining"], 0, "{said}");
         if functions > 1 {
             assert_eq!(said["less"]["closed"], true, "{said}");
+            // It does not go on as a part of its group either.
+            assert_eq!(said["less"]["masters"], false, "{said}");
         }
         let access = &said["access_us"];
         let [before, with, after] = ["without", "with", "without_again"]
@@ -78,6 +83,18 @@ fn a_server_that_is_killed_is_nothing_to_its_clients_but_a_wait() {
             number("longest_us") / 1000,
         ));
     }
+}
+
+#[test]
+fn a_function_that_is_gone_when_the_server_is_started_again_costs_no_other_its_client() {
+    let said = ran().done("apart").said();
+    let all = ["answered", "undisturbed", "adopted", "lost", "attached", "status"];
+    let all = all.map(|one| said[one].clone());
+    assert_eq!(json!(all), json!([true, true, 1, 0, true, 0]), "{said}");
+    let failed = &said["failed"];
+    let why = failed["why"].as_str().unwrap_or_default();
+    assert!(failed["device"] == "01:00.0" && why.starts_with("it stays detached: "), "{said}");
+    assert!(said["bytes_verified"].as_u64().is_some_and(|bytes| bytes > 0), "{said}");
 }
 
 #[test]

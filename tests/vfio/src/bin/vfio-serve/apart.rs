@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use cordon_tests::vfio_user::ram;
 use rustix::process::{Signal, kill_process};
@@ -39,6 +39,7 @@ pub(crate) fn check(addresses: [&str; 2]) -> Result<Value, Failure> {
     put_back(addresses[1])?;
     let attached = Command::new(CORDON)
         .args(["ctl", "--control", CONTROL, "attach", addresses[1]])
+        .stdout(Stdio::null())
         .status()?
         .success();
     let mut back = Driven::connect(1, &memory)?;

@@ -81,6 +81,7 @@ fn the_process_at_the_other_end_is_known_and_lives() {
 const CONNECTS: &str = "CORDON_TEST_CONNECTS";
 
 #[test]
+#[expect(clippy::zombie_processes, reason = "the child is to outlive its parent")]
 fn nobody_is_let_in_by_the_number_of_a_process_that_has_ended() {
     if let Some(path) = std::env::var_os(CONNECTS) {
         let connection = UnixStream::connect(path).unwrap();

@@ -177,3 +177,35 @@ fn message_vectors_are_signalled_once_and_intx_is_not() {
     assert!(set_up(InterruptIndex::Msix).wait(Deadline::now()).unwrap());
     assert!(!set_up(InterruptIndex::Msix).wait(Deadline::now()).unwrap(), "it was, once");
 }
+
+/// Function processes of it do not start.
+fn breaks(s: &Dead, function: &str) {
+    let kind = cordon_backend::ErrorKind::Refused;
+    s.host.fake.fail(address(function), Operation::SetUpInterrupts, kind);
+}
+
+#[test]
+fn a_function_that_cannot_be_attached_as_it_was_costs_no_other_of_its_group_anything() {
+    let [first, second] = PAIR;
+    // Tried before the other one: the group is as it was, and both are when the second attempt succeeds.
+    let s = dead();
+    let (host, container) = s.next();
+    breaks(&s, first);
+    host.attach(address(first), &container, None).unwrap_err();
+    assert_eq!(s.store.left().len(), PAIR.len());
+    let other = host.attach(address(second), &container, None).unwrap();
+    s.host.fake.recover(address(first), Operation::SetUpInterrupts);
+    let again = host.attach(address(first), &container, None).unwrap();
+    assert!(again.was_kept() && other.was_kept() && PAIR.iter().all(|one| s.reaches(one)));
+    [again, other].iter().for_each(|one| host.detach(one));
+    // Tried after it: it is given back alone, and nothing of the group is left to be given up.
+    let s = dead();
+    let (host, container) = s.next();
+    let other = host.attach(address(second), &container, None).unwrap();
+    breaks(&s, first);
+    host.attach(address(first), &container, None).unwrap_err();
+    assert!(!s.reaches(first) && !s.host.fake.is_claimed(address(first)));
+    assert!(s.reaches(second) && other.was_kept() && !s.store.discard(address(first)));
+    assert_eq!(host.discard_unattached(), []);
+    host.detach(&other);
+}

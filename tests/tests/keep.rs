@@ -4,7 +4,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -270,6 +272,52 @@ fn one_that_fails_with_something_stored_is_started_again_for_as_long_as_that_is_
     let killed = ["log=@log", "store=a:@a", "kill"];
     let (status, errors) = place.ran(&["--for=1", "--restarts=1"], &killed);
     assert!(status == Some(137) && place.log().len() > 6, "{} {errors}", place.log().len());
+}
+
+/// Has a shell run `command` with `file` as descriptor 3.
+fn with_descriptor(command: &Command, file: OwnedFd) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$@\" 3<&0 </dev/null", "sh"]).arg(command.get_program());
+    shell.args(command.get_args()).stdin(Stdio::from(file)).stderr(Stdio::piped());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
+}
+
+#[test]
+fn a_command_that_inherits_descriptors_and_stores_some_is_told_that_they_are_in_the_way() {
+    let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+    for (what, is_told) in [("store=a:@a", true), ("ready", false)] {
+        let place = Place::new();
+        let keep = place.keep(&[], &["log=@log", what, "exit=0"]);
+        let output = with_descriptor(&keep, null()).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{errors}");
+        assert_eq!(errors.contains("the command inherits descriptor 3"), is_told, "{errors}");
+    }
+}
+
+#[test]
+fn a_server_that_was_given_something_by_number_stores_nothing_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = || OwnedFd::from(UnixListener::bind(folder.path().join("socket")).unwrap());
+    let serve = |arguments: &[&str], socket: OwnedFd| {
+        let mut keep = Command::new(program("cordon"));
+        keep.args(["keep", "--restarts=0", "--"]).arg(program("cordon")).arg("serve");
+        // There is no such device here, so that it ends when it has said what it is asked about.
+        keep.args(["--device=vfio:ffff:ff:1f.7", "--windows=trapped"]).args(arguments);
+        let output = with_descriptor(&keep, socket).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let says = "nothing is kept for a next server";
+    let path = format!("--socket={}/other", folder.path().display());
+    let errors = serve(&["--fd=3"], listener());
+    assert!(errors.contains(says) && errors.contains("where --fd has others"), "{errors}");
+    let errors =
+        serve(&[&path, "--events=FD:3"], File::create(folder.path().join("e")).unwrap().into());
+    assert!(errors.contains("where --events FD:N has others"), "{errors}");
+    let errors = serve(&[&path], File::open("/dev/null").unwrap().into());
+    assert!(!errors.contains(says) && !errors.contains("keeper"), "{errors}");
 }
 
 #[test]

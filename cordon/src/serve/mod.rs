@@ -8,6 +8,7 @@
 //! | `fleet` | the functions that it was started for, attached and detached |
 //! | `happenings` | what happens to device processes, as events |
 //! | `inherited` | sockets that whoever starts this made |
+//! | `keeper` | who keeps what a next server goes on with |
 //! | `left` | what a server before this one left that was killed |
 //! | `options` | the command line |
 //! | `passed` | sockets and files of VFIO's that a service manager passed on: which is whose |
@@ -32,6 +33,7 @@ mod file;
 mod fleet;
 mod happenings;
 mod inherited;
+mod keeper;
 mod left;
 mod options;
 mod passed;
@@ -56,13 +58,13 @@ use std::time::{Duration, Instant};
 use console::Signal;
 use console::interrupt::Held;
 use cordon_cli::event::Event;
-use cordon_vmm::kept::Store;
 use cordon_vmm::{HostConfig, Observer, Presence};
 use ipc::PciAddress;
 use ipc::poll::{self, Source};
 use ipc::socket_file::Access;
 use rustix::io::Errno;
 
+use self::keeper::Keeper;
 use self::reports::Reports;
 use self::settings::Settings;
 use self::sink::Sink;
@@ -126,15 +128,9 @@ pub(crate) struct Prepared {
     manager: Manager,
     /// Where crash reports are written to.
     reports: Option<Reports>,
+    keeper: Keeper,
     /// Until they are caught, which takes a thread.
     signals: Held,
-}
-
-/// Whether whoever started this keeps descriptors for the next one: `cordon keep` and systemd from version 254 on say how
-/// many. One that keeps none is not asked to, since each command of a client is more work for that.
-fn keeps() -> bool {
-    let most = std::env::var("FDSTORE").ok().and_then(|most| most.parse().ok());
-    most.is_some_and(|most: u32| most > 0)
 }
 
 /// Reads what is to be read, and confines this process, which has no other thread yet, for good: nothing
@@ -150,11 +146,11 @@ pub(crate) fn prepare(options: &ServeOptions) -> Result<Option<Prepared>, Failur
     // First of all, since these numbers are of what is open before this program opens anything.
     let settings = Settings::of(options)?;
     let manager = Manager::connect()?;
-    let store = if keeps() { Store::from_environment()?.map(Arc::new) } else { None };
+    let keeper = Keeper::find(options)?;
     crate::limits::raise_descriptors();
     let config = settings.config()?;
-    // Of a dext nothing goes on.
-    let store = store.filter(|_| config.dext == "vfio");
+    let keeper = keeper.of_dext(config.dext.as_os_str());
+    let store = keeper.store.clone();
     let of_store = store.iter().flat_map(|store| store.descriptors()).collect::<Vec<_>>();
     let config = config.with_store(store);
     let installed = std::path::absolute(config.program_of_functions())?;
@@ -180,13 +176,33 @@ pub(crate) fn prepare(options: &ServeOptions) -> Result<Option<Prepared>, Failur
             .collect(),
     })?;
     let (config, confined) = (confined.launch(config), Arc::new(confined));
-    Ok(Some(Prepared { settings, config, installed, confined, events, manager, reports, signals }))
+    Ok(Some(Prepared {
+        settings,
+        config,
+        installed,
+        confined,
+        events,
+        manager,
+        reports,
+        keeper,
+        signals,
+    }))
 }
 
 /// Serves until a signal comes or nothing is left to serve.
 pub(crate) fn run(prepared: Prepared) -> Result<(), Failure> {
-    let Prepared { settings, config, installed, confined, events, manager, mut reports, signals } =
-        prepared;
+    let Prepared {
+        settings,
+        config,
+        installed,
+        confined,
+        events,
+        manager,
+        mut reports,
+        keeper,
+        signals,
+    } = prepared;
+    keeper.warn();
     let sink = Sink::start(settings.json, events)?;
     let stop = Arc::new(Stop::catch(&sink, &confined, config.store.clone())?);
     drop(signals);

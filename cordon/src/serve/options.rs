@@ -130,6 +130,20 @@ pub(crate) struct ServeOptions {
     pub(super) socket_group: Option<u32>,
 }
 
+impl ServeOptions {
+    /// An option by which something is known by the number of a descriptor, if there is one.
+    pub(super) fn by_number(&self) -> Option<&'static str> {
+        let events = self.events.as_ref().and_then(|events| events.to_str());
+        let said = [
+            (!self.fds.is_empty(), "--fd"),
+            (!self.vfio_fds.is_empty(), "--vfio-fd"),
+            (!self.iommufds.is_empty(), "--iommufd-fd"),
+            (events.is_some_and(|events| events.starts_with("FD:")), "--events FD:N"),
+        ];
+        said.into_iter().find(|(is_said, _)| *is_said).map(|(_, option)| option)
+    }
+}
+
 /// Permission bits in octal.
 pub(super) fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8).map_err(|error| error.to_string())?;

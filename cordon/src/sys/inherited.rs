@@ -56,3 +56,12 @@ pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
     // keeps yet, and asks for a number once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
+
+/// Whether a descriptor is open that programs inherit which this one runs.
+#[cfg(target_os = "linux")]
+pub(crate) fn is(number: RawFd) -> bool {
+    // SAFETY: not -1; whether it is open is what is asked, and nothing else is done with it.
+    let descriptor = (number >= 0).then(|| unsafe { BorrowedFd::borrow_raw(number) });
+    let flags = descriptor.and_then(|descriptor| fcntl_getfd(descriptor).ok());
+    flags.is_some_and(|flags| !flags.contains(FdFlags::CLOEXEC))
+}

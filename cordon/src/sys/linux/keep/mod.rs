@@ -18,7 +18,7 @@ mod command;
 mod messages;
 mod shelf;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -54,13 +54,14 @@ pub(crate) fn keep(options: &KeepOptions) -> Result<(), Failure> {
     let program = program_called(&options.command[0])?;
     rustix::thread::set_no_new_privs(true)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let inherited = inherited()?;
     let interrupt = Interrupt::catch()?;
     let folder = Folder::new("cordon-keep")?;
     let _sweeper = Sweeper::start(folder.path())?;
     let path = folder.path().join("notify");
     let socket = messages::bind(&path)?;
     let shelf = Shelf::new(options.time());
-    let mut keeper = Keeper { options, program, path, socket, interrupt, shelf };
+    let mut keeper = Keeper { options, program, path, socket, interrupt, shelf, inherited };
     let status = keeper.run();
     drop(keeper);
     drop(folder);
@@ -68,6 +69,17 @@ pub(crate) fn keep(options: &KeepOptions) -> Result<(), Failure> {
         0 => Ok(()),
         status => Err(VmmEnded(status).into()),
     }
+}
+
+/// Numbers of open descriptors, beside the standard streams, that programs inherit which this one runs.
+fn inherited() -> Result<Vec<RawFd>, Failure> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+        numbers.extend(number.filter(|number| *number > 2 && crate::sys::inherited::is(*number)));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// What is waited for.
@@ -87,6 +99,8 @@ struct Keeper<'o> {
     socket: UnixDatagram,
     interrupt: Interrupt,
     shelf: Shelf,
+    /// Numbers of what the command inherits beside the standard streams, until that was warned of.
+    inherited: Vec<RawFd>,
 }
 
 /// Starts in a row, of which none lasted.
@@ -247,9 +261,24 @@ impl Keeper<'_> {
             match messages::hear(&self.socket, pid) {
                 Heard::Message(message) => self.shelf.obey(message),
                 Heard::LeftOut => {}
-                Heard::Nothing => return,
+                Heard::Nothing => break,
             }
         }
+        self.warn_of_inherited();
+    }
+
+    /// What is kept is passed on from number 3 on, as the protocol has it: over whatever the command inherited there.
+    fn warn_of_inherited(&mut self) {
+        if self.shelf.is_empty() || self.inherited.is_empty() {
+            return;
+        }
+        let numbers = std::mem::take(&mut self.inherited);
+        let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            "the command inherits descriptor {}, and stores some: what is kept is passed on from number 3 on, so that \
+             it has others there when it is started again",
+            numbers.join(", ")
+        );
     }
 
     /// Has a command end, and sees that it does. What it says of that is read, so that it need not wait, and not heeded.

@@ -212,7 +212,7 @@ impl Store {
     }
 
     /// What was known of the client of a function, if that client is unusable and the function is not: the caller's from
-    /// here on.
+    /// here on. Until that is given up ([`KeptClient::give_up`]), no other client of the function is kept.
     #[must_use]
     pub fn take_session(&self, address: PciAddress) -> Option<LeftSession> {
         self.sessions.lock().remove(&address)

@@ -34,6 +34,7 @@ pub(crate) fn check(addresses: [&str; 2]) -> Result<Value, Failure> {
     let last = servers.next()?;
     let undisturbed = stays.is_undisturbed()?;
     let failed = servers.serve.until("failed")?;
+    servers.serve.until("client-adopted")?;
     verified += Nvme::start(&mut stays.client, &file)?.verify(2)?;
     drop(goes);
     put_back(addresses[1])?;

@@ -102,9 +102,18 @@ impl Serve {
 
     /// Waits until there were so many events of this name.
     fn until_all(&mut self, name: &str, count: usize) -> Result<Vec<Value>, Failure> {
+        self.wait_for(0, name, count)
+    }
+
+    /// Waits until there was an event of this name behind the one at `after`.
+    fn until_after(&mut self, after: usize, name: &str) -> Result<(), Failure> {
+        self.wait_for(after, name, 1).map(drop)
+    }
+
+    fn wait_for(&mut self, from: usize, name: &str, count: usize) -> Result<Vec<Value>, Failure> {
         let until = Instant::now() + LONGEST;
         loop {
-            let found = self.seen.iter().filter(|event| event["event"] == name);
+            let found = self.seen.iter().skip(from).filter(|event| event["event"] == name);
             let found: Vec<Value> = found.cloned().collect();
             if found.len() >= count {
                 return Ok(found);

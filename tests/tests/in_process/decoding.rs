@@ -125,6 +125,19 @@ fn p6_4_windows_stay_all_ones_when_nobody_knows_whether_memory_went_off() {
     assert_eq!((mapped(&window), trapped(&s.function)), (HELD, HELD));
 }
 
+/// The kernel may be at it still when nobody waits for it any more.
+#[test]
+fn p6_4_windows_stay_all_ones_after_a_reset_that_nobody_saw_end() {
+    let (s, window) = with_power_management();
+    s.fake().stall(Operation::Reset);
+    let error = s.function.reset().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Gone), "{error}");
+    assert_eq!((mapped(&window), trapped(&s.function)), (u32::MAX, u32::MAX));
+    s.fake().resume(Operation::Reset);
+    let is_on = || s.function.config_write(COMMAND, &[0x06]).is_ok();
+    assert!(eventually(is_on) && eventually(|| mapped(&window) == HELD), "it is not shown again");
+}
+
 /// The process is replaced while memory is off, and the device goes and comes back.
 #[test]
 fn p6_4_a_replacement_changes_nothing_and_a_device_that_comes_back_is_shown() {

@@ -134,7 +134,7 @@ impl Window {
         access: Access,
     ) -> Result<Self, WindowError> {
         let failed = |source| WindowError::Map { offset, length: length as u64, source };
-        let granule = granule(fd).map_err(failed)?;
+        let granule = crate::sys::granule(fd);
         // An offset that is no multiple of a page is for the kernel to refuse.
         let before = match usize::try_from(offset % granule as u64).unwrap_or(0) {
             before if before.is_multiple_of(rustix::param::page_size()) => before,
@@ -163,21 +163,21 @@ impl Window {
         offset: u64,
         access: Access,
     ) -> Result<(), WindowError> {
-        let mut length = 1;
-        let failed = |length: usize| {
-            move |source| WindowError::Map { offset, length: length as u64, source }
+        let granule = crate::sys::granule(fd);
+        let failed = |error: rustix::io::Errno| WindowError::Map {
+            offset,
+            length: granule as u64,
+            source: error.into(),
         };
-        let granule = granule(fd).map_err(failed(length))?;
-        length = granule;
         let (flags, from) =
             (MapFlags::SHARED | MapFlags::NORESERVE, offset - offset % granule as u64);
         // SAFETY: as in `map`.
         let base = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), granule, protection(access), flags, fd, from)
         };
-        let base = base.map_err(|error| failed(length)(error.into()))?;
+        let base = base.map_err(failed)?;
         // SAFETY: it was mapped above, and nobody knows of it.
-        unsafe { rustix::mm::munmap(base, granule) }.map_err(|error| failed(length)(error.into()))
+        unsafe { rustix::mm::munmap(base, granule) }.map_err(failed)
     }
 
     /// Memory that somebody else mapped, and unmaps when `owner` is dropped. It need not begin at a
@@ -409,14 +409,6 @@ impl Window {
         }
         Ok(())
     }
-}
-
-/// What mappings of a file begin and end at multiples of: a page, and of memory of huge pages (hugetlbfs) one of those,
-/// which the kernel tells as the file's preferred block. It maps whole ones, and takes back nothing else.
-fn granule(fd: BorrowedFd<'_>) -> std::io::Result<usize> {
-    let page = rustix::param::page_size();
-    let block = usize::try_from(rustix::fs::fstat(fd)?.st_blksize).unwrap_or(page);
-    Ok(if block > page && block.is_power_of_two() { block } else { page })
 }
 
 /// Never executable (P7.6).

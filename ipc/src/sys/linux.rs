@@ -135,6 +135,14 @@ pub(crate) fn holds(fd: BorrowedFd<'_>, size: u64) -> io::Result<bool> {
     Ok(u64::try_from(found).is_ok_and(|found| found >= size))
 }
 
+/// What mappings of a file begin and end at multiples of: a page, and of memory of huge pages (hugetlbfs) one of those,
+/// which the kernel tells as the file's preferred block. It maps whole ones, and takes back nothing else.
+pub(crate) fn granule(fd: BorrowedFd<'_>) -> usize {
+    let page = rustix::param::page_size();
+    let block = rustix::fs::fstat(fd).ok().and_then(|stat| usize::try_from(stat.st_blksize).ok());
+    block.filter(|block| *block > page && block.is_power_of_two()).unwrap_or(page)
+}
+
 /// Whether an event is signalled and not cleared, known of an eventfd, which is both ends.
 pub(crate) fn is_pending(fd: BorrowedFd<'_>) -> bool {
     use rustix::fs::FileType;

@@ -130,6 +130,11 @@ pub(crate) fn holds(fd: BorrowedFd<'_>, size: u64) -> io::Result<bool> {
     Ok(Window::map(fd, last - last % page, 1, Access::ReadOnly).is_ok())
 }
 
+/// What mappings of a file begin and end at multiples of: a page, there are no others. A confined process could not ask.
+pub(crate) fn granule(_: BorrowedFd<'_>) -> usize {
+    rustix::param::page_size()
+}
+
 /// Not known of a pipe, whose reading end is elsewhere.
 pub(crate) fn is_pending(_: BorrowedFd<'_>) -> bool {
     false

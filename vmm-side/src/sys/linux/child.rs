@@ -19,8 +19,9 @@ pub(super) struct Context {
     /// Files to write first: the maps of the user namespace.
     pub(super) maps: Vec<(CString, Vec<u8>)>,
     /// Where its parent writes these maps instead: readable once it has. The child is the second id
-    /// of its namespace then, and acts as the first one until it has opened what it needs.
-    pub(super) gate: Option<c_int>,
+    /// of its namespace then, and acts as the first one until it has opened what it needs. And the other end of that,
+    /// which the child closes: it ends when its parent does before.
+    pub(super) gate: Option<(c_int, c_int)>,
     /// Left by a child that could not go on: at what, and its errno.
     pub(super) failed: Option<(Step, c_int)>,
 }
@@ -163,11 +164,12 @@ unsafe fn prepare_and_exec(context: &Context) -> Step {
             libc::close(fd);
         }
     }
-    if let Some(gate) = context.gate {
+    if let Some((gate, other_end)) = context.gate {
         let mut byte = 0u8;
-        // SAFETY: room for one byte. By system calls: what the library has around the other two is for
-        // all threads of a process.
+        // SAFETY: room for one byte. By system calls: what the library has around the others is for
+        // all threads of a process. What is closed is this process's own, whose table of descriptors is a copy.
         unsafe {
+            libc::syscall(libc::SYS_close, other_end);
             if libc::read(gate, (&raw mut byte).cast(), 1) != 1
                 || byte != 1
                 || libc::syscall(libc::SYS_setresgid, 1, 0, 0) < 0

@@ -142,7 +142,7 @@ fn clone(
             (tube.as_raw_fd(), 3),
         ],
         maps: if own_maps { maps().map_err(failed(Step::MapIds))? } else { Vec::new() },
-        gate: gate.as_ref().map(|gate| gate.opens.0.as_raw_fd()),
+        gate: gate.as_ref().map(|gate| (gate.opens.0.as_raw_fd(), gate.opens.1.as_raw_fd())),
         failed: None,
     };
     let parent = if birth.sibling { libc::CLONE_PARENT } else { 0 };
@@ -190,7 +190,7 @@ impl Gate {
     fn open(self, process: &Process) {
         let Self { user, opens: (read, open), runs: (runs, running) } = self;
         drop((read, running));
-        // The end of the pipe would not do: the child has both ends.
+        // The end of the pipe is for a child whose parent has died.
         let mapped = map_two(process.pid, user).is_ok();
         let _ = rustix::io::write(&open, &[u8::from(mapped)]);
         if !ipc::poll::wait_readable(&runs, Deadline::after(BIRTH)).unwrap_or(false) {

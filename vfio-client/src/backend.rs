@@ -192,7 +192,7 @@ struct Grouped {
 
 impl Grouped {
     fn new(opened: OpenedDevice, shared: Arc<Shared>) -> Result<Self, VfioError> {
-        let OpenedDevice { device, request, claimed: in_use, duplicate } = opened;
+        let OpenedDevice { device, request, claimed: in_use, duplicate: _duplicate } = opened;
         let memory = device.as_fd().try_clone_to_owned();
         let memory = memory.map_err(VfioError::refused("duplicating the device"))?;
         let memory = DeviceMemory::of_device(memory)
@@ -221,7 +221,6 @@ impl Grouped {
         if in_use {
             shared.claimed().insert(device.identity().address);
         }
-        let _duplicate = duplicate;
         Ok(Self { device, memory, request, shared, is_claimed, mapped, in_use, bus, _duplicate })
     }
 

@@ -95,10 +95,7 @@ impl Keeping {
     /// does not reach any more.
     pub fn abandon(self, device: &dyn PassthroughDevice, guest: &Guest) {
         if let Some(adopted) = self.adopted {
-            if let Err(error) = device.quiesce() {
-                tracing::warn!("quiescing what was left: {error}");
-            }
-            adopted.abandon(guest.container());
+            adopted.abandon_of(device, guest.container());
         }
     }
 }
@@ -217,9 +214,7 @@ impl Server {
             Err(why) => {
                 log(Event::Lost(why));
                 if let Some(one) = adopted {
-                    // Before its memory goes.
-                    let _ = device.quiesce();
-                    baseline = Some(one.abandon(guest.container()));
+                    baseline = Some(one.abandon_of(&*device, guest.container()));
                 }
                 (None, None)
             }

@@ -4,7 +4,7 @@
 use std::os::unix::net::UnixStream;
 
 use cordon_vmm::kept::{KeptClient, LeftClient, LeftSession};
-use cordon_vmm::{Container, GuestRegion};
+use cordon_vmm::{Container, GuestRegion, PassthroughDevice};
 use ipc::Deadline;
 
 use super::{HandoverRecord, Kept, KeptError, KeptEvents, Phase, Record, consume};
@@ -126,6 +126,18 @@ impl Adopted {
         self.kept.client.abandon();
         self.send_away();
         Baseline { record: self.record.handover, client: self.kept.client }
+    }
+
+    /// [`Adopted::abandon`], once a device that nobody serves neither reaches memory nor interrupts.
+    pub(crate) fn abandon_of(
+        self,
+        device: &dyn PassthroughDevice,
+        container: &Container,
+    ) -> Baseline {
+        if let Err(error) = device.quiesce() {
+            tracing::warn!("quiescing what was left: {error}");
+        }
+        self.abandon(container)
     }
 
     /// The client sees the end of its connection.

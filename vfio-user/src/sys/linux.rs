@@ -59,23 +59,12 @@ impl Life {
 /// The life of the process that connected, or made the pair of sockets. By the socket itself, so never that of another
 /// one which has its number by now.
 pub(crate) fn life(stream: &UnixStream) -> io::Result<Life> {
-    let mut found: libc::c_int = -1;
-    let mut size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
-    // SAFETY: the descriptor is open, and the kernel writes at most `size` bytes, which `found` has.
-    let asked = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERPIDFD,
-            (&raw mut found).cast(),
-            &raw mut size,
-        )
-    };
-    if asked == 0 && found >= 0 {
+    let error = match number_of(stream, libc::SO_PEERPIDFD) {
         // SAFETY: the kernel has just made this descriptor for this call, and nobody else knows of it.
-        return Ok(Life::Of(unsafe { OwnedFd::from_raw_fd(found) }));
-    }
-    let error = io::Error::last_os_error();
+        Ok(made) if made >= 0 => return Ok(Life::Of(unsafe { OwnedFd::from_raw_fd(made) })),
+        Ok(_) => io::ErrorKind::InvalidData.into(),
+        Err(error) => error,
+    };
     match error.raw_os_error() {
         Some(libc::ENOPROTOOPT | libc::ENODATA) => Ok(Life::Unknown),
         // As the kernel says it of a process that is not there any more, before and after 6.15.
@@ -103,6 +92,12 @@ pub(crate) fn look_from_begin(stream: &UnixStream) -> io::Result<()> {
 
 /// How many bytes of its stream were looked at and not received since.
 pub(crate) fn looked_at(stream: &UnixStream) -> io::Result<usize> {
+    let found = number_of(stream, libc::SO_PEEK_OFF)?;
+    usize::try_from(found).map_err(|_| io::Error::other("looks begin at its beginning"))
+}
+
+/// An option of a socket that is a number.
+fn number_of(stream: &UnixStream, option: libc::c_int) -> io::Result<libc::c_int> {
     let mut found: libc::c_int = -1;
     let mut size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
     // SAFETY: the descriptor is open, and the kernel writes at most `size` bytes, which `found` has.
@@ -110,15 +105,12 @@ pub(crate) fn looked_at(stream: &UnixStream) -> io::Result<usize> {
         libc::getsockopt(
             stream.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_PEEK_OFF,
+            option,
             (&raw mut found).cast(),
             &raw mut size,
         )
     };
-    if asked != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    usize::try_from(found).map_err(|_| io::Error::other("looks begin at its beginning"))
+    if asked == 0 { Ok(found) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A pipe that does not block: where it is read, and where it is written.
